@@ -1,0 +1,208 @@
+"""What the experiment files share: words, named sizes, recipes and plans. Every knob of a run is visible here."""
+
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+# Width, layers, heads (arXiv 2603.10055 names the last three; the others are ours).
+SIZES = {
+    'tiny': (64, 2, 2),
+    '10m': (256, 8, 4),
+    '50m': (512, 12, 8),
+    '124m': (768, 12, 12),
+    '400m': (1024, 24, 16),
+    '600m': (1024, 36, 16),
+    '1b6': (2048, 24, 32),
+}
+
+BANDS = {'20-30': (0.2, 0.3), '30-40': (0.3, 0.4), '40-50': (0.4, 0.5), '50+': (0.5, 2.0)}
+
+# Where the release of the paper's code departs from the paper; `recipe=` sets all of them, single fields override.
+RECIPES = ('paper', 'release')
+
+# What becomes of the tables at a transfer: untied heads, tied ones, and the release's, whose NCA stage has a head bias.
+FRESH_TABLES = (('embed/.*', 'fresh'), ('head/.*', 'fresh'))
+FRESH_TIED_TABLE = (('embed/.*', 'fresh'),)
+FRESH_TABLES_DROP_BIAS = (('head/bias', 'drop'), *FRESH_TABLES)
+
+PARTS = {
+    'attn': ('blocks/attn/.*', 'blocks/attn_norm/.*'),
+    'mlp': ('blocks/mlp/.*', 'blocks/mlp_norm/.*'),
+    'norms': ('.*norm/scale',),
+}
+WRITERS = {'attn': 'blocks/attn/o/kernel', 'mlp': 'blocks/mlp/down/kernel'}  # they add to the residual stream
+
+
+def words(arg: str, **defaults: Any) -> ConfigDict:
+    """Typed options, 'size=1b6,seed=1,smoke': a bare word is True, an unknown one an error that lists the known."""
+    chosen = ConfigDict(defaults)
+    for word in filter(None, arg.split(',')):
+        name, _, value = word.partition('=')
+        if name not in defaults:
+            raise ValueError(f'unknown word {name!r} in {arg!r}; this experiment knows {", ".join(defaults)}')
+        kind = type(defaults[name])
+        if kind is bool and value not in ('', 'true', 'false'):
+            raise ValueError(f'{name} = {value!r}: write {name}, {name}=true or {name}=false')
+        try:
+            chosen[name] = value in ('', 'true') if kind is bool else kind(value)
+        except ValueError:
+            raise ValueError(f'{name} = {value!r}: must be {kind.__name__}') from None
+    return chosen.lock()
+
+
+def choose(table: dict, name: str, what: str) -> Any:
+    """`table[name]`, or an error that lists what there is."""
+    if name not in table:
+        raise ValueError(f'{what} = {name!r}: must be one of {", ".join(table)}')
+    return table[name]
+
+
+def model(size: str, *, length: int, dropout: float) -> ConfigDict:
+    """The Llama of the paper at a named size. Layers are scanned and rematerialised; CPU studies unroll them."""
+    width, layers, heads = choose(SIZES, size, 'size')
+    return ConfigDict(
+        {
+            'layers': layers,
+            'width': width,
+            'heads': heads,
+            'ffn': 4 * width,
+            'length': length,
+            'rope_theta': 1e4,
+            'norm_eps': 1e-6,
+            'dropout': dropout,
+            'tied': False,
+            'head_bias': False,
+            'init': {'std': 0.02, 'residual': 'flat', 'table_std': 0.02, 'head': 'uniform'},
+            'remat': True,
+            'unroll': 1,
+            'dtype': 'bfloat16',
+        }
+    )
+
+
+def adamw(lr: float, *, warmup: str, horizon: str, final: float = 0.0, weight_decay: float = 0.0) -> ConfigDict:
+    """The paper's AdamW: clip 1.0 on the mean gradient, cosine."""
+    return ConfigDict(
+        {
+            'name': 'adamw',
+            'lr': lr,
+            'b1': 0.9,
+            'b2': 0.999,
+            'eps': 1e-8,
+            'weight_decay': weight_decay,
+            'decay': ('.*',),
+            'clip': config_dict.placeholder(float),
+            'clip_on': 'mean',
+            'schedule': {'warmup': warmup, 'horizon': horizon, 'final': final},
+        }
+    )
+
+
+def automata(recipe: str, band: str) -> ConfigDict:
+    """The paper's automata: a 12 x 12 torus of 10 colours, 2 x 2 patches, 27 frames after 10 burn-in updates."""
+    release = choose({'paper': False, 'release': True}, recipe, 'recipe')
+    return ConfigDict(
+        {
+            'rule': {
+                'height': 12,
+                'width': 12,
+                'colours': 10,
+                'hidden': 4,
+                'features': 16,
+                'padding': 'channel_wrap' if release else 'spatial',
+                'identity_bias': 0.0,
+                'temperature': 1e-4 if release else 1e-3,
+                'start': 'softmax' if release else 'uniform',
+                'sampler': 'inverse_cdf',
+                'perceive': 'table',
+            },
+            'burn_in': 10,
+            'stride': 1,
+            'patch': 2,
+            'complexity': {'frames': 10, 'bytes_per_token': 4, 'level': 9},
+            'band': choose(BANDS, band, 'band'),
+            'rules_per_epoch': 16_000,
+            'trajectories_per_rule': 1,
+            'fresh_rules': not release,
+            'mask_grids': 1,
+            'candidates_per_rule': 200,
+            'block': 64,
+        }
+    )
+
+
+def text(corpus: str, *, vocab_size: int, path: str = '', tokenizer: str = '') -> ConfigDict:
+    """Text by its corpus, with a given tokenizer.json or a byte-level BPE of `vocab_size` that is trained on it."""
+    return ConfigDict(
+        {
+            'corpus': corpus,
+            'path': path,
+            'field': '',
+            'encoding_errors': 'replace',
+            'tokenizer': tokenizer,
+            'vocab_size': 0 if tokenizer else vocab_size,
+            'valid_share': 0.05,
+            'cache': 'runs/text',
+        }
+    )
+
+
+def loop(*, batch: int, stop: str, keep: tuple[str, ...] = (), every: str = '250 steps') -> ConfigDict:
+    """How long, and how often to log, evaluate and save."""
+    return ConfigDict(
+        {
+            'batch': batch,
+            'accumulate': 1,
+            'stop': stop,
+            'log_every': '10 steps',
+            'eval_every': every,
+            'save_every': every,
+            'keep': keep,
+            'keep_last': 2,
+        }
+    )
+
+
+def init_from(run: str, plan: tuple, step: int | None = None) -> ConfigDict:
+    """The parent run's folder, its step (None: the newest) and what is carried."""
+    block = ConfigDict({'run': run, 'step': config_dict.placeholder(int), 'plan': plan})
+    block.step = step
+    return block
+
+
+def transfer_plan(transfer: str, writers: float, tables: tuple = FRESH_TABLES) -> tuple:
+    """The named plans. Tables are never carried, for the vocabularies differ; `tables` holds their entries.
+
+    all: every block is carried. only_X: X and its norm carried, the rest fresh (our ablation). reinit_X: X fresh as
+    well, the rest carried (the paper's figure). X is attn, mlp or norms. `writers` scales the carried residual writers
+    (attn/o, mlp/down): at full size they drown the fresh tables.
+    """
+    scaled = {name: ((pattern, 'carry', {'scale': writers}),) for name, pattern in WRITERS.items()}
+    carried = {name: (*scaled.get(name, ()), *((p, 'carry') for p in patterns)) for name, patterns in PARTS.items()}
+    rest_carried, rest_fresh = (('.*', 'carry'),), (('.*', 'fresh'),)
+    plans = {'all': (*tables, *scaled['attn'], *scaled['mlp'], *rest_carried)}
+    for name, patterns in PARTS.items():
+        kept = [entry for other, entries in scaled.items() if other != name for entry in entries]
+        plans[f'only_{name}'] = (*tables, *carried[name], *rest_fresh)
+        plans[f'reinit_{name}'] = (*tables, *((p, 'fresh') for p in patterns), *kept, *rest_carried)
+    return choose(plans, transfer, 'transfer')
+
+
+def experiment(**blocks: Any) -> ConfigDict:
+    """A locked experiment with the fields that every run has. One mesh axis takes all devices: data parallelism."""
+    common = {'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1}, 'init_from': None}
+    return ConfigDict({**common, **blocks}).lock()
+
+
+def shrink(config: ConfigDict) -> None:
+    """`smoke`: the same code paths at a size that says nothing, in seconds on a CPU."""
+    config.model.update({'layers': 2, 'width': 32, 'heads': 2, 'ffn': 64, 'length': 64, 'remat': True, 'unroll': 1})
+    config.model.dtype = 'float32'
+    config.train.update({'batch': 8, 'accumulate': 1, 'stop': '6 steps', 'keep': ()})
+    config.train.update({'log_every': '1 steps', 'eval_every': '3 steps', 'save_every': '3 steps'})
+    config.optimizer.schedule.update({'horizon': '6 steps', 'warmup': '2 steps'})
+    config.eval.update({'batch': 8, 'batches': 2})
+    if config.stage == 'nca':
+        config.data.update({'rules_per_epoch': 32, 'block': 8})
+    elif not config.data.tokenizer:
+        config.data.vocab_size = 300

@@ -1,0 +1,66 @@
+"""Stage 2, language modelling from scratch or from an automata run (arXiv 2603.10055, section on pre-training).
+
+    python -m nca_jax.main --config=experiments/language.py:size=1b6,parent=runs/nca-1b6,path=DIR,tokenizer=FILE \
+        --workdir=runs/owt-nca-1b6
+
+`path` is your copy of the published files and `tokenizer` GPT-2's tokenizer.json. Published final perplexities at 1b6,
+scratch against automata: openwebtext 14.66 / 13.82, openwebmath 8.11 / 7.70, codeparrot 1.92 / 1.84.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import common
+
+# Corpus: tokens, peak learning rate, warm-up, weight decay (the warm-up of openwebmath isn't published).
+STAGES = {
+    'openwebtext': ('9.03B tokens', 5e-4, '10%', 1e-4),
+    'openwebmath': ('4.19B tokens', 5e-4, '10%', 0.0),
+    'codeparrot': ('12.6B tokens', 2e-4, '750 steps', 0.0),
+    'c4': ('164M tokens', 5e-4, '10%', 0.0),
+    'python_stdlib': ('20M tokens', 1e-3, '10%', 1e-4),
+    'python_docs': ('20M tokens', 1e-3, '10%', 1e-4),
+}
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    """Words: size, corpus, path, tokenizer, parent (an automata run; none is scratch), transfer, writers, recipe,
+    seed, smoke."""
+    words = common.words(
+        arg,
+        size='400m',
+        corpus='python_stdlib',
+        path='',
+        tokenizer='',
+        parent='',
+        transfer='all',
+        writers=1.0,
+        recipe='paper',
+        seed=0,
+        smoke=False,
+    )
+    release = common.choose({'paper': False, 'release': True}, words.recipe, 'recipe')
+    tokens, lr, warmup, decay = common.choose(STAGES, words.corpus, 'corpus')
+    model = common.model(words.size, length=1024, dropout=0.1)
+    model.tied = not release
+    model.init.table_std = 1.0 if release else 0.02
+    optimizer = common.adamw(lr, warmup=warmup, horizon=tokens, weight_decay=decay)
+    optimizer.update({'clip': 1.0, 'clip_on': 'sum' if release else 'mean'})
+    tables = common.FRESH_TABLES_DROP_BIAS if release else common.FRESH_TIED_TABLE
+    plan = common.transfer_plan(words.transfer, words.writers, tables)
+    config = common.experiment(
+        name='language',
+        arm=words.transfer if words.parent else 'scratch',
+        stage='text',
+        seed=words.seed,
+        smoke=words.smoke,
+        data=common.text(words.corpus, vocab_size=4096, path=words.path, tokenizer=words.tokenizer),
+        model=model,
+        optimizer=optimizer,
+        train=common.loop(batch=512, stop=tokens),
+        eval={'batch': 32, 'batches': 16},
+        init_from=common.init_from(words.parent, plan) if words.parent else None,
+    )
+    config.train.accumulate = 1 if words.smoke else 32
+    if words.smoke:
+        common.shrink(config)
+    return config

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Lint, format and tests on eight virtual devices.   bash launch/test.sh [full | pytest arguments]
+# `full` runs the slow proofs too: band shares over thousands of rules, and a study killed in every stage.
+set -euo pipefail
+source "$(dirname "$0")/env.sh"
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+if [ "${1:-}" = full ]; then
+  exec .venv/bin/python -m pytest -m full "${@:2}"
+fi
+exec .venv/bin/python -m pytest -m 'not full' -n 2 "$@"

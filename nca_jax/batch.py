@@ -1,0 +1,41 @@
+"""What every stream yields and every model reads: token batches, and vocabularies padded for the mesh."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+VOCAB_MULTIPLE = 128
+
+
+class Batch(NamedTuple):
+    """Next-token prediction: int32 inputs and targets, float32 loss weights, each of shape (B, L)."""
+
+    inputs_BxL: jax.Array
+    targets_BxL: jax.Array
+    weights_BxL: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocab:
+    """`size` tokens are real; tables have `padded` rows, and the logits past `size` are masked."""
+
+    size: int
+
+    @property
+    def padded(self) -> int:
+        return -(-self.size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+def to_batch(tokens_BxL1, first_loss_at: int = 0) -> Batch:
+    """Cuts (B, L+1) tokens into inputs [0:L] and targets [1:L+1].
+
+    Targets before position `first_loss_at` have weight 0: a reader can't yet know the rule (the paper masks
+    the first grid). Works on NumPy and JAX arrays alike.
+    """
+    xp = np if isinstance(tokens_BxL1, np.ndarray) else jax.numpy
+    length = tokens_BxL1.shape[1] - 1
+    weights_L = (xp.arange(length) >= first_loss_at).astype(xp.float32)
+    weights_BxL = xp.broadcast_to(weights_L, (tokens_BxL1.shape[0], length))
+    return Batch(tokens_BxL1[:, :-1], tokens_BxL1[:, 1:], weights_BxL)

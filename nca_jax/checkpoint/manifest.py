@@ -1,0 +1,102 @@
+"""What a checkpoint says about itself, so that a run can be trusted, compared and traced without reading its arrays."""
+
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import nca_jax
+from nca_jax import trees
+
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def manifest_hash(manifest: Mapping[str, Any]) -> str:
+    """sha256 (hex) of the canonical JSON. A manifest holds no clock times, so a resumed run's hashes are equal too."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(',', ':')).encode()).hexdigest()
+
+
+def complete(manifest: Mapping[str, Any], step: int, state: trees.Tree) -> dict[str, Any]:
+    """The caller's manifest with what the state itself says: `step`, and `leaves` (see `leaf_table`)."""
+    return {**manifest, 'step': step, 'leaves': leaf_table(state)}
+
+
+def leaf_table(tree: trees.Tree) -> list[dict[str, Any]]:
+    """Path, shape, dtype and checksum of every leaf, as manifests keep them. Collective: every process calls it."""
+    sums = jax.device_get(_checksums(tree))
+    return [row | {'checksum': int(value)} for row, value in zip(trees.table(tree), sums, strict=True)]
+
+
+@jax.jit
+def _checksums(tree: trees.Tree) -> jax.Array:
+    return jnp.stack([checksum(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def checksum(x: jax.Array) -> jax.Array:
+    """A uint32 that depends on every bit of x and on its position, and on nothing else (not on the sharding).
+
+    The sum modulo 2**32 of mix(bits ^ mix(index)): addition commutes, so any sharding gives the same. `mix` is a
+    bijection, so one changed element always shows. A sum weighted by odd numbers would miss x and -x changing places.
+    """
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    size = min(x.dtype.itemsize, 4)
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f'uint{8 * size}')).astype(jnp.uint32)
+    strides = np.cumprod([1, *bits.shape[:0:-1]], dtype=np.uint64)[::-1] if bits.ndim else ()
+    index = jnp.zeros(bits.shape, jnp.uint32)
+    for axis, stride in enumerate(strides):
+        index += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * np.uint32(stride % 2**32)
+    return jnp.sum(_mix(bits ^ _mix(index)), dtype=jnp.uint32)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """Murmur3's finaliser: a bijection of the uint32s in which every input bit moves every output bit."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers depend on besides the config: the code, the versions of what it imports, and the devices."""
+    device = jax.devices()[0]
+    return {
+        'code': code_version(pathlib.Path(nca_jax.__file__).parent),
+        'versions': {'python': platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        'device': {'kind': device.device_kind, 'count': jax.device_count()},
+    }
+
+
+def code_version(folder: pathlib.Path) -> dict[str, str | None]:
+    """`commit`, and in `dirty` the sha256 of the changes since, new Python files included (None without any).
+
+    Both are None when the folder is not part of a git repository: an installed copy, even inside somebody's checkout.
+    """
+    root = _git(folder, 'rev-parse', '--show-toplevel')
+    if root is None or _git(folder, 'check-ignore', str(folder)) is not None:
+        return {'commit': None, 'dirty': None}
+    top, commit = pathlib.Path(root.decode().rstrip('\n')), _git(folder, 'rev-parse', 'HEAD')
+    changes = [_git(top, 'diff', '--binary', 'HEAD') or b'']
+    for name in (_git(top, 'ls-files', '--others', '--exclude-standard', '-z', '--', '*.py') or b'').split(b'\0')[:-1]:
+        changes += [name, (top / name.decode()).read_bytes()]
+    return {
+        'commit': None if commit is None else commit.decode().strip(),
+        'dirty': hashlib.sha256(b'\0'.join(changes)).hexdigest() if any(changes) else None,
+    }
+
+
+def _git(folder: pathlib.Path, *arguments: str) -> bytes | None:
+    """What git prints, or None where it isn't installed or says no."""
+    try:
+        done = subprocess.run(['git', '-C', str(folder), *arguments], capture_output=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout if done.returncode == 0 else None

@@ -1,0 +1,133 @@
+"""From an experiment file's ConfigDict to the frozen dataclasses that the modules own, once, at the edge."""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from typing import Any
+
+import ml_collections
+
+from nca_jax.checkpoint import graft
+from nca_jax.data.text import TextConfig
+from nca_jax.errors import FieldError, UserError, check
+from nca_jax.evals.config import EvalConfig
+from nca_jax.mesh import MeshConfig
+from nca_jax.model.config import ModelConfig
+from nca_jax.nca.config import NCAConfig
+from nca_jax.train.loop import LoopConfig
+from nca_jax.train.optimizer import OptimizerConfig
+
+# What an identity leaves out: where things lie on this machine. What they hold is in the manifest, by hash.
+PATHS = ('data.path', 'data.cache', 'data.tokenizer', 'init_from.run')
+
+
+@dataclasses.dataclass(frozen=True)
+class InitFrom:
+    """The parent run: its folder, the step (None: its newest) and the plan, leaf by leaf (see checkpoint.graft)."""
+
+    run: str
+    step: int | None
+    plan: tuple
+
+    def __post_init__(self):
+        check(bool(self.run), 'run', self.run, 'must be the folder of the parent run')
+        graft.parse(self.plan)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run. stage says what `data` is; arm is the name that reports group seeds under."""
+
+    name: str
+    arm: str
+    stage: str
+    seed: int
+    smoke: bool
+    data: NCAConfig | TextConfig
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    train: LoopConfig
+    eval: EvalConfig
+    mesh: MeshConfig
+    init_from: InitFrom | None
+
+    def __post_init__(self):
+        check(self.seed >= 0, 'seed', self.seed, 'must not be negative')
+        batch, accumulate = self.train.batch, self.train.accumulate
+        check(batch % accumulate == 0, 'train.accumulate', accumulate, f'must divide train.batch = {batch}')
+
+
+def resolve(experiment: ml_collections.ConfigDict) -> Config:
+    """The whole tree of dataclasses. Raises FieldError for an unknown, missing or impossible field, with its path."""
+    return from_dict(experiment.to_dict())
+
+
+def from_dict(values: dict) -> Config:
+    """`resolve` for plain nested dicts, such as a run.json holds."""
+    stage = values.get('stage')
+    check(stage in ('nca', 'text'), 'config.stage', stage, "must be 'nca' or 'text'")
+    return _build(Config, values, 'config', data=NCAConfig if stage == 'nca' else TextConfig)
+
+
+def to_dict(config: Config) -> dict:
+    """Plain nested dicts and lists, as run.json and manifests keep them."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def identity(config: Config, parent: dict | None) -> str:
+    """sha256 of the config without paths; the parent's identity and step stand in place of its folder."""
+    content = to_dict(config)
+    for path in PATHS:
+        block, field = path.split('.')
+        if content[block] is not None and field in content[block]:
+            del content[block][field]
+    content['parent'] = parent and {'identity': parent['identity'], 'step': parent['step']}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _build(cls: type, values: dict, path: str, **overrides: type) -> Any:
+    fields = typing.get_type_hints(cls) | overrides
+    for name in values:
+        if name not in fields:
+            raise FieldError(f'{path}.{name}', values[name], f'unknown field; {path} has {", ".join(fields)}')
+    missing = [name for name in fields if name not in values]
+    if missing:
+        raise UserError(f'{path}.{missing[0]} is missing; {path} has {", ".join(fields)}')
+    converted = {name: _convert(kind, values[name], f'{path}.{name}') for name, kind in fields.items()}
+    try:
+        return cls(**converted)
+    except FieldError as error:
+        raise FieldError(f'{path}.{error.field}', error.value, error.allowed) from None
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    """`value` as the annotation `kind`, or FieldError. An int passes for a float; nothing else is converted."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in typing.get_args(kind):
+            return None
+        (kind,) = (option for option in typing.get_args(kind) if option is not type(None))
+        return _convert(kind, value, path)
+    if dataclasses.is_dataclass(kind):
+        check(isinstance(value, dict), path, value, f'must be a block with {", ".join(typing.get_type_hints(kind))}')
+        return _build(kind, value, path)
+    if kind is tuple or origin is tuple:
+        check(isinstance(value, list | tuple), path, value, 'must be a tuple')
+        return _tuple(typing.get_args(kind), tuple(value), path)
+    if kind is float and type(value) is int:
+        return float(value)
+    check(type(value) is kind, path, value, f'must be {kind.__name__}, not {type(value).__name__}')
+    return value
+
+
+def _tuple(kinds: tuple, values: tuple, path: str) -> tuple:
+    if not kinds:
+        return values
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(values)
+    check(len(kinds) == len(values), path, values, f'must have {len(kinds)} entries')
+    return tuple(
+        _convert(kind, value, f'{path}[{i}]') for i, (kind, value) in enumerate(zip(kinds, values, strict=True))
+    )

@@ -1,0 +1,1 @@
+"""Text: corpora, tokenizer, token shards and the windows that train on them."""

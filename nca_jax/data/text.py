@@ -1,0 +1,163 @@
+"""Text as a stream of Batches: windows of the token store in a seeded order that no device or host can change."""
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from grain.experimental import index_shuffle
+from tokenizers import Tokenizer
+
+from nca_jax.batch import Batch, Vocab
+from nca_jax.data.shards import TokenStore
+from nca_jax.errors import UserError, check
+
+ROUNDS = 4  # of the block cipher in index_shuffle; grain's own choice
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Where text comes from and how it becomes tokens.
+
+    corpus: 'python_stdlib', 'python_docs', 'text_files', a recipe ('openwebtext', 'openwebmath', 'codeparrot', 'c4') or
+    'tfds:NAME'. path: the user's file, folder or glob ('' for python_*; for 'tfds:NAME' the folder that has it
+    prepared, or the files to build it from). field: of JSON lines or TFDS examples ('' where unused or fixed).
+    encoding_errors: 'replace' or 'refuse'. tokenizer: a tokenizer.json, or '' to train one on the training split.
+    vocab_size: tokens of the trained one, 0 where a file is given. valid_share: of the documents, by content hash,
+    unless the corpus has a published split. cache: a folder that runs share, or '' for the run's own.
+    """
+
+    corpus: str
+    path: str
+    field: str
+    encoding_errors: str
+    tokenizer: str
+    vocab_size: int
+    valid_share: float
+    cache: str
+
+    def __post_init__(self):
+        errors = self.encoding_errors
+        check(errors in ('replace', 'refuse'), 'encoding_errors', errors, "must be 'replace' or 'refuse'")
+        check(0 < self.valid_share < 1, 'valid_share', self.valid_share, 'must be between 0 and 1')
+        size, least = self.vocab_size, 257  # every byte and the end of text
+        if self.tokenizer:
+            check(size == 0, 'vocab_size', size, 'must be 0 where a tokenizer is given, which has its own')
+        else:
+            check(size >= least, 'vocab_size', size, f'must be at least {least}, or name a tokenizer')
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Token stores of both splits with what belongs to them.
+
+    identity: hash of the texts and the tokenizer, free of paths. documents: how many were `dropped` as exact
+    duplicates, are `shared` by both sides of a published split, and have bytes `replaced` that were no UTF-8.
+    """
+
+    folder: Path
+    train: TokenStore
+    valid: TokenStore
+    tokenizer: Tokenizer
+    vocab: Vocab
+    token_bytes_V: np.ndarray
+    identity: str
+    tokenizer_identity: str
+    documents: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalRange:
+    """A fixed range of windows in fixed order: `stream(step)` for step in range(steps) covers each once.
+
+    windows, tokens (scored targets) and bytes (UTF-8 bytes those targets stand for) are exact:
+    bits per byte = summed nats of all scored targets / ln 2 / bytes. The end of a text costs nats and counts 0 bytes.
+    """
+
+    stream: Callable[[int], Batch]
+    steps: int
+    windows: int
+    tokens: int
+    bytes: int
+
+
+def count_windows(store: TokenStore, length: int) -> int:
+    """Windows of length + 1 tokens at stride `length`: every token but the first is a target once, up to the tail."""
+    return (len(store) - 1) // length
+
+
+def make_stream(
+    config: TextConfig,
+    prepared: Prepared,
+    seed: int,
+    split: str,
+    batch: int,
+    length: int,
+    sharding: jax.sharding.NamedSharding,
+) -> Callable[[int], Batch]:
+    """`stream(step)`: the step-th Batch of (B, L) windows, each window once an epoch, in an order of (seed, epoch).
+
+    Row r of step k is window perm[k * B + r mod N]; rows are placed by global index. All loss weights are 1.
+    """
+    store = {'train': prepared.train, 'valid': prepared.valid}[split]
+    total = count_windows(store, length)
+    if total < 1:
+        raise UserError(f'{config.corpus}: {split} has {len(store)} tokens, fewer than a window of {length + 1}')
+
+    def window(row: int) -> int:
+        epoch, index = divmod(row, total)
+        shuffle_seed = zlib.crc32(f'{seed}/text/{split}/{epoch}'.encode())
+        return index_shuffle(index, max_index=total - 1, seed=shuffle_seed, rounds=ROUNDS)
+
+    def stream(step: int) -> Batch:
+        return _place(lambda row: (window(step * batch + row), 1), store, batch, length, sharding)
+
+    return stream
+
+
+def make_eval_range(
+    prepared: Prepared, split: str, batch: int, length: int, windows: int | None, sharding: jax.sharding.NamedSharding
+) -> EvalRange:
+    """The first `windows` windows of a split (None: all of them); the last batch is filled with rows of weight 0."""
+    store = {'train': prepared.train, 'valid': prepared.valid}[split]
+    total = count_windows(store, length)
+    if total < (windows or 1):
+        raise UserError(f'{split} split: {total} windows of {length} tokens, evaluation wants {windows or 1}')
+    windows = windows or total
+
+    def stream(step: int) -> Batch:
+        return _place(lambda row: _in_order(step * batch + row, windows), store, batch, length, sharding)
+
+    tokens = windows * length
+    size = prepared.token_bytes_V[store.read(1, tokens + 1)].sum(dtype=np.int64)
+    return EvalRange(stream, -(-windows // batch), windows, tokens, int(size))
+
+
+def _in_order(row: int, windows: int) -> tuple[int, int]:
+    return (row, 1) if row < windows else (0, 0)
+
+
+def _place(window_of_row, store: TokenStore, batch: int, length: int, sharding: jax.sharding.NamedSharding) -> Batch:
+    """Reads the rows that this process holds, and no others; `window_of_row` gives a row's window and weight."""
+    rows: dict[int, tuple[np.ndarray, int]] = {}
+
+    def row_of(row: int) -> tuple[np.ndarray, int]:
+        if row not in rows:
+            window, weight = window_of_row(row)
+            rows[row] = (store.read(window * length, (window + 1) * length + 1), weight)
+        return rows[row]
+
+    def part(cut) -> Callable:
+        def local(index: tuple[slice, ...]) -> np.ndarray:
+            return np.stack([cut(*row_of(row)) for row in range(*index[0].indices(batch))])[:, index[1]]
+
+        with jax.transfer_guard_host_to_device('allow'):  # this transfer is meant; the guard sees it as implicit
+            return jax.make_array_from_callback((batch, length), sharding, local)
+
+    return Batch(
+        inputs_BxL=part(lambda tokens, weight: tokens[:-1]),
+        targets_BxL=part(lambda tokens, weight: tokens[1:]),
+        weights_BxL=part(lambda tokens, weight: np.full(length, weight, np.float32)),
+    )

@@ -1,0 +1,82 @@
+"""Byte-level BPE: trained here, or read from a tokenizer.json. Every token is a fixed number of bytes of the text."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from nca_jax.errors import UserError
+
+END_OF_TEXT = '<|endoftext|>'
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())  # one printable character for each of the 256 bytes
+
+
+def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE of `vocab_size` tokens, of which 0 ends a text; a function of the texts and the size alone.
+
+    Raises UserError where the texts have too little to merge for that many tokens.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=ALPHABET, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise UserError(f'vocab_size = {vocab_size}: this corpus fills {tokenizer.get_vocab_size()} tokens at most')
+    return _whole_text(tokenizer)
+
+
+def load(file: str) -> Tokenizer:
+    """Reads a tokenizer.json; UserError unless it is a byte-level BPE with an end-of-text token, like GPT-2's."""
+    try:
+        tokenizer = Tokenizer.from_str(Path(file).expanduser().read_text())
+    except Exception as error:  # the library raises bare Exceptions
+        raise UserError(f'tokenizer = {file!r}: no readable tokenizer.json ({error})') from error
+    layout = json.loads(tokenizer.to_str())
+    ends = [token for token in layout['added_tokens'] if token['content'] == END_OF_TEXT and token['special']]
+    if layout['model']['type'] != 'BPE' or layout['normalizer'] or not ends:
+        raise UserError(f'tokenizer = {file!r}: must be a byte-level BPE with special {END_OF_TEXT} and no normalizer')
+    token_bytes(tokenizer)
+    return _whole_text(tokenizer)
+
+
+def identity(tokenizer: Tokenizer) -> str:
+    """The hash that token shards carry: sha256 over the tokenizer's contents, however its file is laid out."""
+    return hashlib.sha256(json.dumps(json.loads(tokenizer.to_str()), sort_keys=True).encode()).hexdigest()
+
+
+def end_of_text(tokenizer: Tokenizer) -> int:
+    """The token that follows every document."""
+    return tokenizer.token_to_id(END_OF_TEXT)
+
+
+def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
+    """(V,) int32: the UTF-8 bytes that each token stands for; special tokens stand for none.
+
+    The bytes of a text are the sum over its tokens, so bits per byte is exact over any range of tokens.
+    """
+    layout = json.loads(tokenizer.to_str())
+    special = {token['id'] for token in layout['added_tokens'] if token['special']}
+    bytes_V = np.zeros(tokenizer.get_vocab_size(), np.int32)
+    known = set(ALPHABET)
+    for token, number in tokenizer.get_vocab().items():
+        if number >= len(bytes_V):
+            raise UserError(f'tokenizer: token {token!r} has number {number}, of {len(bytes_V)} tokens')
+        if number not in special:
+            if not known.issuperset(token):
+                raise UserError(f'tokenizer: token {token!r} is not byte-level')
+            bytes_V[number] = len(token)
+    return bytes_V
+
+
+def _whole_text(tokenizer: Tokenizer) -> Tokenizer:
+    """Text that spells a special token is text: only `prepare` writes the end of a document."""
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

@@ -1,0 +1,19 @@
+"""Mistakes of the user's, told in one line. The commands print them and exit with code 2."""
+
+
+class UserError(ValueError):
+    """Bad input: the message is one line that names what is wrong, where, and what is allowed."""
+
+
+class FieldError(UserError):
+    """An impossible value of one config field; `config.build` puts the path of the block before it."""
+
+    def __init__(self, field: str, value: object, allowed: str):
+        super().__init__(f'{field} = {value!r}: {allowed}')
+        self.field, self.value, self.allowed = field, value, allowed
+
+
+def check(ok: bool, field: str, value: object, allowed: str) -> None:
+    """Raises FieldError unless `ok`; `allowed` says in a few words what the field may be."""
+    if not ok:
+        raise FieldError(field, value, allowed)

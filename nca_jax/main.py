@@ -1,0 +1,175 @@
+"""Trains one stage: `python -m nca_jax.main --config=experiments/FILE.py[:words] --workdir=DIR [--config.a.b=c]`.
+
+The same command resumes a run that stopped. Exit codes: 0 done, 2 bad input (one line says what), 75 stopped by SIGTERM
+with everything saved: start it again.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from nca_jax import config as configs
+from nca_jax import mesh as meshes
+from nca_jax import run, trees
+from nca_jax.checkpoint.manifest import environment
+from nca_jax.checkpoint.store import Store
+from nca_jax.config import Config
+from nca_jax.errors import UserError
+from nca_jax.nca.examples import write_examples
+from nca_jax.progress import bars
+from nca_jax.train import loop
+from nca_jax.train.metrics import MetricWriter
+
+CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'An experiment, e.g. experiments/nca_pretrain.py:size=10m,smoke; --config.a.b=c changes one field.'
+)
+WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of this run: metrics, checkpoints, and what a report reads.')
+
+
+def main() -> None:
+    """The command line. Bad input ends it with one line and exit code 2, before any training."""
+    logging.set_verbosity(logging.WARNING)
+    flags.mark_flags_as_required(['config', 'workdir'])
+    app.run(lambda argv: exit_on_user_error(train_from_flags, argv), flags_parser=parse_flags)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's flag parsing, with mistakes in flags, words and fields told in one line."""
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, ValueError, AttributeError, KeyError, TypeError) as error:
+        # What an experiment file raises arrives as a whole traceback, of which the last line says what is wrong.
+        sys.exit(fail(str(error).strip().splitlines()[-1].removeprefix('ValueError: ')))
+    file = (config_flags.get_config_filename(flags.FLAGS['config']) or '').partition(':')[0]
+    if file and not os.path.isfile(file):  # ml_collections would tell only when the config is first touched
+        sys.exit(fail(f'--config={file}: no such file'))
+    return rest
+
+
+def exit_on_user_error(command, *args) -> None:
+    """Runs `command`; a UserError or a loss that isn't finite becomes one line on stderr and a nonzero exit."""
+    try:
+        command(*args)
+    except UserError as error:
+        sys.exit(fail(str(error)))
+    except loop.NotFiniteError as error:
+        print(f'stopped: {error}', file=sys.stderr)
+        sys.exit(1)
+
+
+def fail(line: str) -> int:
+    print(f'error: {line}', file=sys.stderr)
+    return 2
+
+
+def train_from_flags(argv: list[str]) -> None:
+    if argv[1:]:
+        raise UserError(f'unexpected argument {argv[1]!r}; see --help')
+    preemption = loop.Preemption()
+    config = configs.resolve(CONFIG.value)
+    train(config, pathlib.Path(WORKDIR.value), preemption)
+
+
+def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> None:
+    """One run in one folder, from wherever it stands to its end."""
+    start = time.perf_counter()
+    mesh = meshes.make_mesh(config.mesh)
+    run.check_fit(config, mesh)
+    parent = run.parent_manifest(config.init_from)
+    identity = configs.identity(config, parent)
+    with owned(folder, identity):
+        with bars() as progress:
+            program = run.build(config, mesh, folder, progress)
+        keep = {'keep': config.train.keep_last, 'named': program.plan.keep}
+        with Store(run.checkpoints(folder), **keep) as store, meshes.use(mesh):
+            state, lineage = run.start(program, store, parent)
+            about = describe(config, program, identity, lineage)
+            write_record(folder, about)
+            if config.stage == 'nca':
+                write_examples(config.data, config.seed, folder)
+            writer = MetricWriter(
+                folder, int(state.step), program.plan.stop, f'{config.name}/{config.arm}/{config.seed}'
+            )
+            try:
+                loop.train(
+                    state,
+                    plan=program.plan,
+                    train_step=program.train_step,
+                    stream=program.stream,
+                    evaluators=program.evaluators,
+                    schedule=program.schedule,
+                    store=store,
+                    manifest=lambda step: about | {'tokens': step * program.plan.tokens_per_step},
+                    writer=writer,
+                    preemption=preemption,
+                    prepare_seconds=time.perf_counter() - start,
+                )
+            finally:
+                writer.close()
+
+
+def describe(config: Config, program: run.Program, identity: str, lineage: dict | None) -> dict[str, Any]:
+    """What run.json and every manifest of the run say about it."""
+    return {
+        'name': config.name,
+        'arm': config.arm,
+        'stage': config.stage,
+        'seed': config.seed,
+        'identity': identity,
+        'config': configs.to_dict(config),
+        'parent': lineage,
+        'data': program.data,
+        'vocab_size': program.vocab.size,
+        'parameters': trees.count(program.abstract.params),
+        'tokens_per_step': program.plan.tokens_per_step,
+        'stop': program.plan.stop,
+        **environment(),
+    }
+
+
+def write_record(folder: pathlib.Path, about: dict[str, Any]) -> None:
+    """run.json, once: a resumed run keeps the record of its beginning."""
+    path = folder / 'run.json'
+    if not path.exists():
+        record = about | {'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')}
+        scratch = path.with_suffix('.new')
+        scratch.write_text(json.dumps(record, indent=1))
+        os.replace(scratch, path)
+
+
+@contextlib.contextmanager
+def owned(folder: pathlib.Path, identity: str) -> Iterator[None]:
+    """Holds the folder for this process. Raises UserError if another holds it, or if it is another config's run."""
+    if (folder / 'run.json').exists():
+        found = run.read_record(folder)['identity']
+        if found != identity:
+            raise UserError(
+                f'{folder} holds the run of another config (identity {found[:12]}, this one is {identity[:12]}); '
+                'choose another --workdir or restore the config'
+            )
+    elif folder.exists() and any(entry.name != 'lock' for entry in folder.iterdir()):
+        known = {'lock', 'rules', 'run.new', 'checkpoints'}
+        foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in known)
+        if foreign:
+            raise UserError(f'{folder} is not empty and not a run: it holds {foreign[0]}; choose another --workdir')
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / 'lock').open('w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f'{folder} is in use by another process') from None
+        yield
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,68 @@
+"""The one config block of everything made from automata."""
+
+import dataclasses
+
+from nca_jax.errors import check
+from nca_jax.nca.complexity import ComplexityConfig
+from nca_jax.nca.patches import PatchVocab, tokens_per_grid
+from nca_jax.nca.rollout import RolloutSpec
+from nca_jax.nca.rule import RuleSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class NCAConfig:
+    """Sequences of automata. Where the paper and the release of its code differ, both values are given.
+
+    rule: the family of rules; see RuleSpec for padding, temperature and start.
+    burn_in: updates before the first frame (10).
+    stride: updates between frames (1).
+    patch: side of the square of cells that makes one token (2).
+    complexity: how a rule's first trajectory is scored.
+    band: accepted are rules with low < gzip ratio < high, e.g. (0.5, 1.0) for the paper's 50+ %.
+    rules_per_epoch: accepted rules in one set (16,000).
+    trajectories_per_rule: sequences drawn from each rule in an epoch (1).
+    fresh_rules: another set of rules each epoch (paper), or one set for all epochs with new trajectories (release).
+    mask_grids: targets within the first so many grids carry no loss (1), since the rule can't be known yet.
+    candidates_per_rule: the search for a set gives up after so many candidates for each rule wanted.
+    block: trajectories are computed so many at a time; another value may round differently.
+    """
+
+    rule: RuleSpec
+    burn_in: int
+    stride: int
+    patch: int
+    complexity: ComplexityConfig
+    band: tuple[float, float]
+    rules_per_epoch: int
+    trajectories_per_rule: int
+    fresh_rules: bool
+    mask_grids: int
+    candidates_per_rule: int
+    block: int
+
+    def __post_init__(self):
+        for field in ('rules_per_epoch', 'trajectories_per_rule', 'candidates_per_rule', 'block'):
+            check(getattr(self, field) >= 1, field, getattr(self, field), 'at least 1')
+        check(self.mask_grids >= 0, 'mask_grids', self.mask_grids, 'not negative')
+        low, high = self.band
+        check(0 <= low < high, 'band', self.band, 'two gzip ratios (low, high), 0 <= low < high')
+        tokens_per_grid(self.vocab, self.rule.height, self.rule.width)
+        count, width = self.vocab.start, self.complexity.bytes_per_token
+        check(count <= 256**width, 'complexity.bytes_per_token', width, f'enough for {count} tokens')
+        self.rollout(1)
+
+    @property
+    def vocab(self) -> PatchVocab:
+        return PatchVocab(self.rule.colours, self.patch)
+
+    @property
+    def tokens_per_grid(self) -> int:
+        return tokens_per_grid(self.vocab, self.rule.height, self.rule.width)
+
+    @property
+    def first_loss_at(self) -> int:
+        """The first target position with a loss: targets are shifted by one (37 for one 12 x 12 grid of 2 x 2)."""
+        return max(0, self.mask_grids * self.tokens_per_grid - 1)
+
+    def rollout(self, frames: int) -> RolloutSpec:
+        return RolloutSpec(self.rule, self.burn_in, self.stride, frames)

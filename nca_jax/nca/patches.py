@@ -1,0 +1,70 @@
+"""Grids as tokens: square patches in reading order between two delimiters."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nca_jax.batch import Vocab
+from nca_jax.errors import FieldError, check
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchVocab(Vocab):
+    """A token is a patch x patch block of cells, read as a number in base `colours` with the top-left cell lowest.
+
+    The last two tokens are the delimiters `start` and `end` around each grid.
+    """
+
+    size: int = dataclasses.field(init=False)
+    colours: int
+    patch: int
+
+    def __post_init__(self):
+        check(self.patch >= 1, 'patch', self.patch, 'at least 1')
+        size = self.colours ** (self.patch * self.patch) + 2
+        check(size < 2**31, 'patch', self.patch, f'small enough for int32 tokens, not {size} of them')
+        object.__setattr__(self, 'size', size)
+
+    @property
+    def start(self) -> int:
+        return self.size - 2
+
+    @property
+    def end(self) -> int:
+        return self.size - 1
+
+
+def tokens_per_grid(vocab: PatchVocab, height: int, width: int) -> int:
+    """Tokens of one grid with its two delimiters. Raises FieldError where the patch doesn't tile the grid."""
+    if height % vocab.patch or width % vocab.patch:
+        raise FieldError('patch', vocab.patch, f'a divisor of the {height} x {width} grid')
+    return (height // vocab.patch) * (width // vocab.patch) + 2
+
+
+def encode(vocab: PatchVocab, grid_TxYxX: jax.Array) -> jax.Array:
+    """The grids' tokens one after the other, int32 (T * tokens_per_grid)."""
+    frames, height, width = grid_TxYxX.shape
+    count = tokens_per_grid(vocab, height, width) - 2
+    side = vocab.patch
+    blocks = grid_TxYxX.astype(jnp.int32).reshape(frames, height // side, side, width // side, side)
+    token_TxPyxPx = sum(
+        vocab.colours ** (row * side + column) * blocks[:, :, row, :, column]
+        for row in range(side)
+        for column in range(side)
+    )
+    ends = ((0, 0), (1, 1))
+    values = ((0, 0), (vocab.start, vocab.end))
+    return jnp.pad(token_TxPyxPx.reshape(frames, count), ends, constant_values=values).reshape(-1)
+
+
+def decode(vocab: PatchVocab, tokens_L: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The inverse of `encode`: uint8 grids (T, Y, X) of whole frames, on the host; delimiters are not looked at."""
+    count = tokens_per_grid(vocab, height, width)
+    side = vocab.patch
+    rows, columns = height // side, width // side
+    token_TxPyxPx = np.asarray(tokens_L).reshape(-1, count)[:, 1:-1].reshape(-1, rows, columns)
+    powers = vocab.colours ** np.arange(side * side).reshape(1, 1, side, 1, side)
+    cells = token_TxPyxPx[:, :, None, :, None] // powers % vocab.colours
+    return cells.reshape(-1, height, width).astype(np.uint8)

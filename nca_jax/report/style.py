@@ -1,0 +1,137 @@
+"""How the figures look: two themes, one colour an arm everywhere, labels at the curves instead of legends."""
+
+import dataclasses
+import io
+import math
+from collections.abc import Sequence
+
+import matplotlib
+import matplotlib.axes
+import matplotlib.figure
+import numpy as np
+
+DPI = 150
+ARMS = ('#3b82c4', '#e2803a', '#2a9d8f', '#c2567f', '#8b72cf', '#b8961f', '#5f9442', '#8c6d5a')
+CELLS = ('#264653', '#f4a261', '#2a9d8f', '#e9c46a', '#e76f51', '#8ab6d6', '#6d597a', '#f6e7cb', '#b56576', '#90be6d')
+
+
+@dataclasses.dataclass(frozen=True)
+class Theme:
+    """Colours of one theme: text, secondary text, background, grid lines."""
+
+    ink: str
+    muted: str
+    paper: str
+    rule: str
+
+
+LIGHT = Theme(ink='#1f2328', muted='#6b7280', paper='#ffffff', rule='#e5e7eb')
+DARK = Theme(ink='#e6e6e6', muted='#9ca3af', paper='#16181c', rule='#30343b')
+
+
+def settings(theme: Theme) -> dict:
+    """Matplotlib's settings for a theme; use inside `matplotlib.rc_context`."""
+    return {
+        'font.family': 'DejaVu Sans',
+        'font.size': 9,
+        'axes.titlesize': 10,
+        'axes.titleweight': 'bold',
+        'axes.titlelocation': 'left',
+        'axes.titlepad': 20,
+        'axes.labelsize': 9,
+        'axes.labelcolor': theme.muted,
+        'axes.titlecolor': theme.ink,
+        'axes.edgecolor': theme.rule,
+        'axes.spines.top': False,
+        'axes.spines.right': False,
+        'axes.grid': True,
+        'axes.axisbelow': True,
+        'axes.facecolor': theme.paper,
+        'figure.facecolor': theme.paper,
+        'savefig.facecolor': theme.paper,
+        'grid.color': theme.rule,
+        'grid.linewidth': 0.7,
+        'xtick.color': theme.muted,
+        'ytick.color': theme.muted,
+        'xtick.minor.size': 0,
+        'ytick.minor.size': 0,
+        'xtick.major.size': 0,
+        'ytick.major.size': 0,
+        'text.color': theme.ink,
+        'lines.linewidth': 1.8,
+        'lines.solid_capstyle': 'round',
+    }
+
+
+def png(figure: matplotlib.figure.Figure) -> bytes:
+    """The figure as a PNG, without metadata that would differ from machine to machine."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=DPI, metadata={'Software': None})
+    return buffer.getvalue()
+
+
+def arm_colours(arms: Sequence[str], baseline: str, theme: Theme) -> dict[str, str]:
+    """One colour an arm, the same in every figure; the baseline is grey."""
+    others = [arm for arm in arms if arm != baseline]
+    return {baseline: theme.muted} | {arm: ARMS[i % len(ARMS)] for i, arm in enumerate(others)}
+
+
+def cell_colours(count: int) -> np.ndarray:
+    """(count, 3) uint8: one colour a cell state; beyond the palette, evenly from a smooth map."""
+    names = CELLS[:count] if count <= len(CELLS) else matplotlib.colormaps['Spectral'](np.linspace(0, 1, count))
+    return (255 * np.array([matplotlib.colors.to_rgb(name) for name in names])).round().astype(np.uint8)
+
+
+def panels(figure: matplotlib.figure.Figure, count: int, longest_label: int) -> list[matplotlib.axes.Axes]:
+    """Panels side by side, each with room at its right for labels of so many characters."""
+    width, height = figure.get_size_inches()
+    label, axis = 0.15 + 0.09 * longest_label, 0.62  # inches: labels at the right, ticks and their title at the left
+    size = width / count - label - axis
+    rectangle = (size / width, (height - 1.1) / height)
+    starts = [(axis + i * width / count) / width for i in range(count)]
+    return [figure.add_axes((start, 0.5 / height, *rectangle)) for start in starts]
+
+
+def spread(positions: Sequence[float], gap: float) -> list[float]:
+    """Moves label positions apart, by as little as keeps their order and `gap` between neighbours."""
+    order = np.argsort(positions, kind='stable')
+    # Labels in order minus rank * gap must not decrease: pool the violators (isotonic regression).
+    pools: list[list[float]] = []
+    for rank, index in enumerate(order):
+        pools.append([positions[index] - rank * gap])
+        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    levels = [float(np.mean(pool)) for pool in pools for _ in pool]
+    placed = np.empty(len(order))
+    placed[order] = [level + rank * gap for rank, level in enumerate(levels)]
+    return placed.tolist()
+
+
+def label_ends(axes: matplotlib.axes.Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Writes (y, text, colour) labels just right of the axes at their curves' ends; call when limits are final."""
+    low, high = axes.get_ylim()
+    height = axes.get_figure().get_size_inches()[1] * axes.get_position().height
+    positions = spread([y for y, _, _ in ends], gap=abs(high - low) * 0.16 / height)
+    for y, (_, text, colour) in zip(positions, ends, strict=True):
+        place = axes.get_yaxis_transform()
+        axes.text(1.015, y, text, color=colour, transform=place, va='center', fontsize=9, fontweight='bold')
+
+
+def subtitle(axes: matplotlib.axes.Axes, text: str, theme: Theme) -> None:
+    """A line of small print between the axes' title and its frame."""
+    place = {'xy': (0, 1), 'xycoords': 'axes fraction', 'xytext': (0, 8), 'textcoords': 'offset points'}
+    axes.annotate(text, **place, color=theme.muted, fontsize=8)
+
+
+def tokens_label(value: float, _position: int | None = None) -> str:
+    """1500 as 1.5K, 4.1e6 as 4.1M, 9e9 as 9B."""
+    for unit, name in ((1e9, 'B'), (1e6, 'M'), (1e3, 'K')):
+        if abs(value) >= unit:
+            return f'{value / unit:.3g}{name}'
+    return f'{value:.3g}'
+
+
+def nice_ticks(low: float, high: float) -> list[float]:
+    """1-2-5 ticks for a logarithmic axis of less than three decades, where powers of ten alone are too few."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [m * 10.0**d for d in decades for m in (1, 2, 5) if low <= m * 10.0**d <= high]

@@ -1,0 +1,237 @@
+"""A run, assembled: from its config to the functions and arrays that the loop needs, and where it starts from."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from nca_jax import config as configs
+from nca_jax import keys, trees
+from nca_jax import mesh as meshes
+from nca_jax.batch import Batch, Vocab
+from nca_jax.checkpoint import graft
+from nca_jax.checkpoint.store import Store, read_manifest, restore_params, saved_params
+from nca_jax.config import Config, InitFrom
+from nca_jax.data import prepare, text
+from nca_jax.errors import FieldError, UserError, check
+from nca_jax.evals import nca_grid, perplexity
+from nca_jax.model import transformer
+from nca_jax.nca import bank
+from nca_jax.nca import stream as nca_stream
+from nca_jax.progress import Progress, silent
+from nca_jax.train import loop
+from nca_jax.train.duration import to_steps
+from nca_jax.train.optimizer import make_optimizer, make_schedule
+from nca_jax.train.state import TrainState, init_state
+from nca_jax.train.step import make_sum_loss, make_train_step
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Everything that a config determines. `abstract` is the train state's shapes, dtypes and shardings."""
+
+    config: Config
+    mesh: jax.sharding.Mesh
+    vocab: Vocab
+    plan: loop.Plan
+    abstract: TrainState
+    init: Callable[[], TrainState]
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, dict]]
+    stream: Callable[[int], Batch]
+    evaluators: dict[str, Callable[[Any, int], dict]]
+    schedule: Callable[[int], float]
+    data: dict[str, Any]  # hashes of what the streams read, for the manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    vocab: Vocab
+    stream: Callable[[int], Batch]
+    evaluators: dict[str, Callable[[Any, int], dict]]
+    hashes: dict[str, Any]
+
+
+def build(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress = silent) -> Program:
+    """Prepares the data (cached under `folder`, or where the config says) and jits what the loop calls.
+
+    Raises UserError before any training where config, mesh and data don't fit together.
+    """
+    check_fit(config, mesh)
+    data = {'nca': _nca_data, 'text': _text_data}[config.stage](config, mesh, folder, progress)
+    tokens_per_step = config.train.batch * config.model.length
+    optimizer = make_optimizer(config.optimizer, tokens_per_step)
+
+    def initialise() -> TrainState:
+        return init_state(transformer.init_params(config.model, data.vocab, keys.key(config.seed, 'init')), optimizer)
+
+    shapes = jax.eval_shape(initialise)
+    logical_axes = transformer.logical_axes(config.model, data.vocab)
+    shardings = meshes.state_shardings(mesh, shapes, meshes.param_shardings(mesh, logical_axes, shapes.params))
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    step = make_train_step(
+        make_sum_loss(config.model, data.vocab),
+        optimizer,
+        seed=config.seed,
+        dropout=config.model.dropout > 0,
+        accumulate=config.train.accumulate,
+        gradient_scale=float(config.train.accumulate) if config.optimizer.clip_on == 'sum' else 1.0,
+    )
+    batch_sharding, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
+    return Program(
+        config=config,
+        mesh=mesh,
+        vocab=data.vocab,
+        plan=_plan(config, tokens_per_step),
+        abstract=abstract,
+        init=jax.jit(initialise, out_shardings=shardings),
+        train_step=jax.jit(
+            step,
+            in_shardings=(shardings, batch_sharding),
+            out_shardings=(shardings, whole),
+            donate_argnums=0,
+        ),
+        stream=data.stream,
+        evaluators=data.evaluators,
+        schedule=make_schedule(config.optimizer, tokens_per_step),
+        data=data.hashes,
+    )
+
+
+def check_fit(config: Config, mesh: jax.sharding.Mesh) -> None:
+    """Raises FieldError where sizes of the config don't divide as the mesh needs."""
+    rows, tensor = meshes.row_shards(mesh), mesh.shape['tensor']
+    micro = config.train.batch // config.train.accumulate
+    check(
+        micro % rows == 0,
+        'config.train.batch',
+        config.train.batch,
+        f'/ accumulate must be a multiple of {rows} devices',
+    )
+    check(
+        config.eval.batch % rows == 0, 'config.eval.batch', config.eval.batch, f'must be a multiple of {rows} devices'
+    )
+    for field, value in (('heads', config.model.heads), ('ffn', config.model.ffn)):
+        check(value % tensor == 0, f'config.model.{field}', value, f'must be a multiple of mesh.tensor = {tensor}')
+    _plan(config, config.train.batch * config.model.length)
+
+
+def start(program: Program, store: Store, parent: dict | None, say: Say = print) -> tuple[TrainState, dict | None]:
+    """The state to train from, and the lineage that the manifests name.
+
+    The order is fixed: 1. this run's own newest valid checkpoint, 2. a graft from the parent, 3. a fresh start.
+    """
+    restored = store.restore(program.abstract)
+    if restored is not None:
+        state, manifest = restored
+        say(f'resumed from step {int(state.step)} of {store.folder}')
+        return state, manifest['parent']
+    state = program.init()
+    if parent is None:
+        return state, None
+    params, lineage = carry(program, state.params, parent, say)
+    return state.replace(params=params), lineage
+
+
+def carry(program: Program, fresh: dict, parent: dict, say: Say = print) -> tuple[dict, dict[str, Any]]:
+    """`fresh` parameters with the parent's in place wherever the plan carries them, and the lineage of the result."""
+    init_from = program.config.init_from
+    plan = graft.parse(init_from.plan)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.params)
+    saved = saved_params(parent, shardings)
+    resolved = graft.resolve(plan, saved, program.abstract.params, parent['vocab_size'], program.vocab.size)
+    source, _ = restore_params(checkpoints(init_from.run), parent['step'], graft.wanted(resolved), saved)
+    params, report = graft.graft(source, fresh, resolved, out_shardings=shardings)
+    for line in report.lines():
+        say(line)
+    lineage = {name: parent[name] for name in ('identity', 'name', 'step', 'tokens')}
+    return params, lineage | {'plan': [entry.to_json() for entry in plan], 'graft': report.to_json()}
+
+
+def parent_manifest(init_from: InitFrom | None) -> dict[str, Any] | None:
+    """The manifest of the checkpoint that a run starts from, which need not be its newest.
+
+    Raises UserError where the parent isn't there, has no valid checkpoint, or hasn't finished and no step is named.
+    """
+    if init_from is None:
+        return None
+    manifest = read_manifest(checkpoints(init_from.run), init_from.step)
+    if init_from.step is None and manifest['step'] < manifest['stop']:
+        progress = f'is at step {manifest["step"]} of {manifest["stop"]}'
+        raise UserError(f'{init_from.run} {progress}: finish it, or name the step in config.init_from.step')
+    return manifest
+
+
+def checkpoints(folder: str | pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(folder).absolute() / 'checkpoints'
+
+
+def load(folder: pathlib.Path, mesh: jax.sharding.Mesh) -> tuple[Program, dict, dict[str, Any]]:
+    """A finished run as (program, parameters, manifest of its newest valid checkpoint)."""
+    config = configs.from_dict(read_record(folder)['config'])
+    program = build(config, mesh, folder)
+    manifest = read_manifest(checkpoints(folder))
+    abstract = trees.flatten(program.abstract.params)
+    params, manifest = restore_params(checkpoints(folder), manifest['step'], abstract.keys(), abstract)
+    return program, params, manifest
+
+
+def read_record(folder: pathlib.Path) -> dict[str, Any]:
+    """The `run.json` of a run. UserError where there is none or it can't be read."""
+    path = pathlib.Path(folder) / 'run.json'
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f'{folder} is no run: it has no run.json') from None
+    except json.JSONDecodeError as error:
+        raise UserError(f'{path} is not JSON: {error}') from None
+
+
+def _plan(config: Config, tokens_per_step: int) -> loop.Plan:
+    def steps(field: str) -> int:
+        found = to_steps(getattr(config.train, field), tokens_per_step, f'config.train.{field}')
+        check(found > 0 or field == 'stop', f'config.train.{field}', getattr(config.train, field), 'at least one step')
+        return found
+
+    keep = frozenset(to_steps(text, tokens_per_step, 'config.train.keep') for text in config.train.keep)
+    return loop.Plan(
+        stop=steps('stop'),
+        log_every=steps('log_every'),
+        eval_every=steps('eval_every'),
+        save_every=steps('save_every'),
+        keep=keep,
+        tokens_per_step=tokens_per_step,
+    )
+
+
+def _nca_data(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> _Data:
+    data, sharding, length = config.data, meshes.batch_sharding(mesh), config.model.length
+    if data.first_loss_at >= length:
+        raise FieldError(
+            'config.data.mask_grids', data.mask_grids, f'leaves no target of length {length} to learn from'
+        )
+    rules = bank.bank(data, config.seed, 'train', 0, folder, lambda done, total: progress('rules', done, total))
+    stream = nca_stream.make_stream(data, config.seed, 'train', config.train.batch, length, sharding, folder)
+    held_out = dataclasses.replace(
+        data, rules_per_epoch=config.eval.batch * config.eval.batches, trajectories_per_rule=1, fresh_rules=False
+    )
+    valid = nca_stream.make_stream(held_out, config.seed, 'valid', config.eval.batch, length, sharding, folder)
+    evaluator = nca_grid.make_evaluator(
+        config.model, data.vocab, data.tokens_per_grid, mesh, valid, config.eval.batches
+    )
+    return _Data(data.vocab, stream, {'nca_grid': evaluator}, {'rules': rules.hash})
+
+
+def _text_data(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> _Data:
+    sharding, length, held_out = meshes.batch_sharding(mesh), config.model.length, config.eval
+    prepared = prepare.prepare_text(config.data, folder, progress)
+    stream = text.make_stream(config.data, prepared, config.seed, 'train', config.train.batch, length, sharding)
+    windows = held_out.batch * held_out.batches
+    valid = text.make_eval_range(prepared, 'valid', held_out.batch, length, windows, sharding)
+    evaluator = perplexity.make_evaluator(config.model, prepared.vocab, mesh, valid.stream, valid.steps, valid.bytes)
+    hashes = {'text': prepared.identity, 'tokenizer': prepared.tokenizer_identity}
+    return _Data(prepared.vocab, stream, {'perplexity': evaluator}, hashes)

@@ -1,0 +1,138 @@
+"""What a run says of itself: `metrics.jsonl` for programs, TensorBoard for browsing, a bar for the terminal."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+
+import rich.console
+import rich.progress
+import tensorboardX
+
+
+class MetricWriter:
+    """Owns the folder's `metrics.jsonl`, its TensorBoard files and the terminal's progress.
+
+    On opening, records past `step` (the checkpoint that training resumes from) are cut off, so that the file reads as
+    if the run had never stopped; a half-written last line goes with them.
+    """
+
+    def __init__(self, folder: pathlib.Path, step: int, stop: int, title: str):
+        self._path = folder / 'metrics.jsonl'
+        kept = _records_until(self._path, step)
+        _replace_text(self._path, ''.join(kept))
+        self._file = self._path.open('a')
+        self._board = tensorboardX.SummaryWriter(str(folder / 'tensorboard'), purge_step=step + 1)
+        self._terminal = _Bar(title, step, stop) if sys.stdout.isatty() else _Lines(title, stop)
+
+    def write(self, record: dict) -> None:
+        """Appends one record (with `kind` and `step`) everywhere, and makes sure that it is on disk."""
+        record = record | {'time': time.time()}
+        self._file.write(json.dumps(record) + '\n')
+        self._file.flush()
+        prefix = record.get('evaluator', record['kind'])
+        for name, value in record.items():
+            if isinstance(value, float) and name != 'time':
+                self._board.add_scalar(f'{prefix}/{name}', value, record['step'])
+        self._terminal.show(record)
+
+    def say(self, line: str) -> None:
+        """One line of prose to the terminal."""
+        self._terminal.say(line)
+
+    def advance(self, step: int) -> None:
+        """Moves the progress bar."""
+        self._terminal.advance(step)
+
+    def sync(self) -> None:
+        """Returns when everything written so far would survive a power cut."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._terminal.close()
+        self._board.close()
+        self._file.close()
+
+
+def describe(record: dict) -> str:
+    """A record in a few words: loss and what else its kind has to tell."""
+    shown = ('loss', 'perplexity', 'bits_per_byte', 'cell_accuracy', 'grid_accuracy', 'tokens_per_s')
+    parts = [
+        f'{name} {record[name]:,.0f}' if name == 'tokens_per_s' else f'{name} {record[name]:.4f}'
+        for name in shown
+        if name in record
+    ]
+    return f'{record.get("evaluator", record["kind"])}: ' + ', '.join(parts)
+
+
+class _Bar:
+    """For people: one bar with loss, rate and time left; evaluations scroll above it."""
+
+    def __init__(self, title: str, step: int, stop: int):
+        progress = rich.progress
+        self._progress = progress.Progress(
+            progress.TextColumn('{task.description}'),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn('{task.fields[status]}'),
+            progress.TimeRemainingColumn(),
+        )
+        self._task = self._progress.add_task(title, total=stop, completed=step, status='')
+        self._progress.start()
+
+    def show(self, record: dict) -> None:
+        if record['kind'] == 'train':
+            self._progress.update(
+                self._task, status=f'loss {record["loss"]:.3f}  {record["tokens_per_s"]:,.0f} tokens/s'
+            )
+        elif record['kind'] == 'eval':
+            self.say(f'step {record["step"]}  {describe(record)}')
+
+    def say(self, line: str) -> None:
+        self._progress.console.print(line, highlight=False)
+
+    def advance(self, step: int) -> None:
+        self._progress.update(self._task, completed=step)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class _Lines:
+    """For files and pipes: a line per record, with the time left."""
+
+    def __init__(self, title: str, stop: int):
+        self._title, self._stop = title, stop
+        self._first: tuple[int, float] | None = None
+
+    def show(self, record: dict) -> None:
+        if record['kind'] not in ('train', 'eval'):
+            return
+        step = record['step']
+        self._first = self._first or (step, record['time'])
+        done, seconds = step - self._first[0], record['time'] - self._first[1]
+        left = f', {(self._stop - step) * seconds / done:,.0f} s left' if done else ''
+        self.say(f'{self._title}  step {step}/{self._stop}  {describe(record)}{left}')
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+
+    def advance(self, step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _records_until(path: pathlib.Path, step: int) -> list[str]:
+    if step == 0 or not path.exists():  # the evaluation at step 0 is made again, too
+        return []
+    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith('\n')]
+    return [line for line in whole if (record := json.loads(line))['step'] <= step and record['kind'] != 'done']
+
+
+def _replace_text(path: pathlib.Path, text: str) -> None:
+    new = path.with_suffix('.new')
+    new.write_text(text)
+    os.replace(new, path)

@@ -1,0 +1,145 @@
+"""Experiment files: every one builds, and every mistake is one line that names the field."""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+
+import ml_collections
+import pytest
+
+from experiments import common
+from nca_jax import config as configs
+from nca_jax.checkpoint import graft
+from nca_jax.errors import UserError
+
+EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
+WORDS = {
+    'quickstart': ['', 'arm=automata', 'arm=nca,parent=p', 'arm=only_attn,seed=3,parent=p,smoke'],
+    'nca_pretrain': ['', 'size=1b6,band=30-40,seed=1', 'recipe=release', 'recipe=release,smoke', 'size=10m'],
+    'language': [
+        '',
+        'corpus=codeparrot,path=p,tokenizer=t',
+        'parent=p,transfer=only_attn',
+        'parent=p,recipe=release,smoke',
+    ],
+}
+
+
+def experiment(name: str, words: str = '') -> ml_collections.ConfigDict:
+    return importlib.import_module(f'experiments.{name}').get_config(words)
+
+
+def test_every_file_is_listed():
+    files = {path.stem for path in EXPERIMENTS.glob('*.py')} - {'common', '__init__'}
+    assert files == set(WORDS)
+
+
+@pytest.mark.parametrize(('name', 'words'), [(name, words) for name, lines in WORDS.items() for words in lines])
+def test_every_experiment_builds_and_validates(name, words):
+    file = experiment(name, words)
+    assert file.is_locked
+    config = configs.resolve(file)
+    again = configs.from_dict(configs.to_dict(config))  # what run.json gives back
+    assert configs.to_dict(again) == configs.to_dict(config)
+    assert configs.identity(again, None) == configs.identity(config, None)
+    assert config.smoke == ('smoke' in words)
+
+
+def test_unknown_words_list_the_known():
+    with pytest.raises(ValueError, match=r"unknown word 'sise'.*knows size, band, recipe"):
+        experiment('nca_pretrain', 'sise=1b6')
+    with pytest.raises(ValueError, match="size = '2b': must be one of tiny, 10m"):
+        experiment('nca_pretrain', 'size=2b')
+    with pytest.raises(ValueError, match="seed = 'x': must be int"):
+        experiment('nca_pretrain', 'seed=x')
+
+
+def changed(path: str, value: object) -> configs.Config:
+    values = experiment('quickstart').to_dict()
+    *blocks, field = path.split('.')
+    block = values
+    for name in blocks:
+        block = block[name]
+    if value is None:
+        del block[field]
+    else:
+        block[field] = value
+    return configs.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ('path', 'value', 'said'),
+    [
+        ('model.wdith', 3, r'config.model.wdith = 3: unknown field; config.model has layers, width'),
+        ('model.width', None, r'config.model.width is missing'),
+        ('model.width', 1.5, r'config.model.width = 1.5: must be int, not float'),
+        ('model.width', True, r'config.model.width = True: must be int, not bool'),
+        ('model.heads', 3, r'config.model.heads = 3: must divide width 128'),
+        ('model.init.std', 0.0, r'config.model.init.std = 0.0: must be positive'),
+        ('optimizer.lr', -1, r'config.optimizer.lr = -1.0: must be positive'),
+        ('optimizer.schedule.final', 2.0, r'config.optimizer.schedule.final = 2.0'),
+        ('optimizer.decay', 'x', r"config.optimizer.decay = 'x': must be a tuple"),
+        ('train.keep', (3,), r'config.train.keep\[0\] = 3: must be str'),
+        ('train.accumulate', 3, r'config.train.accumulate = 3: must divide train.batch = 16'),
+        ('mesh', 3, r'config.mesh = 3: must be a block with data, fsdp, tensor'),
+        ('mesh.fsdp', 0, r'config.mesh.fsdp = 0: must be positive'),
+        ('stage', 'nlp', r"config.stage = 'nlp': must be 'nca' or 'text'"),
+        ('seed', -1, r'config.seed = -1'),
+        ('init_from', {'run': '', 'step': None, 'plan': ()}, r"config.init_from.run = ''"),
+        ('init_from', {'run': 'p', 'step': None, 'plan': (('.*', 'copy'),)}, r'the action must be one of carry'),
+    ],
+)
+def test_mistakes_are_one_line(path, value, said):
+    with pytest.raises(UserError, match=said) as error:
+        changed(path, value)
+    assert '\n' not in str(error.value)
+
+
+def test_identity_ignores_where_things_lie():
+    parent = {'identity': 'abc', 'step': 5}
+    config = changed('data.cache', '/elsewhere')
+    base = configs.resolve(experiment('quickstart'))
+    assert configs.identity(config, None) == configs.identity(base, None)
+    assert configs.identity(base, parent) != configs.identity(base, None)
+    assert configs.identity(base, parent | {'step': 6}) != configs.identity(base, parent)
+    assert configs.identity(changed('optimizer.lr', 1e-5), None) != configs.identity(base, None)
+    json.dumps(configs.to_dict(config))
+
+
+def test_named_plans_carry_what_they_say():
+    """Every plan, resolved against a model's own leaves, accounts for each and carries the parts of its name."""
+    from nca_jax.batch import Vocab
+    from nca_jax.model import transformer
+
+    model = configs.resolve(experiment('quickstart')).model
+    shapes = transformer.abstract_params(model, Vocab(300))
+    parts = {
+        'attn': {
+            'blocks/attn/q/kernel',
+            'blocks/attn/k/kernel',
+            'blocks/attn/v/kernel',
+            'blocks/attn/o/kernel',
+            'blocks/attn_norm/scale',
+        },
+        'mlp': {'blocks/mlp/gate/kernel', 'blocks/mlp/up/kernel', 'blocks/mlp/down/kernel', 'blocks/mlp_norm/scale'},
+        'norms': {'blocks/attn_norm/scale', 'blocks/mlp_norm/scale', 'final_norm/scale'},
+    }
+    body = parts['attn'] | parts['mlp'] | parts['norms']
+    expected = {'all': body}
+    expected |= {f'only_{name}': leaves for name, leaves in parts.items()}
+    expected |= {f'reinit_{name}': body - leaves for name, leaves in parts.items()}
+    for transfer, carried in expected.items():
+        plan = graft.parse(common.transfer_plan(transfer, writers=0.2))
+        resolved = graft.resolve(plan, shapes, shapes, 300, 300)
+        assert graft.wanted(resolved) == carried, transfer
+        for leaf in common.WRITERS.values():
+            if leaf in carried:
+                assert resolved.target[leaf][0].scale == 0.2, transfer
+    with pytest.raises(ValueError, match="transfer = 'half': must be one of all, only_attn"):
+        common.transfer_plan('half', 1.0)
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        configs.resolve(experiment('quickstart')).seed = 3

@@ -1,0 +1,101 @@
+"""The order of imports: layers import downwards only, within a rank only inside one folder."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / 'nca_jax'
+
+# The first prefix that fits decides; a module that fits none is an error, so that new ones must be placed.
+RANKS = {
+    'errors': 0,
+    'trees': 0,
+    'keys': 0,
+    'batch': 0,
+    'progress': 0,
+    'nca': 1,
+    'mesh': 1,
+    'model': 1,
+    'checkpoint.graft': 1,
+    'data': 2,
+    'train.duration': 2,
+    'train.optimizer': 2,
+    'train.state': 2,
+    'train.step': 2,
+    'checkpoint.store': 2,
+    'checkpoint.manifest': 2,
+    'evals': 3,
+    'train.metrics': 3,
+    'train.loop': 3,
+    'config': 4,
+    'run': 5,
+    'main': 6,
+    'study': 6,
+}
+APART = 'report'
+
+
+def modules() -> dict[str, pathlib.Path]:
+    """Every module but the packages' own files, which hold a docstring at most."""
+    paths = [path for path in sorted(PACKAGE.rglob('*.py')) if path.name != '__init__.py']
+    return {'.'.join(path.relative_to(PACKAGE).with_suffix('').parts): path for path in paths}
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """The modules of nca_jax that a file imports, without the package's name."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names |= {f'{node.module}.{alias.name}' for alias in node.names} | {node.module}
+    inside = {name.removeprefix('nca_jax.') for name in names if name.startswith('nca_jax.')}
+    return inside & modules().keys()
+
+
+def rank(module: str) -> int:
+    fitting = [prefix for prefix in RANKS if module == prefix or module.startswith(prefix + '.')]
+    assert fitting, f'{module} has no rank: place it in RANKS'
+    return RANKS[max(fitting, key=len)]
+
+
+@pytest.mark.parametrize('module', modules())
+def test_imports_go_down(module):
+    if module.split('.')[0] == APART:
+        assert {name for name in imports(modules()[module]) if name.split('.')[0] not in (APART, 'errors')} == set()
+        return
+    for imported in imports(modules()[module]):
+        if imported.split('.')[0] == APART:
+            assert module == 'study', f'{module} imports {imported}'
+        elif rank(imported) == rank(module):
+            folders = module.rpartition('.')[0].split('.')[0], imported.rpartition('.')[0].split('.')[0]
+            assert folders[0] == folders[1] != '', f'{module} imports {imported}'
+        else:
+            assert rank(imported) < rank(module), f'{module} imports {imported}'
+
+
+def test_evals_never_train():
+    for name, path in modules().items():
+        if name.startswith('evals'):
+            assert not any(imported.startswith('train') for imported in imports(path))
+
+
+def test_experiments_import_only_common():
+    for path in (ROOT / 'experiments').glob('*.py'):
+        nodes = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        names = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes}
+        assert names <= {'ml_collections', 'experiments', 'typing'}, path.name
+
+
+def test_core_needs_no_other_framework():
+    code = (
+        'import sys, nca_jax.main, nca_jax.study; '
+        "print([name for name in ('torch', 'tensorflow', 'transformers', 'wandb') if name in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, '-c', code], text=True).strip() == '[]'

@@ -1,0 +1,159 @@
+"""The complexity score and the sets of rules chosen by it."""
+
+import concurrent.futures
+import dataclasses
+import gzip
+import io
+import struct
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from nca_jax import keys
+from nca_jax.errors import FieldError, UserError
+from nca_jax.nca import bank, complexity
+from nca_jax.nca.config import NCAConfig
+from nca_jax.nca.rule import RuleSpec
+
+SCORE = complexity.ComplexityConfig(frames=4, bytes_per_token=1, level=9)
+CONFIG = NCAConfig(
+    rule=RuleSpec(6, 6, 3, 2, 4, 'spatial', 0.0, 1e-3, 'uniform', 'inverse_cdf', 'table'),
+    burn_in=2,
+    stride=1,
+    patch=2,
+    complexity=SCORE,
+    band=(0.8, 1.3),
+    rules_per_epoch=10,
+    trajectories_per_rule=1,
+    fresh_rules=True,
+    mask_grids=1,
+    candidates_per_rule=20,
+    block=16,
+)
+
+
+@pytest.mark.parametrize(('width', 'code'), [(1, 'B'), (2, 'H'), (4, 'i'), (8, 'q')])
+def test_ratio_is_that_of_a_gzip_file(width, code):
+    tokens = np.random.default_rng(0).integers(0, 200, 360).astype(np.int32)
+    raw = struct.pack(f'<360{code}', *tokens)
+    file = io.BytesIO()
+    with gzip.GzipFile('', 'wb', 9, file, mtime=0) as packed:
+        packed.write(raw)
+    config = complexity.ComplexityConfig(10, width, 9)
+    assert complexity.gzip_ratio(config, tokens) == len(file.getvalue()) / len(raw)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        ratios = complexity.gzip_ratios(config, np.stack([tokens, 0 * tokens]), pool)
+    assert ratios.tolist() == [complexity.gzip_ratio(config, row) for row in (tokens, 0 * tokens)]
+
+
+def test_bands_are_open():
+    assert complexity.in_band(np.array([0.2, 0.25, 0.3]), (0.2, 0.3)).tolist() == [False, True, False]
+
+
+def test_scores_are_those_of_the_patches_of_the_first_frames():
+    frames, tokens = bank.score_frames(CONFIG, keys.key(0), 'train', np.uint32(0), np.arange(16, dtype=np.uint32))
+    patches = np.asarray(frames, int).reshape(16, 4, 3, 2, 3, 2)
+    known = patches[..., 0, :, 0] + 3 * patches[..., 0, :, 1] + 9 * patches[..., 1, :, 0] + 27 * patches[..., 1, :, 1]
+    np.testing.assert_array_equal(tokens, known.reshape(16, -1))
+    raw = known.reshape(16, -1).astype(np.uint8)
+    ratios = [len(gzip.compress(row.tobytes(), 9, mtime=0)) / row.size for row in raw]
+    np.testing.assert_array_equal(
+        [r for r, _ in zip(bank.candidate_ratios(CONFIG, 0, 'train', 0), raw, strict=False)], ratios
+    )
+
+
+def test_a_bank_is_the_first_accepted_candidates_whatever_the_block():
+    found = bank.search(CONFIG, seed=0, split='train', epoch=0)
+    other = bank.search(dataclasses.replace(CONFIG, block=24), seed=0, split='train', epoch=0)
+    ratios = np.fromiter(
+        (r for r, _ in zip(bank.candidate_ratios(CONFIG, 0, 'train', 0), range(200), strict=False)), float
+    )
+    accepted = np.flatnonzero((ratios > 0.8) & (ratios < 1.3))[:10]
+    np.testing.assert_array_equal(found.index_R, accepted)
+    np.testing.assert_array_equal(found.ratios_R, ratios[accepted])
+    assert found.candidates == accepted[-1] + 1 == found.counts.sum() < 200
+    for field in dataclasses.fields(bank.Bank):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(other, field.name))
+
+
+def test_splits_epochs_and_seeds_have_other_rules():
+    def weights(seed, split, epoch):
+        make = lambda index: bank.candidate(CONFIG, keys.key(seed), split, np.uint32(epoch), index)['w1']  # noqa: E731
+        return np.asarray(jax.vmap(make)(np.arange(100, dtype=np.uint32))).reshape(100, -1)
+
+    sets = [weights(0, 'train', 0), weights(0, 'valid', 0), weights(0, 'train', 1), weights(1, 'train', 0)]
+    assert len(np.unique(np.concatenate(sets), axis=0)) == 400
+
+
+def test_an_unfillable_band_is_an_error_with_the_histogram():
+    with pytest.raises(
+        UserError, match=r'band = \(1.9, 2.0\): 0 of 10 train rules .* 200 candidates .* 0\.\d-0\.\d: \d+'
+    ):
+        bank.search(dataclasses.replace(CONFIG, band=(1.9, 2.0)), 0, 'train', 0)
+
+
+def test_a_saved_bank_is_reused_and_a_spoilt_one_named(tmp_path, monkeypatch):
+    seen = []
+    found = bank.bank(CONFIG, 0, 'train', 0, tmp_path, lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (10, 10)
+    [path] = (tmp_path / 'rules').iterdir()
+    monkeypatch.setattr(bank, 'search', lambda *_: pytest.fail('searched again'))
+    again = bank.bank(CONFIG, 0, 'train', 0, tmp_path)
+    for field in dataclasses.fields(bank.Bank):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(again, field.name))
+
+    whole = path.read_bytes()
+    with np.load(path) as arrays:
+        foreign = dict(arrays) | {'request': 'another'}
+    for spoil in (
+        lambda: path.write_bytes(whole[: len(whole) // 2]),
+        lambda: path.write_bytes(b''),
+        lambda: path.write_bytes(whole[:200] + bytes(50) + whole[250:]),
+        lambda: np.savez(path, index_R=np.arange(3)),
+        lambda: np.savez(path, **foreign),
+    ):
+        spoil()
+        with pytest.raises(UserError, match=path.name):
+            bank.bank(CONFIG, 0, 'train', 0, tmp_path)
+
+
+def paper_config(recipe):
+    wrap, temperature, start = {'paper': ('spatial', 1e-3, 'uniform'), 'release': ('channel_wrap', 1e-4, 'softmax')}[
+        recipe
+    ]
+    rule = RuleSpec(12, 12, 10, 4, 16, wrap, 0.0, temperature, start, 'inverse_cdf', 'table')
+    score = complexity.ComplexityConfig(10, 4, 9)
+    return dataclasses.replace(CONFIG, rule=rule, burn_in=10, complexity=score, band=(0.5, 1.0), block=512)
+
+
+# Shares of 600 random rules in <10, 10-20, 20-30, 30-40, 40-50, 50+ %, found with the released code's generator.
+SHARES = {
+    'release': (0.127, 0.063, 0.067, 0.092, 0.182, 0.470),
+    'paper': (0.133, 0.065, 0.057, 0.092, 0.163, 0.490),
+}
+
+
+@pytest.mark.parametrize('recipe', ['paper', 'release'])
+def test_shares_of_the_bands_are_the_published_ones(recipe):
+    ratios = [r for r, _ in zip(bank.candidate_ratios(paper_config(recipe), 0, 'train', 0), range(2048), strict=False)]
+    counts = np.histogram(ratios, (0, 0.1, 0.2, 0.3, 0.4, 0.5, 9))[0]
+    reference = np.round(np.array(SHARES[recipe]) * 600)
+    assert stats.chi2_contingency([counts, reference]).pvalue > 1e-3, counts / counts.sum()
+
+
+@pytest.mark.parametrize(
+    ('changes', 'named'),
+    [
+        ({'band': (0.3, 0.3)}, 'band'),
+        ({'patch': 4}, 'patch'),
+        ({'patch': 3}, 'bytes_per_token'),
+        ({'rules_per_epoch': 0}, 'rules_per_epoch'),
+        ({'mask_grids': -1}, 'mask_grids'),
+        ({'burn_in': -1}, 'burn_in'),
+    ],
+)
+def test_impossible_configs_are_named(changes, named):
+    with pytest.raises(FieldError, match=named):
+        dataclasses.replace(CONFIG, **changes)

@@ -1,0 +1,283 @@
+"""Whole runs: resumption to the bit, grafting from a parent, preemption, and what stops a run before it starts."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import quickstart
+from nca_jax import config as configs
+from nca_jax import main, run, trees
+from nca_jax import mesh as meshes
+from nca_jax.checkpoint.store import read_manifest
+from nca_jax.errors import UserError
+from nca_jax.train import loop
+
+WALL_CLOCK = ('time', 'tokens_per_s', 'seconds')
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory) -> pathlib.Path:
+    """A small corpus and the runs that tests share."""
+    folder = tmp_path_factory.mktemp('runs')
+    (folder / 'corpus').mkdir()
+    for number in range(60):
+        text = '\n'.join(f'def f{i}(x):\n    return x * {i} + {number}' for i in range(60))
+        (folder / 'corpus' / f'{number}.py').write_text(text)
+    return folder
+
+
+def config(cache: pathlib.Path, words: str, **changes) -> configs.Config:
+    """A smoke config of the quickstart over the small corpus; `train__stop='2 steps'` changes one field."""
+    file = quickstart.get_config(f'{words},smoke')
+    if file.stage == 'text':
+        file.data.update({'corpus': 'text_files', 'path': str(cache / 'corpus'), 'cache': str(cache / 'text')})
+    for path, value in changes.items():
+        block, field = path.split('__')
+        file[block][field] = value
+    return configs.resolve(file)
+
+
+def train(wanted: configs.Config, folder: pathlib.Path) -> pathlib.Path:
+    main.train(wanted, folder, loop.Preemption())
+    return folder
+
+
+@pytest.fixture(scope='module')
+def automata(cache) -> pathlib.Path:
+    return train(config(cache, 'arm=automata'), cache / 'automata')
+
+
+@pytest.fixture(scope='module')
+def scratch(cache) -> pathlib.Path:
+    return train(config(cache, 'arm=scratch'), cache / 'scratch')
+
+
+def metrics(folder: pathlib.Path) -> list[dict]:
+    """The records without what the clock says."""
+    records = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name not in WALL_CLOCK} for record in records]
+
+
+def checksums(folder: pathlib.Path) -> dict[str, int]:
+    return {row['path']: row['checksum'] for row in read_manifest(folder / 'checkpoints')['leaves']}
+
+
+def interrupt(monkeypatch, at: int, how) -> None:
+    """Calls `how` when the stream is asked for the batch of step `at`."""
+    build = run.build
+
+    def building(*args):
+        program = build(*args)
+
+        def stream(step):
+            if step == at:
+                how()
+            return program.stream(step)
+
+        return dataclasses.replace(program, stream=stream)
+
+    monkeypatch.setattr(run, 'build', building)
+
+
+class CrashError(Exception):
+    pass
+
+
+def crash():
+    raise CrashError
+
+
+@pytest.mark.parametrize('at', [2, 5])
+@pytest.mark.parametrize('words', ['arm=automata', 'arm=scratch'])
+def test_six_steps_equal_some_and_a_crash_and_the_rest(cache, automata, scratch, tmp_path, monkeypatch, words, at):
+    """The newest checkpoint is of step 3 or there is none yet; later metrics were already written."""
+    whole = automata if words == 'arm=automata' else scratch
+    with monkeypatch.context() as patched:
+        interrupt(patched, at=at, how=crash)
+        with pytest.raises(CrashError):
+            train(config(cache, words), tmp_path / 'run')
+    assert max(record['step'] for record in metrics(tmp_path / 'run')) == at - 1
+    train(config(cache, words), tmp_path / 'run')
+    assert metrics(tmp_path / 'run') == metrics(whole)
+    assert checksums(tmp_path / 'run') == checksums(whole)
+    train(config(cache, words), tmp_path / 'run')  # a finished run stays as it is
+    assert metrics(tmp_path / 'run') == metrics(whole)
+
+
+def test_sigterm_saves_and_exits_75(cache, scratch, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupt(patched, at=4, how=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit) as stopped:
+            train(config(cache, 'arm=scratch'), tmp_path / 'run')
+    assert stopped.value.code == 75
+    assert read_manifest(tmp_path / 'run' / 'checkpoints')['step'] == 5  # the update in flight is finished
+    train(config(cache, 'arm=scratch'), tmp_path / 'run')
+    assert metrics(tmp_path / 'run') == metrics(scratch)
+    assert checksums(tmp_path / 'run') == checksums(scratch)
+
+
+def test_a_loss_that_is_not_finite_names_its_step(cache, tmp_path):
+    wild = config(cache, 'arm=scratch', optimizer__lr=1e30, train__save_every='1 steps')
+    with pytest.raises(loop.NotFiniteError, match=r'step \d: .*stream\(\d\)') as error:
+        train(wild, tmp_path / 'run')
+    step = int(str(error.value)[5])
+    manifest = read_manifest(tmp_path / 'run' / 'checkpoints')
+    assert manifest['step'] < step
+    assert all(record['step'] < step for record in metrics(tmp_path / 'run'))
+
+
+def params_of(folder: pathlib.Path) -> dict:
+    mesh = meshes.make_mesh(meshes.MeshConfig(-1, 1, 1))
+    return trees.flatten(jax.device_get(run.load(folder, mesh)[1]))
+
+
+def test_a_transfer_carries_what_its_plan_says(cache, automata, tmp_path):
+    """Step 0 of the child: attention is the parent's to the bit (writers at a fifth), the rest fresh."""
+    child = config(cache, f'arm=only_attn,parent={automata}', train__stop='0 steps')
+    mesh = meshes.make_mesh(child.mesh)
+    program = run.build(child, mesh, tmp_path)
+    fresh = jax.device_get(program.init().params)
+    carried, lineage = run.carry(
+        program, program.init().params, run.parent_manifest(child.init_from), say=lambda line: None
+    )
+    parent = params_of(automata)
+    for path, leaf in trees.flatten(jax.device_get(carried)).items():
+        if path == 'blocks/attn/o/kernel':
+            np.testing.assert_array_equal(leaf, parent[path] * np.float32(0.2))
+        elif path.startswith('blocks/attn'):
+            np.testing.assert_array_equal(leaf, parent[path])
+        else:
+            np.testing.assert_array_equal(leaf, trees.flatten(fresh)[path])
+            if 'kernel' in path or 'table' in path:
+                assert leaf.shape != parent[path].shape or not np.array_equal(leaf, parent[path])
+    assert (lineage['step'], lineage['tokens']) == (6, 6 * 8 * 64)
+    # Paired arms: scratch at the same seed and scales starts from the very leaves that are fresh here.
+    scratch_config = dataclasses.replace(config(cache, 'arm=scratch'), model=child.model)
+    scratch = run.build(scratch_config, mesh, tmp_path).init().params
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(scratch), fresh)
+
+
+def test_arms_see_the_same_text(cache, automata, tmp_path):
+    arms = [config(cache, 'arm=scratch'), config(cache, f'arm=nca,parent={automata}')]
+    first, second = (run.build(arm, meshes.make_mesh(arm.mesh), tmp_path).stream for arm in arms)
+    for step in (0, 5):
+        np.testing.assert_array_equal(first(step).inputs_BxL, second(step).inputs_BxL)
+    other = run.build(dataclasses.replace(arms[0], seed=1), meshes.make_mesh(arms[0].mesh), tmp_path).stream
+    assert not np.array_equal(first(0).inputs_BxL, other(0).inputs_BxL)
+
+
+def test_a_run_leaves_what_its_report_needs(automata, scratch):
+    record = run.read_record(automata)
+    assert record['stage'] == 'nca'
+    assert record['config']['smoke'] is True
+    assert {path.name for path in automata.iterdir()} >= {
+        'automata.npz',
+        'complexity.json',
+        'metrics.jsonl',
+        'tensorboard',
+    }
+    kinds = [(row['kind'], row['step']) for row in metrics(scratch)]
+    assert kinds[0] == ('eval', 0)
+    assert kinds[-2:] == [('eval', 6), ('done', 6)]
+    assert [step for kind, step in kinds if kind == 'eval'] == [0, 3, 6]
+
+
+def test_evaluation_alone_is_a_run_of_zero_steps(cache, scratch, tmp_path):
+    alone = quickstart.get_config(f'arm=nca,parent={scratch},smoke')
+    alone.data.update({'corpus': 'text_files', 'path': str(cache / 'corpus'), 'cache': str(cache / 'text')})
+    alone.train.stop = '0 steps'
+    alone.init_from.plan = (('.*', 'carry'),)
+    train(configs.resolve(alone), tmp_path / 'run')
+    (evaluated, done) = metrics(tmp_path / 'run')
+    assert evaluated['loss'] == metrics(scratch)[-2]['loss']
+    assert done['kind'] == 'done'
+
+
+def refuse(wanted: configs.Config, folder: pathlib.Path, said: str) -> None:
+    """The run is refused with one line, and nothing in its folder changes."""
+
+    def stamps() -> dict:
+        return {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+
+    before = stamps()
+    with pytest.raises(UserError, match=said) as error:
+        train(wanted, folder)
+    assert '\n' not in str(error.value)
+    assert stamps() == before
+
+
+def test_what_stops_a_run_before_it_starts(cache, automata, scratch, tmp_path):
+    new = tmp_path / 'new'
+    refuse(config(cache, 'arm=scratch', optimizer__lr=3e-4), scratch, 'holds the run of another config')
+    (tmp_path / 'foreign').mkdir()
+    (tmp_path / 'foreign' / 'thesis.tex').write_text('')
+    refuse(config(cache, 'arm=scratch'), tmp_path / 'foreign', 'not a run: it holds thesis.tex')
+    refuse(config(cache, 'arm=nca,parent=nowhere'), new, 'nowhere/checkpoints: no such folder')
+    (tmp_path / 'empty' / 'checkpoints').mkdir(parents=True)
+    refuse(config(cache, f'arm=nca,parent={tmp_path}/empty'), new, 'no valid checkpoint')
+    refuse(config(cache, 'arm=scratch', train__batch=12), new, r'config.train.batch = 12: .*multiple of 8 devices')
+    refuse(config(cache, 'arm=scratch', mesh__tensor=8), new, r'config.model.heads = 2: .*mesh.tensor = 8')
+    refuse(config(cache, 'arm=scratch', train__stop='soon'), new, r"config.train.stop = 'soon'")
+    assert not new.exists()
+
+
+def test_a_plan_that_leaves_a_leaf_uncovered(cache, automata, tmp_path):
+    child = config(cache, f'arm=nca,parent={automata}', init_from__plan=(('blocks/.*', 'carry'), ('embed/.*', 'fresh')))
+    with pytest.raises(UserError, match='no entry covers final_norm/scale'):
+        train(child, tmp_path / 'run')
+    assert not (tmp_path / 'run' / 'metrics.jsonl').exists()
+
+
+def test_an_unfinished_parent_must_be_named_by_step(cache, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupt(patched, at=4, how=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            train(config(cache, 'arm=automata', train__stop='7 steps'), tmp_path / 'parent')
+    child = config(cache, f'arm=nca,parent={tmp_path}/parent')
+    with pytest.raises(UserError, match='is at step 5 of 7: finish it, or name the step'):
+        train(child, tmp_path / 'run')
+    by_step = config(cache, f'arm=nca,parent={tmp_path}/parent', init_from__step=5, train__stop='0 steps')
+    train(by_step, tmp_path / 'run')
+
+
+def test_two_processes_do_not_share_a_folder(cache, tmp_path):
+    with main.owned(tmp_path / 'run', 'x'), pytest.raises(UserError, match='in use by another process'):
+        train(config(cache, 'arm=scratch'), tmp_path / 'run')
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        (['--config=experiments/quickstart.py:colour=red'], "unknown word 'colour'"),
+        (['--config=experiments/quickstart.py', '--config.model.wdith=3'], 'wdith'),
+        (['--config=experiments/nowhere.py:seed=1'], '--config=experiments/nowhere.py: no such file'),
+        (['--config=experiments/quickstart.py:arm=nca,parent=nowhere,smoke'], 'nowhere/checkpoints: no such folder'),
+        (
+            ['--config=experiments/quickstart.py', '--config.model.heads=3'],
+            'config.model.heads = 3: must divide width 128',
+        ),
+        ([], '--config'),
+    ],
+)
+def test_the_command_line_says_one_line_and_exits_2(tmp_path, arguments, said):
+    command = [sys.executable, '-m', 'nca_jax.main', f'--workdir={tmp_path / "run"}', *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1])
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (tmp_path / 'run').exists()
+
+
+def test_help_is_useful():
+    command = [sys.executable, '-m', 'nca_jax.main', '--help']
+    done = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1])
+    assert '--workdir' in done.stdout
+    assert 'experiments/nca_pretrain.py' in done.stdout

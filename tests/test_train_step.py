@@ -1,0 +1,132 @@
+"""One update: accumulation, meshes, and a golden loss."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from nca_jax import mesh as meshes
+from nca_jax.batch import Batch
+from nca_jax.errors import FieldError, UserError
+from nca_jax.model import transformer
+from nca_jax.train.optimizer import OptimizerConfig, ScheduleConfig, make_optimizer
+from nca_jax.train.state import init_state
+from nca_jax.train.step import loss_and_grads, make_sum_loss, make_train_step
+from tests.test_model import CONFIG, VOCAB
+
+MODEL = dataclasses.replace(CONFIG, layers=2, heads=4, length=16, remat=True, unroll=1)
+OPTIMIZER = OptimizerConfig(
+    'adamw', 1e-2, 0.9, 0.95, 1e-8, 1e-2, ('.*kernel',), 1.0, 'mean', ScheduleConfig('2 steps', '10 steps', 0.1)
+)
+GOLDEN_LOSSES = (7.21168, 7.21168, 6.57220)
+
+
+@functools.cache
+def batch() -> Batch:
+    """16 rows whose loss weights differ from row to row and within a row."""
+    keys = jax.random.split(jax.random.key(1), 3)
+    inputs, targets = (jax.random.randint(key, (16, 16), 0, VOCAB.size) for key in keys[:2])
+    weights = (jax.random.uniform(keys[2], (16, 16)) < np.linspace(0.1, 1, 16)[:, None]).astype(np.float32)
+    return Batch(inputs, targets, weights)
+
+
+@functools.cache
+def params() -> dict:
+    return transformer.init_params(MODEL, VOCAB, jax.random.key(0))
+
+
+@functools.cache
+def gradients(accumulate: int, shape: tuple[int, int, int] = (1, 1, 1)):
+    mesh = meshes.make_mesh(meshes.MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
+    shardings = meshes.param_shardings(mesh, transformer.logical_axes(MODEL, VOCAB), params())
+    sum_loss = make_sum_loss(MODEL, VOCAB)
+    with meshes.use(mesh):
+        placed = jax.device_put(params(), shardings), jax.device_put(batch(), meshes.batch_sharding(mesh))
+        return jax.jit(lambda p, b: loss_and_grads(sum_loss, p, b, None, accumulate))(*placed)
+
+
+def assert_same(found, expected):
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
+        error = np.linalg.norm(np.asarray(ours) - np.asarray(theirs)) / np.linalg.norm(theirs)
+        assert error < 1e-5
+
+
+@pytest.mark.parametrize('accumulate', [2, 8])
+def test_accumulation_equals_the_full_batch(accumulate):
+    """With weights that differ between micro-batches, a mean of their means would be wrong."""
+    assert_same(gradients(accumulate), gradients(1))
+
+
+@pytest.mark.parametrize('shape', [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)])
+def test_every_mesh_gives_the_same_gradients(shape):
+    assert_same(gradients(1, shape), gradients(1))
+
+
+def test_accumulation_on_a_mesh():
+    assert_same(gradients(2, (2, 2, 2)), gradients(1))
+
+
+@functools.cache
+def losses(dropout: float, shape: tuple[int, int, int] = (1, 1, 1)) -> tuple[float, ...]:
+    """The losses of three updates on one batch."""
+    model = dataclasses.replace(MODEL, dropout=dropout)
+    mesh = meshes.make_mesh(meshes.MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
+    optimizer = make_optimizer(OPTIMIZER, 256)
+    step = make_train_step(make_sum_loss(model, VOCAB), optimizer, seed=0, dropout=dropout > 0, accumulate=2)
+    state = init_state(params(), optimizer)
+    found = []
+    with meshes.use(mesh):
+        placed = jax.device_put(batch(), meshes.batch_sharding(mesh))
+        jitted = jax.jit(step)
+        for _ in range(3):
+            state, metrics = jitted(state, placed)
+            found.append(float(metrics['loss']))
+    assert int(state.step) == 3
+    return tuple(found)
+
+
+def test_dropout_is_the_same_on_one_device_and_eight():
+    np.testing.assert_allclose(losses(0.3, (8, 1, 1)), losses(0.3), rtol=1e-5)
+    assert abs(losses(0.3)[0] - losses(0.0)[0]) > 1e-3
+
+
+def test_golden_losses():
+    assert losses(0.0) == pytest.approx(GOLDEN_LOSSES, rel=1e-4), (
+        'the arithmetic of a training step has changed: update GOLDEN_LOSSES only in a commit that means to change '
+        'initialisation, loss, optimizer or schedule, and say so there'
+    )
+
+
+@pytest.mark.parametrize(('scale', 'length'), [(1.0, 1.0), (1.5, 1.5), (4.0, 2.0)])
+def test_summed_gradients_meet_the_clip_at_a_fraction(scale, length):
+    """In units of the mean gradient's norm: the clip lies at 2, and the gradient is summed before it gets there."""
+    mean_norm = float(optax.tree.norm(gradients(1)[1]))
+    optimizer = optax.chain(optax.clip_by_global_norm(2 * mean_norm), optax.sgd(1.0))
+    step = make_train_step(make_sum_loss(MODEL, VOCAB), optimizer, seed=0, dropout=False, gradient_scale=scale)
+    state, metrics = jax.jit(step)(init_state(params(), optimizer), batch())
+    moved = jax.tree.map(lambda new, old: new - old, state.params, params())
+    assert float(optax.tree.norm(moved)) / mean_norm == pytest.approx(length, rel=1e-4)
+    assert float(metrics['grad_norm']) == pytest.approx(mean_norm, rel=1e-4)
+
+
+def test_large_leaves_must_be_split(monkeypatch):
+    monkeypatch.setattr(meshes, 'LARGE_LEAF_BYTES', 100)
+    mesh = meshes.make_mesh(meshes.MeshConfig(4, 1, 2))
+    with pytest.raises(UserError, match='blocks/attn_norm/scale: 128 bytes are split by neither'):
+        meshes.param_shardings(mesh, transformer.logical_axes(MODEL, VOCAB), params())
+
+
+def test_sizes_that_do_not_divide_are_named():
+    mesh = meshes.make_mesh(meshes.MeshConfig(1, 1, 8))
+    with pytest.raises(UserError, match=r'blocks/attn/k/kernel: axis of size 4 .* tensor = 8'):
+        meshes.param_shardings(mesh, transformer.logical_axes(MODEL, VOCAB), params())
+
+
+@pytest.mark.parametrize('shape', [(3, 1, 1), (-1, 3, 1), (2, 2, 1)])
+def test_meshes_use_every_device(shape):
+    with pytest.raises(FieldError, match='8 devices'):
+        meshes.make_mesh(meshes.MeshConfig(*shape))
