@@ -18,25 +18,32 @@ from experiments import common
 ARMS = ('automata', 'scratch', 'nca', 'only_attn')
 TRANSFER = {'nca': 'all', 'only_attn': 'only_attn'}
 
-# scratch and nca each at the best that was tried for it; only_attn, untuned, has nca's (README.md beside this file).
-TABLE_STD = {'automata': 0.04, 'scratch': 0.16, 'nca': 0.04, 'only_attn': 0.04}
+# Peak learning rate and standard deviation of the fresh tables: of each arm the best in the grid, which is the same for
+# all (`bash launch/quickstart.sh grid` runs it; README.md beside this file has the losses).
+BEST = {'automata': (1e-3, 0.04), 'scratch': (4e-3, 0.16), 'nca': (4e-3, 0.04), 'only_attn': (4e-3, 0.04)}
+GRID = [(lr, tables) for lr in (2e-3, 4e-3, 8e-3) for tables in (0.01, 0.04, 0.16, 0.64)]
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """Words: arm, seed, parent (the folder of the automata run, for the arms that need one), smoke."""
-    words = common.words(arg, arm='scratch', seed=0, parent='', smoke=False)
-    common.choose(dict.fromkeys(ARMS), words.arm, 'arm')
+    """Words: arm, seed, parent (the folder of the automata run, for the arms that need one), lr and tables (a point of
+    the grid; 0 is the arm's best), smoke."""
+    words = common.words(arg, arm='scratch', seed=0, parent='', lr=0.0, tables=0.0, smoke=False)
+    lr, tables = common.choose(BEST, words.arm, 'arm')
+    at_best = not (words.lr or words.tables)
+    words.update({'lr': words.lr or lr, 'tables': words.tables or tables})
     config = automata(words) if words.arm == 'automata' else language(words)
+    if not at_best:
+        config.arm += f' lr={words.lr:g} tables={words.tables:g}'
     if words.smoke:
         common.shrink(config)
     return config
 
 
-def model(arm: str) -> ConfigDict:
+def model(table_std: float) -> ConfigDict:
     """1.3M parameters: small enough for a core, large enough to infer a rule in context."""
     config = common.model('tiny', length=256, dropout=0.0)
     config.update({'layers': 4, 'width': 128, 'heads': 4, 'ffn': 512, 'remat': False, 'unroll': 4, 'dtype': 'float32'})
-    config.init.update({'residual': 'scaled', 'table_std': TABLE_STD[arm], 'head': 'normal'})
+    config.init.update({'residual': 'scaled', 'table_std': table_std, 'head': 'normal'})
     return config
 
 
@@ -53,8 +60,8 @@ def automata(words: ConfigDict) -> ConfigDict:
         seed=words.seed,
         smoke=words.smoke,
         data=data,
-        model=model(words.arm),
-        optimizer=optimizer(lr=1e-3, horizon='1000 steps'),
+        model=model(words.tables),
+        optimizer=optimizer(lr=words.lr, horizon='1000 steps'),
         train=loop(stop='1000 steps', every='100 steps'),
         eval={'batch': 2, 'batches': 64},
     )
@@ -70,8 +77,8 @@ def language(words: ConfigDict) -> ConfigDict:
         seed=words.seed,
         smoke=words.smoke,
         data=common.text('python_stdlib', vocab_size=1024),
-        model=model(words.arm),
-        optimizer=optimizer(lr=4e-3, horizon='400 steps'),
+        model=model(words.tables),
+        optimizer=optimizer(lr=words.lr, horizon='400 steps'),
         train=loop(stop='400 steps', every='50 steps'),
         eval={'batch': 2, 'batches': 128},
         init_from=plan and common.init_from(words.parent, plan),
@@ -86,17 +93,30 @@ def loop(*, stop: str, every: str) -> ConfigDict:
 
 
 def optimizer(*, lr: float, horizon: str) -> ConfigDict:
-    """AdamW with decay 1e-4 and clip 1.0, cosine to a tenth after 10 % of warm-up. The rate is scratch's best."""
+    """AdamW with decay 1e-4 and clip 1.0, cosine to a tenth after 10 % of warm-up."""
     config = common.adamw(lr, warmup='10%', horizon=horizon, final=0.1, weight_decay=1e-4)
     config.update({'b2': 0.95, 'clip': 1.0})
     return config
 
 
-def study(smoke: bool) -> dict[str, str]:
-    """Every arm at every seed; four paired seeds (experiments/README.md says what they can show)."""
+def paired(seeds: range, words: str = '') -> dict[str, str]:
+    """Every arm at every seed."""
     runs = {}
-    for seed in range(2 if smoke else 4):
+    for seed in seeds:
         for arm in ARMS:
             parent = f',parent=automata-{seed}' if arm in TRANSFER else ''
-            runs[f'{arm}-{seed}'] = f'arm={arm},seed={seed}{parent}' + ',smoke' * smoke
+            runs[f'{arm}-{seed}'] = f'arm={arm},seed={seed}{parent}{words}'
     return runs
+
+
+def grid(seed: int) -> dict[str, str]:
+    """Every arm of the second stage at every point of the grid."""
+    runs = {f'automata-{seed}': f'arm=automata,seed={seed}'}
+    for arm in ARMS[1:]:
+        parent = f',parent=automata-{seed}' if arm in TRANSFER else ''
+        for lr, tables in GRID:
+            runs[f'{arm}-{lr:g}-{tables:g}'] = f'arm={arm},seed={seed}{parent},lr={lr},tables={tables}'
+    return runs
+
+
+STUDIES = {'main': paired(range(4)), 'smoke': paired(range(2), ',smoke'), 'grid': grid(seed=100)}

@@ -1,7 +1,7 @@
 """Runs a study, several runs at a time: `python -m nca_jax.study experiments/quickstart.py [smoke] [--out=DIR]`.
 
-A study is an experiment file with a function `study(smoke) -> {run name: words}`; `parent=NAME` among the words names
-another run of the study, which is then trained first. Finished runs are reused and interrupted ones resumed, so the
+An experiment file's STUDIES are `{study: {run: words}}`; `parent=RUN` among the words names another run of the study,
+which is then trained first. Finished runs are reused and interrupted ones resumed, so the
 same command goes on wherever it was stopped. At the end the report is written and its table printed.
 """
 
@@ -23,11 +23,12 @@ import rich.progress
 
 from nca_jax import config as configs
 from nca_jax import run
-from nca_jax.errors import UserError
+from nca_jax.errors import UserError, check
 from nca_jax.report import __main__ as report
 from nca_jax.train.duration import to_steps
 from nca_jax.train.loop import EXIT_PREEMPTED
 
+MAIN = 'main'
 POLL_SECONDS = 1.0
 LINE_SECONDS = 60.0
 PR_SET_PDEATHSIG = 1
@@ -65,21 +66,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         'file', type=pathlib.Path, help='an experiment file with a study, e.g. experiments/quickstart.py'
     )
-    parser.add_argument('smoke', nargs='?', choices=['smoke'], help='every part at a size that says nothing')
-    parser.add_argument('--out', type=pathlib.Path, help='folder of the runs and the report (runs/NAME[-smoke])')
+    parser.add_argument('study', nargs='?', default=MAIN, help=f"one of the file's STUDIES, e.g. smoke ({MAIN})")
+    parser.add_argument('--out', type=pathlib.Path, help='folder of the runs and the report (runs/FILE[-STUDY])')
     parser.add_argument('--workers', type=int, help='runs at a time (one per core; 1 with an accelerator)')
     args = parser.parse_args(argv)
     try:
-        return run_study(args.file, bool(args.smoke), args.out, args.workers)
+        return run_study(args.file, args.study, args.out, args.workers)
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
 
 
-def run_study(file: pathlib.Path, smoke: bool, out: pathlib.Path | None, workers: int | None) -> int:
+def run_study(file: pathlib.Path, study: str, out: pathlib.Path | None, workers: int | None) -> int:
     """Trains what isn't trained yet, then writes the report."""
     start = time.time()
-    out = out or pathlib.Path('runs') / (file.stem + '-smoke' * smoke)
+    out = out or pathlib.Path('runs') / (file.stem if study == MAIN else f'{file.stem}-{study}')
     # One process a core: small matrices don't gain from a second one, and results don't depend on how many there are.
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str((out / 'compiled').absolute()))
@@ -87,7 +88,7 @@ def run_study(file: pathlib.Path, smoke: bool, out: pathlib.Path | None, workers
     os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')
     on_cpu = os.environ['JAX_PLATFORMS'] == 'cpu'
     cores = sorted(os.sched_getaffinity(0)) if on_cpu and hasattr(os, 'sched_getaffinity') else []
-    jobs = make_jobs(file, load_module(file), smoke, out)
+    jobs = make_jobs(file, study, out)
     todo = [job for job in jobs if not is_finished(job)]
     print(f'{file.stem}: {len(jobs)} runs in {out}, {len(jobs) - len(todo)} of them finished before', flush=True)
     code = train_all(jobs, todo, workers or len(cores) or 1, cores)
@@ -97,10 +98,11 @@ def run_study(file: pathlib.Path, smoke: bool, out: pathlib.Path | None, workers
     return code
 
 
-def make_jobs(file: pathlib.Path, module: ModuleType, smoke: bool, out: pathlib.Path) -> list[Job]:
+def make_jobs(file: pathlib.Path, study: str, out: pathlib.Path) -> list[Job]:
     """The study's runs in its own order, parents before children."""
-    jobs = []
-    for name, words in module.study(smoke).items():
+    jobs, module = [], load_module(file)
+    check(study in module.STUDIES, 'study', study, f'{file} has {", ".join(module.STUDIES)}')
+    for name, words in module.STUDIES[study].items():
         parent = next((word.removeprefix('parent=') for word in words.split(',') if word.startswith('parent=')), None)
         if parent is not None:
             words = words.replace(f'parent={parent}', f'parent={out / parent}')
@@ -215,8 +217,8 @@ def load_module(file: pathlib.Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, 'study'):
-        raise UserError(f'{file}: has no study(smoke); train it with python -m nca_jax.main --config={file}')
+    if not hasattr(module, 'STUDIES'):
+        raise UserError(f'{file}: has no STUDIES; train it with python -m nca_jax.main --config={file}')
     return module
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import math
+import pathlib
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,6 +115,19 @@ def test_parameter_count_in_closed_form():
 def test_logits_equal_the_equations():
     expected = reference_logits(params(), tokens(), CONFIG)
     np.testing.assert_allclose(logits()[..., : VOCAB.size], expected[..., : VOCAB.size], rtol=1e-4, atol=1e-5)
+
+
+def test_logits_equal_hugging_faces_llama():
+    golden = dict(np.load(pathlib.Path(__file__).parent / 'golden' / 'llama.npz'))
+    tokens_BxL, logits_BxLxV = golden.pop('tokens'), golden.pop('logits')
+    assert 'transformers' in str(golden.pop('about'))
+    vocab = Vocab(logits_BxLxV.shape[-1])
+    padding = vocab.padded - vocab.size
+    golden['embed/table'] = np.pad(golden['embed/table'], ((0, padding), (0, 0)))
+    golden['head/kernel'] = np.pad(golden['head/kernel'], ((0, 0), (0, padding)))
+    config = dataclasses.replace(CONFIG, layers=2, ffn=24, unroll=2)
+    found = transformer.apply(config, flax.traverse_util.unflatten_dict(golden, sep='/'), tokens_BxL, vocab)
+    np.testing.assert_allclose(found[..., : vocab.size], logits_BxLxV, rtol=1e-4, atol=1e-4)
 
 
 def test_padded_logits_are_masked():

@@ -65,7 +65,7 @@ def test_a_study_killed_in_each_stage_ends_the_same(tmp_path):
 
 def test_parents_come_first_and_words_name_their_folders(tmp_path):
     file = ROOT / 'experiments' / 'quickstart.py'
-    jobs = study.make_jobs(file, study.load_module(file), True, tmp_path)
+    jobs = study.make_jobs(file, 'smoke', tmp_path)
     names = [job.name for job in jobs]
     for job in jobs:
         if job.parent:
@@ -76,7 +76,7 @@ def test_parents_come_first_and_words_name_their_folders(tmp_path):
 
 def test_a_finished_run_of_another_config_is_refused(tmp_path):
     file = ROOT / 'experiments' / 'quickstart.py'
-    job = study.make_jobs(file, study.load_module(file), True, tmp_path)[0]
+    job = study.make_jobs(file, 'smoke', tmp_path)[0]
     assert not study.is_finished(job)
     job.folder.mkdir()
     (job.folder / 'metrics.jsonl').write_text(json.dumps({'kind': 'done', 'step': 6, 'tokens': 3072}) + '\n{"half')
@@ -87,7 +87,11 @@ def test_a_finished_run_of_another_config_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ('arguments', 'said'),
-    [(['experiments/nowhere.py'], 'no such experiment file'), (['experiments/nca_pretrain.py'], 'has no study')],
+    [
+        (['experiments/nowhere.py'], 'no such experiment file'),
+        (['experiments/nca_pretrain.py'], 'has no STUDIES'),
+        (['experiments/quickstart.py', 'smok'], "study = 'smok': experiments/quickstart.py has main, smoke, grid"),
+    ],
 )
 def test_bad_studies_are_one_line(arguments, said, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
