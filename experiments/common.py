@@ -131,13 +131,13 @@ def automata(recipe: str, band: str) -> ConfigDict:
     )
 
 
-def text(corpus: str, *, vocab_size: int, path: str = '', tokenizer: str = '') -> ConfigDict:
+def text(corpus: str, *, vocab_size: int, path: str = '', field: str = '', tokenizer: str = '') -> ConfigDict:
     """Text by its corpus, with a given tokenizer.json or a byte-level BPE of `vocab_size` that is trained on it."""
     return ConfigDict(
         {
             'corpus': corpus,
             'path': path,
-            'field': '',
+            'field': field,
             'encoding_errors': 'replace',
             'tokenizer': tokenizer,
             'vocab_size': 0 if tokenizer else vocab_size,

@@ -1,10 +1,13 @@
 """Stage 2, language modelling from scratch or from an automata run (arXiv 2603.10055, section on pre-training).
 
-    python -m nca_jax.main --config=experiments/language.py:size=1b6,parent=runs/nca-1b6,path=DIR,tokenizer=FILE \
-        --workdir=runs/owt-nca-1b6
+    python -m nca_jax.main --workdir=runs/owt-nca-1b6 \
+        --config=experiments/language.py:size=1b6,corpus=openwebtext,path=DIR,tokenizer=FILE,parent=runs/nca-1b6
 
-`path` is your copy of the published files and `tokenizer` GPT-2's tokenizer.json. Published final perplexities at 1b6,
-scratch against automata: openwebtext 14.66 / 13.82, openwebmath 8.11 / 7.70, codeparrot 1.92 / 1.84.
+`path` is your copy of the published files and `tokenizer` GPT-2's tokenizer.json. Your own text trains with
+corpus=text_files,path=DIR, a dataset of TFDS with corpus=tfds:NAME,path=DIR,field=FEATURE.
+
+Published final perplexities at 1b6, scratch against automata: openwebtext 14.66 / 13.82, openwebmath 8.11 / 7.70,
+codeparrot 1.92 / 1.84.
 """
 
 from ml_collections import ConfigDict
@@ -19,17 +22,20 @@ STAGES = {
     'c4': ('164M tokens', 5e-4, '10%', 0.0),
     'python_stdlib': ('20M tokens', 1e-3, '10%', 1e-4),
     'python_docs': ('20M tokens', 1e-3, '10%', 1e-4),
+    'text_files': ('20M tokens', 1e-3, '10%', 1e-4),
+    'tfds': ('20M tokens', 1e-3, '10%', 1e-4),
 }
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """Words: size, corpus, path, tokenizer, parent (an automata run; none is scratch), transfer, writers, recipe,
-    seed, smoke."""
+    """Words: size, corpus, path, field, tokenizer, parent (an automata run; none is scratch), transfer, writers,
+    recipe, seed, smoke."""
     words = common.words(
         arg,
         size='400m',
         corpus='python_stdlib',
         path='',
+        field='',
         tokenizer='',
         parent='',
         transfer='all',
@@ -39,7 +45,7 @@ def get_config(arg: str = '') -> ConfigDict:
         smoke=False,
     )
     release = common.choose({'paper': False, 'release': True}, words.recipe, 'recipe')
-    tokens, lr, warmup, decay = common.choose(STAGES, words.corpus, 'corpus')
+    tokens, lr, warmup, decay = common.choose(STAGES, words.corpus.partition(':')[0], 'corpus')
     model = common.model(words.size, length=1024, dropout=0.1)
     model.tied = not release
     model.init.table_std = 1.0 if release else 0.02
@@ -53,7 +59,7 @@ def get_config(arg: str = '') -> ConfigDict:
         stage='text',
         seed=words.seed,
         smoke=words.smoke,
-        data=common.text(words.corpus, vocab_size=4096, path=words.path, tokenizer=words.tokenizer),
+        data=common.text(words.corpus, vocab_size=4096, path=words.path, field=words.field, tokenizer=words.tokenizer),
         model=model,
         optimizer=optimizer,
         train=common.loop(batch=512, stop=tokens),

@@ -48,7 +48,7 @@ def model(table_std: float) -> ConfigDict:
 
 
 def automata(words: ConfigDict) -> ConfigDict:
-    """4.1M tokens of 8 x 8 automata in 4 colours, a rule for each sequence, gzip ratio (uint8) 0.16 to 0.5."""
+    """2.0M tokens of 8 x 8 automata in 4 colours, a rule for each sequence, gzip ratio (uint8) 0.16 to 0.5."""
     data = common.automata('paper', '50+')
     data.rule.update({'height': 8, 'width': 8, 'colours': 4, 'temperature': 1e-4})
     data.complexity.bytes_per_token = 1
@@ -61,14 +61,14 @@ def automata(words: ConfigDict) -> ConfigDict:
         smoke=words.smoke,
         data=data,
         model=model(words.tables),
-        optimizer=optimizer(lr=words.lr, horizon='1000 steps'),
-        train=loop(stop='1000 steps', every='100 steps'),
+        optimizer=optimizer(lr=words.lr, horizon='500 steps'),
+        train=loop(stop='500 steps', every='100 steps'),
         eval={'batch': 2, 'batches': 64},
     )
 
 
 def language(words: ConfigDict) -> ConfigDict:
-    """1.6M tokens of the standard library's source, from a fresh model or from the automata's."""
+    """0.8M tokens of the standard library's source, from a fresh model or from the automata's."""
     plan = common.transfer_plan(TRANSFER[words.arm], writers=0.2) if words.arm in TRANSFER else None
     return common.experiment(
         name='quickstart',
@@ -78,8 +78,8 @@ def language(words: ConfigDict) -> ConfigDict:
         smoke=words.smoke,
         data=common.text('python_stdlib', vocab_size=1024),
         model=model(words.tables),
-        optimizer=optimizer(lr=words.lr, horizon='400 steps'),
-        train=loop(stop='400 steps', every='50 steps'),
+        optimizer=optimizer(lr=words.lr, horizon='200 steps'),
+        train=loop(stop='200 steps', every='40 steps'),
         eval={'batch': 2, 'batches': 128},
         init_from=plan and common.init_from(words.parent, plan),
     )

@@ -20,6 +20,8 @@ WORDS = {
     'language': [
         '',
         'corpus=codeparrot,path=p,tokenizer=t',
+        'corpus=text_files,path=p,field=text,size=tiny',
+        'corpus=tfds:gsm8k,path=p,field=question,smoke',
         'parent=p,transfer=only_attn',
         'parent=p,recipe=release,smoke',
     ],

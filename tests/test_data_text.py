@@ -125,14 +125,14 @@ def test_batches_are_made_under_the_transfer_guard(prepared):
         stream(0)
 
 
-def test_an_evaluation_range_scores_each_window_once_in_order(prepared):
-    for windows in (None, 5, 8):
+def test_an_evaluation_range_is_spread_evenly_and_scores_each_window_once(prepared):
+    for windows, chosen in ((None, range(8)), (8, range(8)), (5, (0, 1, 3, 4, 6)), (1, (0,))):
         found = text.make_eval_range(prepared, 'valid', BATCH, LENGTH, windows, sharding(8))
-        expected = windows or (71 - 1) // LENGTH
         batches = [found.stream(step) for step in range(found.steps)]
         scored = np.concatenate([np.asarray(b.targets_BxL)[np.asarray(b.weights_BxL) == 1] for b in batches])
-        np.testing.assert_array_equal(scored, np.arange(1, expected * LENGTH + 1))
-        assert (found.windows, found.tokens) == (expected, len(scored))
+        expected = np.concatenate([np.arange(1, LENGTH + 1) + window * LENGTH for window in chosen])
+        np.testing.assert_array_equal(scored, expected)
+        assert (found.windows, found.tokens) == (len(chosen), len(scored))
         assert found.bytes == (scored % 5).sum()
 
 

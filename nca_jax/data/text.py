@@ -70,7 +70,7 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class EvalRange:
-    """A fixed range of windows in fixed order: `stream(step)` for step in range(steps) covers each once.
+    """A fixed choice of windows in fixed order: `stream(step)` for step in range(steps) covers each once.
 
     windows, tokens (scored targets) and bytes (UTF-8 bytes those targets stand for) are exact:
     bits per byte = summed nats of all scored targets / ln 2 / bytes. The end of a text costs nats and counts 0 bytes.
@@ -120,23 +120,26 @@ def make_stream(
 def make_eval_range(
     prepared: Prepared, split: str, batch: int, length: int, windows: int | None, sharding: jax.sharding.NamedSharding
 ) -> EvalRange:
-    """The first `windows` windows of a split (None: all of them); the last batch is filled with rows of weight 0."""
+    """`windows` windows spread evenly over a split (None: all of it); the last batch is filled with rows of weight 0.
+
+    Spread, since neighbouring windows are of one document, and a corpus may keep its documents in order.
+    """
     store = {'train': prepared.train, 'valid': prepared.valid}[split]
     total = count_windows(store, length)
     if total < (windows or 1):
         raise UserError(f'{split} split: {total} windows of {length} tokens, evaluation wants {windows or 1}')
     windows = windows or total
+    chosen_W = np.arange(windows) * total // windows
+
+    def window(row: int) -> tuple[int, int]:
+        return (int(chosen_W[row]), 1) if row < windows else (0, 0)
 
     def stream(step: int) -> Batch:
-        return _place(lambda row: _in_order(step * batch + row, windows), store, batch, length, sharding)
+        return _place(lambda row: window(step * batch + row), store, batch, length, sharding)
 
-    tokens = windows * length
-    size = prepared.token_bytes_V[store.read(1, tokens + 1)].sum(dtype=np.int64)
-    return EvalRange(stream, -(-windows // batch), windows, tokens, int(size))
-
-
-def _in_order(row: int, windows: int) -> tuple[int, int]:
-    return (row, 1) if row < windows else (0, 0)
+    targets = (store.read(window * length + 1, (window + 1) * length + 1) for window in chosen_W)
+    size = sum(int(prepared.token_bytes_V[tokens].sum(dtype=np.int64)) for tokens in targets)
+    return EvalRange(stream, -(-windows // batch), windows, windows * length, size)
 
 
 def _place(window_of_row, store: TokenStore, batch: int, length: int, sharding: jax.sharding.NamedSharding) -> Batch:
