@@ -25,6 +25,7 @@ FRESH_TABLES = (('embed/.*', 'fresh'), ('head/.*', 'fresh'))
 FRESH_TIED_TABLE = (('embed/.*', 'fresh'),)
 FRESH_TABLES_DROP_BIAS = (('head/bias', 'drop'), *FRESH_TABLES)
 
+# What only_X carries. reinit_X leaves the norm before X as it is: it takes the first pattern alone.
 PARTS = {
     'attn': ('blocks/attn/.*', 'blocks/attn_norm/.*'),
     'mlp': ('blocks/mlp/.*', 'blocks/mlp_norm/.*'),
@@ -98,6 +99,15 @@ def adamw(lr: float, *, warmup: str, horizon: str, final: float = 0.0, weight_de
     )
 
 
+def first_stage(recipe: str) -> tuple[ConfigDict, ConfigDict]:
+    """Optimizer and loop of pre-pre-training: 163.84M tokens, which are the warm-up of a schedule ten times as long."""
+    release = choose({'paper': False, 'release': True}, recipe, 'recipe')
+    optimizer = adamw(1e-4, warmup='163.84M tokens', horizon='1638.4M tokens')
+    optimizer.update({'name': 'adam', 'clip_on': 'sum' if release else 'mean'})
+    keep = ('81.92M tokens', '163.84M tokens')
+    return optimizer, loop(batch=32 if release else 16, stop='163.84M tokens', keep=keep)
+
+
 def automata(recipe: str, band: str) -> ConfigDict:
     """The paper's automata: a 12 x 12 torus of 10 colours, 2 x 2 patches, 27 frames after 10 burn-in updates."""
     release = choose({'paper': False, 'release': True}, recipe, 'recipe')
@@ -126,7 +136,8 @@ def automata(recipe: str, band: str) -> ConfigDict:
             'fresh_rules': not release,
             'mask_grids': 1,
             'candidates_per_rule': 200,
-            'block': 64,
+            'search_block': 64,
+            'stream_block': 8,
         }
     )
 
@@ -173,9 +184,9 @@ def init_from(run: str, plan: tuple, step: int | None = None) -> ConfigDict:
 def transfer_plan(transfer: str, writers: float, tables: tuple = FRESH_TABLES) -> tuple:
     """The named plans. Tables are never carried, for the vocabularies differ; `tables` holds their entries.
 
-    all: every block is carried. only_X: X and its norm carried, the rest fresh (our ablation). reinit_X: X fresh as
-    well, the rest carried (the paper's figure). X is attn, mlp or norms. `writers` scales the carried residual writers
-    (attn/o, mlp/down): at full size they drown the fresh tables.
+    all: every block is carried. only_X: X and its norm carried, the rest fresh (our ablation). reinit_X: X fresh
+    without its norm, the rest carried (the paper's figure). X is attn, mlp or norms. `writers` scales the carried
+    residual writers (attn/o, mlp/down): at full size they drown the fresh tables.
     """
     scaled = {name: ((pattern, 'carry', {'scale': writers}),) for name, pattern in WRITERS.items()}
     carried = {name: (*scaled.get(name, ()), *((p, 'carry') for p in patterns)) for name, patterns in PARTS.items()}
@@ -184,7 +195,7 @@ def transfer_plan(transfer: str, writers: float, tables: tuple = FRESH_TABLES) -
     for name, patterns in PARTS.items():
         kept = [entry for other, entries in scaled.items() if other != name for entry in entries]
         plans[f'only_{name}'] = (*tables, *carried[name], *rest_fresh)
-        plans[f'reinit_{name}'] = (*tables, *((p, 'fresh') for p in patterns), *kept, *rest_carried)
+        plans[f'reinit_{name}'] = (*tables, (patterns[0], 'fresh'), *kept, *rest_carried)
     return choose(plans, transfer, 'transfer')
 
 
@@ -203,6 +214,7 @@ def shrink(config: ConfigDict) -> None:
     config.optimizer.schedule.update({'horizon': '6 steps', 'warmup': '2 steps'})
     config.eval.update({'batch': 8, 'batches': 2})
     if config.stage == 'nca':
-        config.data.update({'rules_per_epoch': 32, 'block': 8})
+        config.data.update({'rules_per_epoch': 32, 'search_block': 8})
+        config.data.rule.update({'height': 8, 'width': 8})  # so that three grids fit
     elif not config.data.tokenizer:
         config.data.vocab_size = 300

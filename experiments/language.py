@@ -8,18 +8,20 @@ corpus=text_files,path=DIR, a dataset of TFDS with corpus=tfds:NAME,path=DIR,fie
 
 Published final perplexities at 1b6, scratch against automata: openwebtext 14.66 / 13.82, openwebmath 8.11 / 7.70,
 codeparrot 1.92 / 1.84.
+
+corpus=c4 is the paper's control for the first stage, 164M tokens of text in place of automata. Its recipe wasn't
+released: it has the automata stage's.
 """
 
 from ml_collections import ConfigDict
 
 from experiments import common
 
-# Corpus: tokens, peak learning rate, warm-up, weight decay (the warm-up of openwebmath isn't published).
+# Corpus: length, peak learning rate, warm-up, weight decay (the warm-up of openwebmath isn't published).
 STAGES = {
-    'openwebtext': ('9.03B tokens', 5e-4, '10%', 1e-4),
-    'openwebmath': ('4.19B tokens', 5e-4, '10%', 0.0),
-    'codeparrot': ('12.6B tokens', 2e-4, '750 steps', 0.0),
-    'c4': ('164M tokens', 5e-4, '10%', 0.0),
+    'openwebtext': ('17234 steps', 5e-4, '10%', 1e-4),
+    'openwebmath': ('8000 steps', 5e-4, '10%', 0.0),
+    'codeparrot': ('24000 steps', 2e-4, '750 steps', 0.0),
     'python_stdlib': ('20M tokens', 1e-3, '10%', 1e-4),
     'python_docs': ('20M tokens', 1e-3, '10%', 1e-4),
     'text_files': ('20M tokens', 1e-3, '10%', 1e-4),
@@ -45,12 +47,17 @@ def get_config(arg: str = '') -> ConfigDict:
         smoke=False,
     )
     release = common.choose({'paper': False, 'release': True}, words.recipe, 'recipe')
-    tokens, lr, warmup, decay = common.choose(STAGES, words.corpus.partition(':')[0], 'corpus')
     model = common.model(words.size, length=1024, dropout=0.1)
     model.tied = not release
     model.init.table_std = 1.0 if release else 0.02
-    optimizer = common.adamw(lr, warmup=warmup, horizon=tokens, weight_decay=decay)
-    optimizer.update({'clip': 1.0, 'clip_on': 'sum' if release else 'mean'})
+    if words.corpus == 'c4':
+        optimizer, train = common.first_stage(words.recipe)
+    else:
+        length, lr, warmup, decay = common.choose(STAGES, words.corpus.partition(':')[0], 'corpus')
+        optimizer = common.adamw(lr, warmup=warmup, horizon=length, weight_decay=decay)
+        optimizer.update({'clip': 1.0, 'clip_on': 'sum' if release else 'mean'})
+        train = common.loop(batch=512, stop=length)
+        train.accumulate = 32
     tables = common.FRESH_TABLES_DROP_BIAS if release else common.FRESH_TIED_TABLE
     plan = common.transfer_plan(words.transfer, words.writers, tables)
     config = common.experiment(
@@ -62,11 +69,10 @@ def get_config(arg: str = '') -> ConfigDict:
         data=common.text(words.corpus, vocab_size=4096, path=words.path, field=words.field, tokenizer=words.tokenizer),
         model=model,
         optimizer=optimizer,
-        train=common.loop(batch=512, stop=tokens),
+        train=train,
         eval={'batch': 32, 'batches': 16},
         init_from=common.init_from(words.parent, plan) if words.parent else None,
     )
-    config.train.accumulate = 1 if words.smoke else 32
     if words.smoke:
         common.shrink(config)
     return config

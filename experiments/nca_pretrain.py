@@ -1,10 +1,11 @@
-"""Stage 1, pre-pre-training on neural cellular automata (arXiv 2603.10055): 164M tokens, 5,000 updates.
+"""Stage 1, pre-pre-training on neural cellular automata (arXiv 2603.10055): 164M tokens.
 
     python -m nca_jax.main --config=experiments/nca_pretrain.py:size=1b6,band=50+ --workdir=runs/nca-1b6
 
-The run stops at the end of the warm-up of a 50,000-update schedule, as the paper's does. Its model goes into the second
-stage: experiments/language.py:parent=runs/nca-1b6. The paper's own held-out loss wasn't published; a replay elsewhere
-reached 6.21 nats (a uniform guess: 9.21). The checkpoints at 82M and 164M tokens are kept for good.
+The run stops at the end of the warm-up of a schedule of 1.64B tokens, as the paper's does: after 10,000 updates of 16
+sequences (`recipe=paper`) or 5,000 of 32 (`recipe=release`). Its model goes into the second stage:
+experiments/language.py:parent=runs/nca-1b6. The paper's own held-out loss wasn't published; a replay elsewhere reached
+6.21 nats (a uniform guess: 9.21). The checkpoints at 82M and 164M tokens are kept for good.
 """
 
 from ml_collections import ConfigDict
@@ -18,8 +19,7 @@ def get_config(arg: str = '') -> ConfigDict:
     release = words.recipe == 'release'
     model = common.model(words.size, length=1024, dropout=0.1)
     model.update({'tied': not release, 'head_bias': release})
-    optimizer = common.adamw(1e-4, warmup='5000 steps', horizon='50000 steps')
-    optimizer.update({'name': 'adam', 'clip_on': 'sum' if release else 'mean'})
+    optimizer, train = common.first_stage(words.recipe)
     config = common.experiment(
         name='nca_pretrain',
         arm='nca',
@@ -29,7 +29,7 @@ def get_config(arg: str = '') -> ConfigDict:
         data=common.automata(words.recipe, words.band),
         model=model,
         optimizer=optimizer,
-        train=common.loop(batch=32 if release else 16, stop='163.84M tokens', keep=('82M tokens', '163.84M tokens')),
+        train=train,
         eval={'batch': 32, 'batches': 16},
     )
     if words.smoke:

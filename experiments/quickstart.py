@@ -52,7 +52,7 @@ def automata(words: ConfigDict) -> ConfigDict:
     data = common.automata('paper', '50+')
     data.rule.update({'height': 8, 'width': 8, 'colours': 4, 'temperature': 1e-4})
     data.complexity.bytes_per_token = 1
-    data.update({'band': (0.16, 0.5), 'rules_per_epoch': 16_000})
+    data.update({'band': (0.16, 0.5), 'rules_per_epoch': 8_000, 'stream_block': 2})
     return common.experiment(
         name='quickstart',
         arm=words.arm,

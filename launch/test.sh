@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lint, format and tests on eight virtual devices.   bash launch/test.sh [full | pytest arguments]
-# `full` runs the slow proofs too: band shares over thousands of rules, and a study killed in every stage.
+# `full` runs the slow proofs: every experiment's smoke run, published data splits, a study killed in every stage.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 .venv/bin/ruff check .

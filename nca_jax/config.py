@@ -54,7 +54,7 @@ class Config:
     init_from: InitFrom | None
 
     def __post_init__(self):
-        check(self.seed >= 0, 'seed', self.seed, 'must not be negative')
+        check(0 <= self.seed < 2**32, 'seed', self.seed, 'must be in 0..2^32 - 1')
         batch, accumulate = self.train.batch, self.train.accumulate
         check(batch % accumulate == 0, 'train.accumulate', accumulate, f'must divide train.batch = {batch}')
 

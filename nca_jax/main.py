@@ -34,6 +34,7 @@ CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'An experiment, e.g. experiments/nca_pretrain.py:size=10m,smoke; --config.a.b=c changes one field.'
 )
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of this run: metrics, checkpoints, and what a report reads.')
+BEFORE_RECORD = {'lock', 'rules', 'text', 'checkpoints', 'run.new'}  # what a run makes before its run.json
 
 
 def main() -> None:
@@ -149,26 +150,36 @@ def write_record(folder: pathlib.Path, about: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def owned(folder: pathlib.Path, identity: str) -> Iterator[None]:
-    """Holds the folder for this process. Raises UserError if another holds it, or if it is another config's run."""
-    if (folder / 'run.json').exists():
-        found = run.read_record(folder)['identity']
-        if found != identity:
-            raise UserError(
-                f'{folder} holds the run of another config (identity {found[:12]}, this one is {identity[:12]}); '
-                'choose another --workdir or restore the config'
-            )
-    elif folder.exists() and any(entry.name != 'lock' for entry in folder.iterdir()):
-        known = {'lock', 'rules', 'run.new', 'checkpoints'}
-        foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in known)
-        if foreign:
-            raise UserError(f'{folder} is not empty and not a run: it holds {foreign[0]}; choose another --workdir')
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / 'lock').open('w') as lock:
+    """Holds the folder for this process. Raises UserError if another holds it, or if it isn't this config's run."""
+    try:
+        if folder.exists():
+            check_folder(folder, identity)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / 'lock').open('w')
+    except OSError as error:
+        raise UserError(f'--workdir={folder}: {error.strerror}') from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f'{folder} is in use by another process') from None
+        check_folder(folder, identity)  # again: another process may have begun a run in between
         yield
+
+
+def check_folder(folder: pathlib.Path, identity: str) -> None:
+    """Raises UserError for a folder that holds another config's run, or something else than a run's beginnings."""
+    if not (folder / 'run.json').exists():
+        foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in BEFORE_RECORD)
+        if foreign:
+            raise UserError(f'{folder} is not empty and not a run: it holds {foreign[0]}; choose another --workdir')
+        return
+    found = run.read_record(folder)['identity']
+    if found != identity:
+        raise UserError(
+            f'{folder} holds the run of another config (identity {found[:12]}, this one is {identity[:12]}); '
+            'choose another --workdir or restore the config'
+        )
 
 
 if __name__ == '__main__':

@@ -70,6 +70,9 @@ def build(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progres
         return init_state(transformer.init_params(config.model, data.vocab, keys.key(config.seed, 'init')), optimizer)
 
     shapes = jax.eval_shape(initialise)
+    for pattern in config.optimizer.decay:
+        matched = any(trees.matches(path, [pattern]) for path in trees.flatten(shapes.params))
+        check(matched, 'config.optimizer.decay', pattern, 'must match the whole path of a parameter')
     logical_axes = transformer.logical_axes(config.model, data.vocab)
     shardings = meshes.state_shardings(mesh, shapes, meshes.param_shardings(mesh, logical_axes, shapes.params))
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
@@ -117,7 +120,15 @@ def check_fit(config: Config, mesh: jax.sharding.Mesh) -> None:
     )
     for field, value in (('heads', config.model.heads), ('ffn', config.model.ffn)):
         check(value % tensor == 0, f'config.model.{field}', value, f'must be a multiple of mesh.tensor = {tensor}')
-    _plan(config, config.train.batch * config.model.length)
+    check(
+        config.model.width % mesh.shape['fsdp'] == 0,
+        'config.model.width',
+        config.model.width,
+        f'must be a multiple of mesh.fsdp = {mesh.shape["fsdp"]}',
+    )
+    tokens_per_step = config.train.batch * config.model.length
+    _plan(config, tokens_per_step)
+    make_schedule(config.optimizer, tokens_per_step)
 
 
 def start(program: Program, store: Store, parent: dict | None, say: Say = print) -> tuple[TrainState, dict | None]:
@@ -128,6 +139,8 @@ def start(program: Program, store: Store, parent: dict | None, say: Say = print)
     restored = store.restore(program.abstract)
     if restored is not None:
         state, manifest = restored
+        if manifest['data'] != program.data:
+            raise UserError(f'{store.folder}: trained on other data {manifest["data"]}, which is now {program.data}')
         say(f'resumed from step {int(state.step)} of {store.folder}')
         return state, manifest['parent']
     state = program.init()
@@ -184,11 +197,14 @@ def read_record(folder: pathlib.Path) -> dict[str, Any]:
     """The `run.json` of a run. UserError where there is none or it can't be read."""
     path = pathlib.Path(folder) / 'run.json'
     try:
-        return json.loads(path.read_text())
+        record = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f'{folder} is no run: it has no run.json') from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f'{path} is not JSON: {error}') from None
+    if not isinstance(record, dict) or not {'identity', 'config'} <= record.keys():
+        raise UserError(f'{path}: not the record of a run, it lacks an identity or a config')
+    return record
 
 
 def _plan(config: Config, tokens_per_step: int) -> loop.Plan:
@@ -197,13 +213,16 @@ def _plan(config: Config, tokens_per_step: int) -> loop.Plan:
         check(found > 0 or field == 'stop', f'config.train.{field}', getattr(config.train, field), 'at least one step')
         return found
 
-    keep = frozenset(to_steps(text, tokens_per_step, 'config.train.keep') for text in config.train.keep)
+    stop = steps('stop')
+    keep = {named: to_steps(named, tokens_per_step, 'config.train.keep') for named in config.train.keep}
+    for named, step in keep.items():
+        check(step <= stop, 'config.train.keep', named, f'step {step} comes after the last, {stop}')
     return loop.Plan(
-        stop=steps('stop'),
+        stop=stop,
         log_every=steps('log_every'),
         eval_every=steps('eval_every'),
         save_every=steps('save_every'),
-        keep=keep,
+        keep=frozenset(keep.values()),
         tokens_per_step=tokens_per_step,
     )
 
@@ -214,6 +233,8 @@ def _nca_data(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, pro
         raise FieldError(
             'config.data.mask_grids', data.mask_grids, f'leaves no target of length {length} to learn from'
         )
+    if length + 1 < 2 * data.tokens_per_grid:
+        raise FieldError('config.model.length', length, f'must hold two grids of {data.tokens_per_grid} tokens')
     rules = bank.bank(data, config.seed, 'train', 0, folder, lambda done, total: progress('rules', done, total))
     stream = nca_stream.make_stream(data, config.seed, 'train', config.train.batch, length, sharding, folder)
     held_out = dataclasses.replace(
@@ -228,7 +249,7 @@ def _nca_data(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, pro
 
 def _text_data(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> _Data:
     sharding, length, held_out = meshes.batch_sharding(mesh), config.model.length, config.eval
-    prepared = prepare.prepare_text(config.data, folder, progress)
+    prepared = prepare.prepare_text(config.data, folder / 'text', progress)
     stream = text.make_stream(config.data, prepared, config.seed, 'train', config.train.batch, length, sharding)
     windows = held_out.batch * held_out.batches
     valid = text.make_eval_range(prepared, 'valid', held_out.batch, length, windows, sharding)

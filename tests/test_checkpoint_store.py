@@ -22,7 +22,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from nca_jax import trees
 from nca_jax.checkpoint import store
-from nca_jax.checkpoint.manifest import manifest_hash
 from nca_jax.errors import UserError
 from nca_jax.train.state import TrainState, init_state
 
@@ -134,7 +133,7 @@ def test_save_returns_the_manifest_that_is_stored_and_nothing_for_a_stored_step(
     with store.Store(tmp_path / 'checkpoints', keep=3) as checkpoints:
         assert checkpoints.restore(abstract(state(1))) is None
         saved = checkpoints.save(1, state(1), ABOUT | {'pair': (1, 2)}, wait=True)
-        assert manifest_hash(saved) == manifest_hash(store.read_manifest(tmp_path / 'checkpoints'))
+        assert json.loads(json.dumps(saved)) == store.read_manifest(tmp_path / 'checkpoints')
         assert checkpoints.save(1, state(2), ABOUT) is None
         same(checkpoints.restore(abstract(state(1)))[0], state(1))
 
@@ -360,7 +359,7 @@ def test_restore_params_goes_back_for_the_newest_and_never_for_a_given_step(fold
     same(params['embed'], state(2).params['embed'])
     assert manifest['step'] == 2
     assert 'step 3: params/embed/table is damaged' in caplog.text
-    with pytest.raises(UserError, match='no valid checkpoint; step 3: params/embed/table is damaged'):
+    with pytest.raises(UserError, match='step 3: params/embed/table is damaged: its checksum is wrong; there are'):
         store.restore_params(folder, 3, ['embed/table'], like)
     assert store.committed(folder) == [1, 2, 3]
 

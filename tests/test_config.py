@@ -20,6 +20,7 @@ WORDS = {
     'language': [
         '',
         'corpus=codeparrot,path=p,tokenizer=t',
+        'corpus=c4,path=p,tokenizer=t,recipe=release',
         'corpus=text_files,path=p,field=text,size=tiny',
         'corpus=tfds:gsm8k,path=p,field=question,smoke',
         'parent=p,transfer=only_attn',
@@ -81,6 +82,8 @@ def changed(path: str, value: object) -> configs.Config:
         ('model.init.std', 0.0, r'config.model.init.std = 0.0: must be positive'),
         ('optimizer.lr', -1, r'config.optimizer.lr = -1.0: must be positive'),
         ('optimizer.schedule.final', 2.0, r'config.optimizer.schedule.final = 2.0'),
+        ('optimizer.decay', ('(',), r"config.optimizer.decay = '\(': not a regular expression"),
+        ('model.rope_theta', -1, r'config.model.rope_theta = -1.0: must be positive'),
         ('optimizer.decay', 'x', r"config.optimizer.decay = 'x': must be a tuple"),
         ('train.keep', (3,), r'config.train.keep\[0\] = 3: must be str'),
         ('train.accumulate', 3, r'config.train.accumulate = 3: must divide train.batch = 16'),
@@ -88,6 +91,7 @@ def changed(path: str, value: object) -> configs.Config:
         ('mesh.fsdp', 0, r'config.mesh.fsdp = 0: must be positive'),
         ('stage', 'nlp', r"config.stage = 'nlp': must be 'nca' or 'text'"),
         ('seed', -1, r'config.seed = -1'),
+        ('seed', 2**32, r'config.seed = 4294967296: must be in 0..2\^32 - 1'),
         ('init_from', {'run': '', 'step': None, 'plan': ()}, r"config.init_from.run = ''"),
         ('init_from', {'run': 'p', 'step': None, 'plan': (('.*', 'copy'),)}, r'the action must be one of carry'),
     ],
@@ -130,7 +134,8 @@ def test_named_plans_carry_what_they_say():
     body = parts['attn'] | parts['mlp'] | parts['norms']
     expected = {'all': body}
     expected |= {f'only_{name}': leaves for name, leaves in parts.items()}
-    expected |= {f'reinit_{name}': body - leaves for name, leaves in parts.items()}
+    fresh = {name: leaves - parts['norms'] for name, leaves in parts.items()} | {'norms': parts['norms']}
+    expected |= {f'reinit_{name}': body - leaves for name, leaves in fresh.items()}
     for transfer, carried in expected.items():
         plan = graft.parse(common.transfer_plan(transfer, writers=0.2))
         resolved = graft.resolve(plan, shapes, shapes, 300, 300)

@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -171,10 +173,29 @@ def test_dropout_falls_on_attention_only_in_training():
     assert np.abs(logits(wet, seed=1) - logits(wet, seed=2)).max() > 1e-2
 
 
+def test_layers_draw_dropout_apart():
+    wet, tree = dataclasses.replace(CONFIG, dropout=0.5, unroll=1), params()
+    masks = []
+
+    def record(next_function, args, kwargs, context):
+        result = next_function(*args, **kwargs)
+        if isinstance(context.module, nn.Dropout):
+            jax.debug.callback(lambda mask: masks.append(np.asarray(mask)), result == 0)
+        return result
+
+    with nn.intercept_methods(record):
+        transformer.apply(wet, tree, tokens(), VOCAB, jax.random.key(0))
+    jax.effects_barrier()
+    assert len(masks) == CONFIG.layers
+    for one, other in itertools.combinations(masks, 2):
+        assert np.any(one != other)
+
+
 def test_bfloat16_is_close_and_parameters_stay_float32():
     half = dataclasses.replace(CONFIG, dtype='bfloat16')
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(transformer.abstract_params(half, VOCAB)))
     error = np.asarray(logits(half) - logits())[..., : VOCAB.size]
+    assert np.any(logits(half) != logits(half).astype(jnp.bfloat16))  # summed and kept in float32
     assert np.std(error) < 0.02 * np.std(logits()[..., : VOCAB.size])  # bfloat16 has 8 bits of mantissa
 
 

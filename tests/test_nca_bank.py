@@ -30,7 +30,8 @@ CONFIG = NCAConfig(
     fresh_rules=True,
     mask_grids=1,
     candidates_per_rule=20,
-    block=16,
+    search_block=16,
+    stream_block=16,
 )
 
 
@@ -66,7 +67,7 @@ def test_scores_are_those_of_the_patches_of_the_first_frames():
 
 def test_a_bank_is_the_first_accepted_candidates_whatever_the_block():
     found = bank.search(CONFIG, seed=0, split='train', epoch=0)
-    other = bank.search(dataclasses.replace(CONFIG, block=24), seed=0, split='train', epoch=0)
+    other = bank.search(dataclasses.replace(CONFIG, search_block=24), seed=0, split='train', epoch=0)
     ratios = np.fromiter(
         (r for r, _ in zip(bank.candidate_ratios(CONFIG, 0, 'train', 0), range(200), strict=False)), float
     )
@@ -125,7 +126,7 @@ def paper_config(recipe):
     ]
     rule = RuleSpec(12, 12, 10, 4, 16, wrap, 0.0, temperature, start, 'inverse_cdf', 'table')
     score = complexity.ComplexityConfig(10, 4, 9)
-    return dataclasses.replace(CONFIG, rule=rule, burn_in=10, complexity=score, band=(0.5, 1.0), block=512)
+    return dataclasses.replace(CONFIG, rule=rule, burn_in=10, complexity=score, band=(0.5, 1.0), search_block=512)
 
 
 # Shares of 600 random rules in <10, 10-20, 20-30, 30-40, 40-50, 50+ %, found with the released code's generator.

@@ -16,7 +16,7 @@ from tests.test_nca_bank import CONFIG
 from tests.test_nca_rollout import oracle_logits
 
 LENGTH = 40  # 11 tokens a grid: four frames, the last one cut
-STILL = dataclasses.replace(CONFIG, rule=dataclasses.replace(CONFIG.rule, temperature=0.0), block=4)
+STILL = dataclasses.replace(CONFIG, rule=dataclasses.replace(CONFIG.rule, temperature=0.0), stream_block=4)
 
 
 @functools.cache

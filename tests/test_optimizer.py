@@ -32,6 +32,10 @@ def test_durations(text, steps):
 
 def test_shares_need_a_whole():
     assert to_steps('10%', 1, 'warmup', whole=600) == 60
+    assert to_steps('2.5 %', 1, 'warmup', whole=600) == 15
+    for text in ('.%', '1.2.3%', '%'):
+        with pytest.raises(FieldError, match='warmup = '):
+            to_steps(text, 1, 'warmup', whole=600)
     with pytest.raises(FieldError, match=r"stop = '10%'.*164M tokens"):
         to_steps('10%', 1, 'stop')
 

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import quickstart
+from experiments import language, nca_pretrain, quickstart
 from nca_jax import config as configs
 from nca_jax import main, run, trees
 from nca_jax import mesh as meshes
-from nca_jax.checkpoint.store import read_manifest
+from nca_jax.checkpoint.store import committed, read_manifest
 from nca_jax.errors import UserError
 from nca_jax.train import loop
 
@@ -36,7 +36,10 @@ def cache(tmp_path_factory) -> pathlib.Path:
 
 def config(cache: pathlib.Path, words: str, **changes) -> configs.Config:
     """A smoke config of the quickstart over the small corpus; `train__stop='2 steps'` changes one field."""
-    file = quickstart.get_config(f'{words},smoke')
+    return adjusted(quickstart.get_config(f'{words},smoke'), cache, **changes)
+
+
+def adjusted(file, cache: pathlib.Path, **changes) -> configs.Config:
     if file.stage == 'text':
         file.data.update({'corpus': 'text_files', 'path': str(cache / 'corpus'), 'cache': str(cache / 'text')})
     for path, value in changes.items():
@@ -122,6 +125,63 @@ def test_sigterm_saves_and_exits_75(cache, scratch, tmp_path, monkeypatch):
     train(config(cache, 'arm=scratch'), tmp_path / 'run')
     assert metrics(tmp_path / 'run') == metrics(scratch)
     assert checksums(tmp_path / 'run') == checksums(scratch)
+
+
+def test_sigterm_before_the_first_step_ends_it_at_once(cache, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupt(patched, at=0, how=lambda: os.kill(os.getpid(), signal.SIGTERM))  # the batch to compile for
+        with pytest.raises(SystemExit) as stopped:
+            train(config(cache, 'arm=scratch'), tmp_path / 'run')
+    assert stopped.value.code == 75
+    assert committed(tmp_path / 'run' / 'checkpoints') == []
+
+
+def test_named_steps_are_kept_for_good(cache, tmp_path):
+    kept = {'train__save_every': '1 steps', 'train__keep_last': 1, 'train__keep': ('2 steps', '2048 tokens')}
+    train(config(cache, 'arm=scratch', **kept), tmp_path / 'run')
+    assert committed(tmp_path / 'run' / 'checkpoints') == [2, 4, 6]
+
+
+def test_text_may_lie_in_the_runs_own_folder(cache, scratch, tmp_path, monkeypatch):
+    own = config(cache, 'arm=scratch', data__cache='')
+    with monkeypatch.context() as patched:
+        patched.setattr(run.perplexity, 'make_evaluator', lambda *_: crash())  # the text is prepared, nothing else is
+        with pytest.raises(CrashError):
+            train(own, tmp_path / 'run')
+    train(own, tmp_path / 'run')
+    assert metrics(tmp_path / 'run') == metrics(scratch)
+
+
+def test_a_run_does_not_go_on_with_other_text(cache, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupt(patched, at=5, how=crash)
+        with pytest.raises(CrashError):
+            train(config(cache, 'arm=scratch'), tmp_path / 'run')
+    (tmp_path / 'corpus').mkdir()
+    for file in sorted((cache / 'corpus').iterdir())[1:]:
+        (tmp_path / 'corpus' / file.name).write_bytes(file.read_bytes())
+    other = config(cache, 'arm=scratch', data__path=str(tmp_path / 'corpus'))
+    with pytest.raises(UserError, match='checkpoints: trained on other data'):
+        train(other, tmp_path / 'run')
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('recipe', ['paper', 'release'])
+def test_the_papers_stages_train_and_resume_with_dropout(cache, tmp_path, monkeypatch, recipe):
+    """Adam, tied tables or a biased head, accumulation and dropout, in both stages."""
+    first = adjusted(nca_pretrain.get_config(f'recipe={recipe},smoke'), cache, train__accumulate=2)
+    train(first, tmp_path / 'first')
+    words = f'recipe={recipe},corpus=text_files,path={cache}/corpus,parent={tmp_path}/first,smoke'
+    second = adjusted(language.get_config(words), cache, train__accumulate=2, train__batch=16)
+    whole = train(second, tmp_path / 'whole')
+    with monkeypatch.context() as patched:
+        interrupt(patched, at=5, how=crash)
+        with pytest.raises(CrashError):
+            train(second, tmp_path / 'run')
+    train(second, tmp_path / 'run')
+    assert metrics(tmp_path / 'run') == metrics(whole)
+    assert checksums(tmp_path / 'run') == checksums(whole)
+    assert first.model.dropout == second.model.dropout == 0.1
 
 
 def test_a_loss_that_is_not_finite_names_its_step(cache, tmp_path):
@@ -226,6 +286,12 @@ def test_what_stops_a_run_before_it_starts(cache, automata, scratch, tmp_path):
     refuse(config(cache, 'arm=scratch', train__batch=12), new, r'config.train.batch = 12: .*multiple of 8 devices')
     refuse(config(cache, 'arm=scratch', mesh__tensor=8), new, r'config.model.heads = 2: .*mesh.tensor = 8')
     refuse(config(cache, 'arm=scratch', train__stop='soon'), new, r"config.train.stop = 'soon'")
+    refuse(config(cache, 'arm=scratch', train__keep=('7 steps',)), new, r"config.train.keep = '7 steps': step 7 comes")
+    schedule = {'warmup': '10%', 'horizon': 'soon', 'final': 0.1}
+    bad = config(cache, 'arm=automata', optimizer__schedule=schedule)
+    refuse(bad, new, r"config.optimizer.schedule.horizon = 'soon'")
+    (tmp_path / 'file').write_text('')
+    refuse(config(cache, 'arm=scratch'), tmp_path / 'file', 'file: Not a directory')
     assert not new.exists()
 
 

@@ -94,6 +94,28 @@ def test_dropout_is_the_same_on_one_device_and_eight():
     assert abs(losses(0.3)[0] - losses(0.0)[0]) > 1e-3
 
 
+def test_dropout_differs_from_step_to_step():
+    """At rate 0 and on one batch, dropout alone can make a difference."""
+    sum_loss = make_sum_loss(dataclasses.replace(MODEL, dropout=0.3), VOCAB)
+    step = jax.jit(make_train_step(sum_loss, optax.sgd(0.0), seed=0, dropout=True, accumulate=2))
+    state, first = step(init_state(params(), optax.sgd(0.0)), batch())
+    _, second = step(state, batch())
+    assert abs(float(first['loss'] - second['loss'])) > 1e-4
+
+
+def test_every_micro_batch_has_a_dropout_key_of_its_own():
+    """A draw from each micro-batch's key in place of its loss: draws that differ have a variance."""
+
+    def mean(power: int) -> float:
+        def sum_loss(params, batch, key):
+            return jax.random.uniform(key) ** power + 0 * params['w'], jax.numpy.ones(())
+
+        tree = {'w': jax.numpy.zeros(())}
+        return float(loss_and_grads(sum_loss, tree, batch(), jax.random.key(0), accumulate=4)[0])
+
+    assert mean(2) - mean(1) ** 2 > 1e-3
+
+
 def test_golden_losses():
     assert losses(0.0) == pytest.approx(GOLDEN_LOSSES, rel=1e-4), (
         'the arithmetic of a training step has changed: update GOLDEN_LOSSES only in a commit that means to change '

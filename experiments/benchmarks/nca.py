@@ -50,7 +50,8 @@ def paper_config(temperature: float) -> NCAConfig:
         fresh_rules=False,
         mask_grids=1,
         candidates_per_rule=10,
-        block=64,
+        search_block=64,
+        stream_block=64,
     )
 
 

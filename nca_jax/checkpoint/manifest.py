@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import json
 import pathlib
 import platform
 import subprocess
@@ -17,11 +16,6 @@ import nca_jax
 from nca_jax import trees
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-
-
-def manifest_hash(manifest: Mapping[str, Any]) -> str:
-    """sha256 (hex) of the canonical JSON. A manifest holds no clock times, so a resumed run's hashes are equal too."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(',', ':')).encode()).hexdigest()
 
 
 def complete(manifest: Mapping[str, Any], step: int, state: trees.Tree) -> dict[str, Any]:

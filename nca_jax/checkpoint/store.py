@@ -27,6 +27,7 @@ from nca_jax.errors import UserError, check
 
 PARAMS = 'params/'  # the parameters' place in the state
 ORBAX = os.path.dirname(ocp.__file__)
+ORBAX_DETAILS = ' See full TensorStore details'  # pages follow it in a message
 T = TypeVar('T')
 
 
@@ -162,7 +163,12 @@ def _first(folder: epath.PathLike, step: int | None, read: Callable[[epath.Path]
     folder, steps = _absolute(folder), committed(folder)
     if step is not None and step not in steps:
         raise UserError(f'{folder}: no checkpoint of step {step}; there are {steps}')
-    found = _newest(folder, steps if step is None else [step], read)
+    if step is not None:
+        result, trouble = _attempt(read, folder / str(step))
+        if trouble is not None:
+            raise UserError(f'{folder}: step {step}: {trouble}; there are {steps}')
+        return result, []
+    found = _newest(folder, steps, read)
     if found is None:
         raise UserError(f'{folder}: no valid checkpoint; there is none at all')
     return found
@@ -192,7 +198,10 @@ def _attempt(read: Callable[[epath.Path], T], path: epath.Path) -> tuple[T | Non
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise  # the machine's trouble, not the file's
     except Exception as error:  # nothing narrower will do: of a truncated array Orbax raises just that
-        return None, ' '.join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise  # nor is a file damaged that can't be read just now
+        line = ' '.join(str(error).partition(ORBAX_DETAILS)[0].split())
+        return None, line[:200] or type(error).__name__
 
 
 def _ignore_abandoned_reads() -> None:

@@ -53,6 +53,8 @@ class ModelConfig:
     def __post_init__(self):
         for field in ('layers', 'width', 'heads', 'ffn', 'length'):
             check(getattr(self, field) > 0, field, getattr(self, field), 'must be positive')
+        check(self.rope_theta > 0, 'rope_theta', self.rope_theta, 'must be positive')
+        check(self.norm_eps > 0, 'norm_eps', self.norm_eps, 'must be positive')
         check(self.width % self.heads == 0, 'heads', self.heads, f'must divide width {self.width}')
         check(self.head_width % 2 == 0, 'heads', self.heads, 'width / heads must be even (rotary embedding)')
         check(0 <= self.dropout < 1, 'dropout', self.dropout, 'must be in [0, 1)')
@@ -69,12 +71,3 @@ def body_parameters(config: ModelConfig) -> int:
     """Number of parameters outside the tables: attention, MLP and norms of all layers, and the final norm."""
     per_layer = 4 * config.width**2 + 3 * config.width * config.ffn + 2 * config.width
     return config.layers * per_layer + config.width
-
-
-def step_flops(config: ModelConfig, vocab_padded: int, tokens: int) -> float:
-    """Floating-point operations of one training step: 6 per matmul weight and token, plus causal attention.
-
-    Attention is counted for the causal half, 6 x layers x length x width per token; recomputation isn't counted.
-    """
-    weights = body_parameters(config) + config.width * vocab_padded
-    return tokens * (6 * weights + 6 * config.layers * config.length * config.width)

@@ -122,10 +122,10 @@ class Transformer(nn.Module):
         x_BxLxD, _ = layers(c, train, name='blocks')(x_BxLxD, _rotation(c, tokens_BxL.shape[1]))
         x_BxLxD = RMSNorm(c.width, c.norm_eps, name='final_norm')(x_BxLxD)
         if c.tied:
-            logits_BxLxV = product('bld,vd->blv', x_BxLxD, embed.table())
+            logits_BxLxV = product('bld,vd->blv', x_BxLxD, embed.table(), jnp.float32)
         else:
             logits_BxLxV = Head(c, self.vocab.padded, name='head')(x_BxLxD)
-        logits_BxLxV = nn.with_logical_constraint(logits_BxLxV.astype(jnp.float32), ('batch', 'length', 'vocab'))
+        logits_BxLxV = nn.with_logical_constraint(logits_BxLxV, ('batch', 'length', 'vocab'))
         if self.vocab.padded == self.vocab.size:
             return logits_BxLxV
         real_V = jnp.arange(self.vocab.padded) < self.vocab.size
@@ -165,10 +165,10 @@ class Head(nn.Module):
             'uniform': lambda *args: uniform(*args) - bound,
         }[c.init.head]
         kernel_DxV = self.param('kernel', _named(init, ('embed', 'vocab')), (c.width, self.rows))
-        logits_BxLxV = product('bld,dv->blv', x_BxLxD, kernel_DxV)
+        logits_BxLxV = product('bld,dv->blv', x_BxLxD, kernel_DxV, jnp.float32)
         if c.head_bias:
             bias_V = self.param('bias', _named(nn.initializers.zeros, ('vocab',)), (self.rows,))
-            logits_BxLxV = logits_BxLxV + bias_V[None, None].astype(logits_BxLxV.dtype)
+            logits_BxLxV = logits_BxLxV + bias_V[None, None]
         return logits_BxLxV
 
 

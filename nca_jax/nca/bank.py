@@ -75,12 +75,12 @@ def candidate_ratios(config: NCAConfig, seed: int, split: str, epoch: int) -> It
     """
 
     def tokens_of(first: int) -> np.ndarray:
-        index_R = np.arange(first, first + config.block, dtype=np.uint32)
+        index_R = np.arange(first, first + config.search_block, dtype=np.uint32)
         return np.asarray(score_frames(config, keys.key(seed), split, np.uint32(epoch), index_R)[1])
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         ahead = pool.submit(tokens_of, 0)
-        for first in itertools.count(config.block, config.block):
+        for first in itertools.count(config.search_block, config.search_block):
             tokens_RxL, ahead = ahead.result(), pool.submit(tokens_of, first)
             yield from complexity.gzip_ratios(config.complexity, tokens_RxL, pool)
 
@@ -107,7 +107,7 @@ def search(config: NCAConfig, seed: int, split: str, epoch: int, progress: Progr
         if complexity.in_band(ratio, config.band):
             accepted.append(len(ratios))
         ratios.append(ratio)
-        if progress and (len(ratios) % config.block == 0 or len(accepted) == wanted):
+        if progress and (len(ratios) % config.search_block == 0 or len(accepted) == wanted):
             progress(len(accepted), wanted)
         if len(accepted) == wanted:
             break

@@ -24,7 +24,8 @@ class NCAConfig:
     fresh_rules: another set of rules each epoch (paper), or one set for all epochs with new trajectories (release).
     mask_grids: targets within the first so many grids carry no loss (1), since the rule can't be known yet.
     candidates_per_rule: the search for a set gives up after so many candidates for each rule wanted.
-    block: trajectories are computed so many at a time; another value may round differently.
+    search_block, stream_block: so many trajectories are computed at a time, in the search for rules and for a batch;
+        another value may round differently. A device pads its rows of a batch to whole blocks.
     """
 
     rule: RuleSpec
@@ -38,10 +39,12 @@ class NCAConfig:
     fresh_rules: bool
     mask_grids: int
     candidates_per_rule: int
-    block: int
+    search_block: int
+    stream_block: int
 
     def __post_init__(self):
-        for field in ('rules_per_epoch', 'trajectories_per_rule', 'candidates_per_rule', 'block'):
+        counts = ('rules_per_epoch', 'trajectories_per_rule', 'candidates_per_rule', 'search_block', 'stream_block')
+        for field in counts:
             check(getattr(self, field) >= 1, field, getattr(self, field), 'at least 1')
         check(self.mask_grids >= 0, 'mask_grids', self.mask_grids, 'not negative')
         low, high = self.band

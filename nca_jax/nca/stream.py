@@ -30,8 +30,8 @@ def sequence(
 def make_sequences(config: NCAConfig, length: int, split: str, sharding: NamedSharding) -> Callable:
     """A jitted `(root, names_Bx3) -> tokens_BxL`; a row's names are its epoch, candidate and sequence number.
 
-    Each device computes its own rows in blocks of `config.block`, the last one padded, so that every block has one
-    shape whatever the number of devices: roundings, and with them the tokens, stay the same.
+    Each device computes its own rows in blocks of `config.stream_block`, the last one padded, so that every block has
+    one shape whatever the number of devices: roundings, and with them the tokens, stay the same.
     """
     rows = sharding.spec[0] if sharding.spec else None
 
@@ -40,8 +40,8 @@ def make_sequences(config: NCAConfig, length: int, split: str, sharding: NamedSh
 
     def local(root, names_Bx3):
         count = names_Bx3.shape[0]
-        padded_Bx3 = jnp.pad(names_Bx3, ((0, -count % config.block), (0, 0)))
-        blocks_KxRx3 = padded_Bx3.reshape(-1, config.block, 3)
+        padded_Bx3 = jnp.pad(names_Bx3, ((0, -count % config.stream_block), (0, 0)))
+        blocks_KxRx3 = padded_Bx3.reshape(-1, config.stream_block, 3)
         tokens_KxRxL = jax.lax.map(functools.partial(one_block, root), blocks_KxRx3)
         return tokens_KxRxL.reshape(-1, length)[:count]
 

@@ -13,7 +13,7 @@ def to_steps(text: str, tokens_per_step: int, field: str, whole: int | None = No
 
     '10%' is a share of `whole` updates, allowed only where `whole` is given. Raises FieldError naming `field`.
     """
-    if whole is not None and (match := re.fullmatch(r'([\d.]+) ?%', text)):
+    if whole is not None and (match := re.fullmatch(r'(\d+(?:\.\d+)?) ?%', text)):
         return round(float(match[1]) / 100 * whole)
     match = re.fullmatch(r'(\d+(?:\.\d+)?) ?([KMB]?) ?(steps|tokens)', text)
     if not match:

@@ -24,7 +24,7 @@ class LoopConfig:
     """How long to train and how often to say, try and keep something; durations are steps or tokens.
 
     batch: sequences per update over all devices, in `accumulate` micro-batches. keep: named durations whose
-    checkpoints are never deleted (the step at which they are reached); besides them the newest `keep_last` stay.
+    checkpoints are never deleted (at the nearest step); besides them the newest `keep_last` stay.
     """
 
     batch: int
@@ -55,7 +55,7 @@ class Plan:
 
 
 class NotFiniteError(RuntimeError):
-    """The loss of a step was NaN or infinite; the newest checkpoint is from before it."""
+    """A loss was NaN or infinite; what checkpoints there are come from before it."""
 
 
 class Preempted(SystemExit):
@@ -120,6 +120,8 @@ def train(
         with timed('eval'):
             for name, evaluator in evaluators.items():
                 result = evaluator(state.params, step)
+                if not np.isfinite(result['loss']):
+                    raise NotFiniteError(f'step {step}: the loss of {name} is {result["loss"]}')
                 writer.write(
                     {'kind': 'eval', 'evaluator': name, 'step': step, 'tokens': step * plan.tokens_per_step} | result
                 )
@@ -129,14 +131,15 @@ def train(
             writer.sync()
             store.save(step, state, manifest(step), wait=wait)
 
-    logger = _Logger(plan, schedule, writer, step)
-    with preemption.deferred(), jax.transfer_guard('disallow'):
+    logger = _Logger(plan, schedule, writer)
+    with jax.transfer_guard('disallow'):  # nothing has been trained yet, so SIGTERM may end it at once
         if step == 0:
             evaluate()
         if step < plan.stop:
             with timed('compile'):
                 train_step = train_step.lower(state, stream(step)).compile()
-        logger.start(step)
+    with preemption.deferred(), jax.transfer_guard('disallow'):
+        logger.start()
         while step < plan.stop:
             with timed('data'):
                 batch = stream(step)
@@ -155,7 +158,7 @@ def train(
                     save(wait=preemption.requested or step == plan.stop)
                 if preemption.requested:
                     raise Preempted
-                logger.start(step)
+                logger.start()
         writer.write({'kind': 'done', 'step': step, 'tokens': step * plan.tokens_per_step, 'seconds': seconds})
     return state
 
@@ -163,41 +166,46 @@ def train(
 class _Logger:
     """Reads each step's metrics one step late, checks them, and writes a record every `log_every` steps."""
 
-    def __init__(self, plan: Plan, schedule: Callable[[int], float], writer: MetricWriter, step: int):
+    def __init__(self, plan: Plan, schedule: Callable[[int], float], writer: MetricWriter):
         self._plan, self._schedule, self._writer = plan, schedule, writer
         self._pending: tuple[int, dict] | None = None
-        self.start(step)
+        self.start()
 
-    def start(self, step: int) -> None:
+    def start(self) -> None:
         """The rate counts from here: evaluations and checkpoints are not training time."""
-        self._since = step, time.perf_counter()
+        self._reads: list[tuple[int, float]] = []  # step and time of each, with one step in flight behind it
 
     def queue(self, step: int, metrics: dict) -> None:
         previous, self._pending = self._pending, (step, metrics)
         if previous is not None:
-            self._read(*previous)
+            self._read(*previous, in_flight=True)
 
     def flush(self) -> None:
         """Reads what is pending; afterwards every loss up to this step is known to be finite."""
         if self._pending is not None:
-            self._read(*self._pending)
+            self._read(*self._pending, in_flight=False)
             self._pending = None
 
-    def _read(self, step: int, metrics: dict) -> None:
+    def _read(self, step: int, metrics: dict, in_flight: bool) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not all(np.isfinite(value) for value in values.values()):
             raise NotFiniteError(
-                f'step {step}: {values}; its batch is stream({step - 1}). The newest checkpoint is of an earlier step; '
+                f'step {step}: {values}; its batch is stream({step - 1}). Checkpoints are of earlier steps; '
                 'a lower optimizer.lr or a clip may help.'
             )
         self._writer.advance(step)
+        if in_flight:
+            self._reads.append((step, time.perf_counter()))
         if step % self._plan.log_every == 0:
-            first, start = self._since
-            rate = (step - first) * self._plan.tokens_per_step / max(time.perf_counter() - start, 1e-9)
             with jax.transfer_guard('allow'):
                 lr = float(self._schedule(step - 1))
             tokens = step * self._plan.tokens_per_step
-            self._writer.write(
-                {'kind': 'train', 'step': step, 'tokens': tokens, **values, 'lr': lr, 'tokens_per_s': rate}
-            )
-            self.start(step)
+            self._writer.write({'kind': 'train', 'step': step, 'tokens': tokens, **values, 'lr': lr} | self._rate())
+            self._reads = self._reads[-1:]
+
+    def _rate(self) -> dict[str, float]:
+        """`tokens_per_s` since the last record; nothing where fewer than two reads can be compared."""
+        if len(self._reads) < 2:
+            return {}
+        (first, start), (last, end) = self._reads[0], self._reads[-1]
+        return {'tokens_per_s': (last - first) * self._plan.tokens_per_step / max(end - start, 1e-9)}

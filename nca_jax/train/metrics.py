@@ -27,19 +27,15 @@ class MetricWriter:
         self._terminal = _Bar(title, step, stop) if sys.stdout.isatty() else _Lines(title, stop)
 
     def write(self, record: dict) -> None:
-        """Appends one record (with `kind` and `step`) everywhere, and makes sure that it is on disk."""
+        """Appends one record (with `kind` and `step`) everywhere; `sync` makes it last."""
         record = record | {'time': time.time()}
-        self._file.write(json.dumps(record) + '\n')
+        self._file.write(json.dumps(record, allow_nan=False) + '\n')
         self._file.flush()
         prefix = record.get('evaluator', record['kind'])
         for name, value in record.items():
             if isinstance(value, float) and name != 'time':
                 self._board.add_scalar(f'{prefix}/{name}', value, record['step'])
         self._terminal.show(record)
-
-    def say(self, line: str) -> None:
-        """One line of prose to the terminal."""
-        self._terminal.say(line)
 
     def advance(self, step: int) -> None:
         """Moves the progress bar."""
@@ -83,9 +79,8 @@ class _Bar:
 
     def show(self, record: dict) -> None:
         if record['kind'] == 'train':
-            self._progress.update(
-                self._task, status=f'loss {record["loss"]:.3f}  {record["tokens_per_s"]:,.0f} tokens/s'
-            )
+            rate = f'  {record["tokens_per_s"]:,.0f} tokens/s' if 'tokens_per_s' in record else ''
+            self._progress.update(self._task, status=f'loss {record["loss"]:.3f}{rate}')
         elif record['kind'] == 'eval':
             self.say(f'step {record["step"]}  {describe(record)}')
 

@@ -1,11 +1,12 @@
 """AdamW and Adam with the schedules of the paper's stages, assembled from optax."""
 
 import dataclasses
+import re
 
 import optax
 
 from nca_jax import trees
-from nca_jax.errors import check
+from nca_jax.errors import FieldError, check
 from nca_jax.train.duration import to_steps
 
 
@@ -52,14 +53,20 @@ class OptimizerConfig:
         check(self.weight_decay >= 0, 'weight_decay', self.weight_decay, 'must not be negative')
         check(self.name == 'adamw' or self.weight_decay == 0, 'weight_decay', self.weight_decay, "'adam' has none")
         check(self.clip is None or self.clip > 0, 'clip', self.clip, 'must be positive or None')
+        for pattern in self.decay:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise FieldError('decay', pattern, f'not a regular expression: {error}') from None
         check(self.clip_on in ('mean', 'sum'), 'clip_on', self.clip_on, "must be 'mean' or 'sum'")
 
 
 def make_schedule(config: OptimizerConfig, tokens_per_step: int) -> optax.Schedule:
     """Step (0-based count of updates done) to learning rate."""
-    horizon = to_steps(config.schedule.horizon, tokens_per_step, 'schedule.horizon')
-    warmup = to_steps(config.schedule.warmup, tokens_per_step, 'schedule.warmup', whole=horizon)
-    check(warmup < horizon, 'schedule.warmup', config.schedule.warmup, f'must end before the horizon ({horizon} steps)')
+    path = 'config.optimizer.schedule'
+    horizon = to_steps(config.schedule.horizon, tokens_per_step, f'{path}.horizon')
+    warmup = to_steps(config.schedule.warmup, tokens_per_step, f'{path}.warmup', whole=horizon)
+    check(warmup < horizon, f'{path}.warmup', config.schedule.warmup, f'must end before the horizon ({horizon} steps)')
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup else config.lr,
         peak_value=config.lr,
