@@ -80,7 +80,7 @@ def test_a_finished_run_of_another_config_is_refused(tmp_path):
     assert not study.is_finished(job)
     job.folder.mkdir()
     (job.folder / 'metrics.jsonl').write_text(json.dumps({'kind': 'done', 'step': 6, 'tokens': 3072}) + '\n{"half')
-    (job.folder / 'run.json').write_text(json.dumps({'identity': 'another'}))
+    (job.folder / 'run.json').write_text(json.dumps({'identity': 'another', 'config': {}}))
     with pytest.raises(UserError, match='automata-0 holds the run of another config'):
         study.is_finished(job)
 
