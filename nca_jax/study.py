@@ -64,13 +64,14 @@ def main(argv: list[str] | None = None) -> int:
     """Exit codes as of nca_jax.main: 0, 1 where a run failed, 2 for bad input, 75 when interrupted."""
     parser = argparse.ArgumentParser(prog='python -m nca_jax.study', description=__doc__.splitlines()[0])
     parser.add_argument(
-        'file', type=pathlib.Path, help='an experiment file with a study, e.g. experiments/quickstart.py'
+        'file', type=pathlib.Path, help='an experiment file with STUDIES, e.g. experiments/quickstart.py'
     )
     parser.add_argument('study', nargs='?', default=MAIN, help=f"one of the file's STUDIES, e.g. smoke ({MAIN})")
     parser.add_argument('--out', type=pathlib.Path, help='folder of the runs and the report (runs/FILE[-STUDY])')
     parser.add_argument('--workers', type=int, help='runs at a time (one per core; 1 with an accelerator)')
     args = parser.parse_args(argv)
     try:
+        check(args.workers is None or args.workers > 0, '--workers', args.workers, 'must be positive')
         return run_study(args.file, args.study, args.out, args.workers)
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
@@ -80,6 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 def run_study(file: pathlib.Path, study: str, out: pathlib.Path | None, workers: int | None) -> int:
     """Trains what isn't trained yet, then writes the report."""
     start = time.time()
+    check(out is None or ',' not in str(out), '--out', str(out), 'a comma would part it into words of a config')
     out = out or pathlib.Path('runs') / (file.stem if study == MAIN else f'{file.stem}-{study}')
     # One process a core: small matrices don't gain from a second one, and results don't depend on how many there are.
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -89,11 +91,15 @@ def run_study(file: pathlib.Path, study: str, out: pathlib.Path | None, workers:
     on_cpu = os.environ['JAX_PLATFORMS'] == 'cpu'
     cores = sorted(os.sched_getaffinity(0)) if on_cpu and hasattr(os, 'sched_getaffinity') else []
     jobs = make_jobs(file, study, out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'--out={out}: {error.strerror}') from None
     todo = [job for job in jobs if not is_finished(job)]
     print(f'{file.stem}: {len(jobs)} runs in {out}, {len(jobs) - len(todo)} of them finished before', flush=True)
     code = train_all(jobs, todo, workers or len(cores) or 1, cores)
     if code == 0:
-        report.write([str(out)], out / 'report', baseline='scratch')
+        report.write([str(out)], out / 'report', baseline=None)
         print(f'{time.time() - start:,.0f} s for this call. Seconds of all runs: {phases(jobs)}')
     return code
 
@@ -106,7 +112,10 @@ def make_jobs(file: pathlib.Path, study: str, out: pathlib.Path) -> list[Job]:
         parent = next((word.removeprefix('parent=') for word in words.split(',') if word.startswith('parent=')), None)
         if parent is not None:
             words = words.replace(f'parent={parent}', f'parent={out / parent}')
-        config = module.get_config(words)
+        try:
+            config = module.get_config(words)
+        except ValueError as error:
+            raise UserError(f'{file}: run {name} of study {study}: {error}') from None
         tokens_per_step = config.train.batch * config.model.length
         tokens = to_steps(config.train.stop, tokens_per_step, 'config.train.stop') * tokens_per_step
         jobs.append(Job(name, f'{file}:{words}', out / name, parent, tokens))
@@ -170,7 +179,6 @@ def launch(job: Job) -> None:
         if job.core is not None:
             os.sched_setaffinity(0, {job.core})
 
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, '-m', 'nca_jax.main', f'--config={job.config}', f'--workdir={job.folder}']
     with log_file(job).open('a') as log:
         # A group of its own, so that Ctrl-C reaches this process alone, which then asks the runs to save.
@@ -207,7 +215,10 @@ def last_record(path: pathlib.Path) -> dict | None:
     if not path.exists():
         return None
     whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b'\n')]
-    return json.loads(whole[-1]) if whole else None
+    try:
+        return json.loads(whole[-1]) if whole else None
+    except ValueError:
+        raise UserError(f'{path}: its last line is not JSON; remove the run to train it anew') from None
 
 
 def load_module(file: pathlib.Path) -> ModuleType:
@@ -215,8 +226,14 @@ def load_module(file: pathlib.Path) -> ModuleType:
     if not file.is_file():
         raise UserError(f'{file}: no such experiment file')
     spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None:
+        raise UserError(f'{file}: not a Python file')
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError, ValueError) as error:
+        hint = "; run it from the repository's root" if isinstance(error, ModuleNotFoundError) else ''
+        raise UserError(f'{file}: {error}{hint}') from None
     if not hasattr(module, 'STUDIES'):
         raise UserError(f'{file}: has no STUDIES; train it with python -m nca_jax.main --config={file}')
     return module

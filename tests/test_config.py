@@ -25,6 +25,7 @@ WORDS = {
         'corpus=tfds:gsm8k,path=p,field=question,smoke',
         'parent=p,transfer=only_attn',
         'parent=p,recipe=release,smoke',
+        'parent=p,parent_stage=text,recipe=release,transfer=only_attn,writers=0.2',
     ],
 }
 
@@ -56,6 +57,17 @@ def test_unknown_words_list_the_known():
         experiment('nca_pretrain', 'size=2b')
     with pytest.raises(ValueError, match="seed = 'x': must be int"):
         experiment('nca_pretrain', 'seed=x')
+
+
+def test_words_that_would_do_nothing_are_refused():
+    with pytest.raises(ValueError, match='name it by parent=FOLDER'):
+        experiment('language', 'writers=0.2')
+    with pytest.raises(ValueError, match="parent = 'p': must be a folder for nca and only_attn"):
+        experiment('quickstart', 'arm=scratch,parent=p')
+    with pytest.raises(ValueError, match="parent = '': must be a folder for nca"):
+        experiment('quickstart', 'arm=nca')
+    with pytest.raises(ValueError, match=r"corpus = 'pyhton': must be one of openwebtext, .*, c4"):
+        experiment('language', 'corpus=pyhton')
 
 
 def changed(path: str, value: object) -> configs.Config:

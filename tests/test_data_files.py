@@ -2,12 +2,10 @@
 
 import gzip
 import json
-import sys
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-import zstandard
 
 from nca_jax.data import files, recipes
 from nca_jax.errors import UserError
@@ -28,7 +26,7 @@ def write(file, data):
     if file.suffix == '.gz':
         data = gzip.compress(data)
     elif file.suffix == '.zst':
-        data = zstandard.ZstdCompressor().compress(data)
+        data = pyarrow.compress(data, 'zstd', asbytes=True)
     file.write_bytes(data)
     return file
 
@@ -84,6 +82,8 @@ def test_half_a_surrogate_pair_in_json_is_not_utf8(tmp_path):
         ('a.jsonl', b'{"body": "x"}\n{"bod', r'a\.jsonl:2: not JSON'),
         ('a.jsonl', b'{"text": "x"}\n', r"a\.jsonl:1: no text in field 'body', has text"),
         ('a.jsonl', b'{"body": 3}\n', r"no text in field 'body', has body"),
+        pytest.param('a.jsonl', b'{"body": ' + b'9' * 5000 + b'}', r'a\.jsonl:1: not JSON', id='long number'),
+        pytest.param('a.jsonl', b'[' * 100_000, r'a\.jsonl:1: not JSON', id='deep nest'),
         ('a.jsonl', b'[1]\n', r"no text in field 'body', has list"),
         ('a.txt.gz', None, r'a\.txt\.gz: unreadable'),
         ('a.jsonl.zst', None, r'a\.jsonl\.zst: unreadable'),
@@ -98,10 +98,42 @@ def test_bad_files_are_named(tmp_path, name, data, message):
         read(tmp_path, formats=formats)
 
 
-def test_a_cut_gzip_file_is_named(tmp_path):
-    (tmp_path / 'a.txt.gz').write_bytes(gzip.compress(b'x' * 1000)[:-9])
-    with pytest.raises(UserError, match=r'a\.txt\.gz: unreadable'):
-        read(tmp_path)
+@pytest.mark.parametrize('suffix', ['gz', 'zst'])
+def test_a_file_that_is_cut_off_is_named_and_several_frames_are_read(tmp_path, suffix):
+    file = write(tmp_path / f'a.jsonl.{suffix}', LINES)
+    whole = file.read_bytes()
+    file.write_bytes(whole * 2)
+    assert [document.text for document in read(tmp_path, formats=recipes.FORMATS)] == TEXTS * 2
+    for data in (whole[:-9], whole + whole[:-9]):
+        file.write_bytes(data)
+        with pytest.raises(UserError, match=rf'a\.jsonl\.{suffix}: unreadable'):
+            read(tmp_path, formats=recipes.FORMATS)
+
+
+def test_text_in_parquet_that_is_not_utf8_is_replaced_and_marked_or_refused(tmp_path):
+    text = pyarrow.Array.from_buffers(pyarrow.string(), 2, pyarrow.array([b'ok', b'ab\xffc']).buffers())
+    pyarrow.parquet.write_table(pyarrow.table({'body': text}), tmp_path / 'a.parquet')
+    found = read(tmp_path, errors='replace', formats=recipes.FORMATS)
+    assert [(document.text, document.replaced) for document in found] == [('ok', False), ('ab\ufffdc', True)]
+    with pytest.raises(UserError, match=r'a\.parquet:2: not UTF-8 at byte 2'):
+        read(tmp_path, formats=recipes.FORMATS)
+
+
+@pytest.mark.parametrize('values', [['x', None], [1, 2]])
+def test_a_parquet_field_without_text_is_named(tmp_path, values):
+    pyarrow.parquet.write_table(pyarrow.table({'body': values}), tmp_path / 'a.parquet')
+    with pytest.raises(UserError, match=r"a\.parquet.* field 'body'"):
+        read(tmp_path, formats=recipes.FORMATS)
+
+
+def test_a_damaged_parquet_page_is_one_line(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({'body': ['x' * 500] * 50}), tmp_path / 'a.parquet', compression='none')
+    data = bytearray((tmp_path / 'a.parquet').read_bytes())
+    data[4:24] = bytes(20)
+    (tmp_path / 'a.parquet').write_bytes(data)
+    with pytest.raises(UserError, match=r'a\.parquet: unreadable') as caught:
+        read(tmp_path, formats=recipes.FORMATS)
+    assert '\n' not in str(caught.value)
 
 
 def test_a_parquet_file_without_the_field_is_named(tmp_path):
@@ -114,10 +146,3 @@ def test_a_parquet_file_without_the_field_is_named(tmp_path):
 def test_paths_that_name_nothing(path, message):
     with pytest.raises(UserError, match=message):
         read(path) if path else files.find_files(path, files.TEXT_FORMATS)
-
-
-def test_missing_packages_name_their_extra(tmp_path, monkeypatch):
-    write(tmp_path / 'a.jsonl.zst', LINES)
-    monkeypatch.setitem(sys.modules, 'zstandard', None)
-    with pytest.raises(UserError, match=r"a\.jsonl\.zst needs zstandard: pip install 'nca_jax\[formats\]'"):
-        read(tmp_path, formats=recipes.FORMATS)

@@ -1,6 +1,7 @@
 """The order of imports: layers import downwards only, within a rank only inside one folder."""
 
 import ast
+import importlib
 import pathlib
 import subprocess
 import sys
@@ -91,6 +92,12 @@ def test_experiments_import_only_common():
         ]
         names = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes}
         assert names <= {'ml_collections', 'experiments', 'typing'}, path.name
+
+
+def test_benchmarks_are_of_today():
+    for path in (ROOT / 'experiments' / 'benchmarks').glob('*.py'):
+        importlib.import_module(f'experiments.benchmarks.{path.stem}')
+    importlib.import_module('experiments.benchmarks.nca').paper_config(1e-3)
 
 
 def test_core_needs_no_other_framework():

@@ -42,6 +42,7 @@ def write_run(folder, arm, stage='text', seed=0, records=(), done=True, **about)
         'code': {'commit': '0123456789abcdef', 'dirty': False},
         'versions': {'jax': '0.10.2', 'numpy': '2.4.6'},
         'device': {'kind': 'cpu', 'count': 1},
+        'data': {'text': 'ab', 'tokenizer': 'cd'},
         'parent': None,
         'vocab_size': 1024,
         'parameters': 1_300_000,
@@ -247,6 +248,14 @@ def test_runs_that_measured_other_things_are_refused(tmp_path, change, message):
         study_of(tmp_path)
 
 
+def test_runs_on_different_text_are_refused(tmp_path):
+    for name, text in (('a', 'one'), ('b', 'two')):
+        records = text_records((3.0, 2.5), (100, 200))
+        write_run(tmp_path / name, name, records=records, data={'text': text, 'tokenizer': 'cd'})
+    with pytest.raises(errors.UserError, match=r"can't compare a seed 0 .* with b seed 0 .*: .* on different text"):
+        study_of(tmp_path)
+
+
 def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path):
     for name in 'ab':
         write_run(tmp_path / name, 'nca', seed=5, records=text_records((3.0,), (100,)))
@@ -263,9 +272,29 @@ def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path):
         (lambda run: edit(run, stage='vision'), "stage = 'vision': one of nca, text"),
         (lambda run: (run / 'run.json').unlink(), 'holds no run'),
         (lambda run: (run / 'metrics.jsonl').write_text('oops\n'), 'metrics.jsonl line 1: not JSON'),
+        (lambda run: edit(run, seed='0'), "run.json: seed = '0': must be of type int"),
+        (lambda run: edit(run, config=None), 'run.json: config = None: must be of type dict'),
+        (lambda run: edit(run, device={'kind': 'cpu'}), 'run.json: device lacks count'),
+        (lambda run: edit(run, parent={'x': 1}), 'run.json: parent lacks identity, plan, step'),
+        (lambda run: edit(run, parent='x'), "run.json: parent = 'x': must be of type dict"),
+        (
+            lambda run: (run / 'metrics.jsonl').write_text('{"kind": "train", "step": 1, "tokens": null}\n'),
+            'metrics.jsonl line 1: tokens = None: must be a number',
+        ),
         (lambda run: (run / 'automata.npz').write_bytes(b'oops'), 'automata.npz: not the automata of a run'),
+        (lambda run: (run / 'automata.npz').write_bytes(b''), 'automata.npz: not the automata of a run'),
+        (
+            lambda run: (run / 'automata.npz').write_bytes((run / 'automata.npz').read_bytes()[:-99]),
+            'automata.npz: not the automata of a run',
+        ),
         (lambda run: (run / 'complexity.json').write_text('oops'), 'complexity.json: not JSON'),
         (lambda run: (run / 'complexity.json').write_text('{}'), "complexity.json: field 'edges' is missing"),
+        (
+            lambda run: (run / 'complexity.json').write_text(
+                json.dumps(json.loads((run / 'complexity.json').read_text()) | {'counts': ['x']})
+            ),
+            'complexity.json: counts must be numbers',
+        ),
     ],
 )
 def test_bad_input_is_one_line_with_exit_code_2_and_writes_nothing(tmp_path, capsys, damage, message):

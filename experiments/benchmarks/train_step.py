@@ -1,6 +1,6 @@
 """Training tokens a second on a CPU: our step against PyTorch's LlamaForCausalLM with fused AdamW.
 
-    pip install 'nca_jax[bench]'
+    .venv/bin/pip install -e '.[bench]'
     python -m experiments.benchmarks.train_step [--json]
 
 Both sides take one update of the same shapes and precision (bfloat16: autocast in PyTorch) and use all cores. Each may
@@ -96,7 +96,7 @@ def pytorch(shape: tuple[int, ...], dtype: str, accumulate: int) -> Callable[[],
 
 def rows() -> Iterator[common.Row]:
     for shape in SHAPES:
-        tokens, accumulate = shape[4] * shape[5], shape[4] // (ROWS_AT_ONCE * CORES)
+        tokens, accumulate = shape[4] * shape[5], max(1, shape[4] // (ROWS_AT_ONCE * CORES))
         for dtype in ('float32', 'bfloat16'):
             sides = {
                 'ours': ours(shape, dtype, accumulate),
@@ -112,7 +112,8 @@ def rows() -> Iterator[common.Row]:
 
 
 if __name__ == '__main__':
-    if importlib.util.find_spec('torch') is None or importlib.util.find_spec('transformers') is None:
-        sys.exit("error: this benchmark compares with PyTorch; install it with pip install 'nca_jax[bench]'")
+    missing = [name for name in ('torch', 'transformers') if importlib.util.find_spec(name) is None]
+    if missing and '--help' not in sys.argv:
+        sys.exit(f"error: no {missing[0]} to compare with: .venv/bin/pip install -e '.[bench]'")
     jax.config.update('jax_num_cpu_devices', CORES)
     common.main(rows(), __doc__.splitlines()[0])

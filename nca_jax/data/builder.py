@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import logging
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -92,9 +93,15 @@ def stat_files(files: Iterable[Path]) -> list:
 
 
 def build(corpus: Corpus, progress: Progress) -> str:
-    """Writes the corpus if it isn't there yet; the folder that `tfds.builder_from_directory` reads."""
+    """Writes the corpus if it isn't there yet; the folder that `tfds.builder_from_directory` reads.
+
+    The caller sees to it that no other process builds in the same folder.
+    """
     builder = corpus.builder
     builder.progress = progress
+    data_dir = Path(builder.data_dir)
+    for leftover in data_dir.parent.glob(f'incomplete.*_{data_dir.name}'):  # of a build that was killed
+        shutil.rmtree(leftover)
     tfds.disable_progress_bar()  # ours is the one that the user sees
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -106,12 +113,12 @@ def build(corpus: Corpus, progress: Progress) -> str:
 
 
 def make_builder(kind: type[DocumentBuilder], data_dir: Path, config: tfds.core.BuilderConfig) -> DocumentBuilder:
-    with _quiet_absl():
+    with quiet_absl():
         return kind(data_dir=str(data_dir), config=config, file_format='array_record')
 
 
 @contextlib.contextmanager
-def _quiet_absl() -> Iterator[None]:
+def quiet_absl() -> Iterator[None]:
     """TFDS warns of every config that isn't in its own list."""
     logger = logging.getLogger('absl')
     level = logger.level

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import tensorflow_datasets as tfds
 
-from nca_jax.data.builder import Corpus
+from nca_jax.data.builder import Corpus, quiet_absl
 from nca_jax.errors import FieldError, UserError, check
 
 
@@ -38,7 +38,8 @@ def _find(corpus: str, name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
     if ':' in name:
         raise FieldError('corpus', corpus, 'must be of the catalogue proper, without a namespace or version')
     try:
-        return tfds.builder(name, data_dir=str(data_dir))
+        with quiet_absl():
+            return tfds.builder(name, data_dir=str(data_dir))
     except tfds.core.DatasetNotFoundError:
         raise FieldError('corpus', corpus, 'TFDS has none of this name that needs no TensorFlow') from None
     except ModuleNotFoundError as error:

@@ -39,7 +39,8 @@ def open_corpus(config: TextConfig, data_dir: Path) -> Corpus:
     """The corpus that the config names, not built yet; `data_dir` is where TFDS keeps it. Raises UserError."""
     name = config.corpus
     if name in BUILT_IN:
-        check(not config.path, 'path', config.path, f"must be '' for {name}")
+        for unused in ('path', 'field'):
+            check(not getattr(config, unused), unused, getattr(config, unused), f"must be '' for {name}")
         return BUILT_IN[name](data_dir)
     if name == 'text_files':
         return text_files(data_dir, config.path, config.field, config.encoding_errors)

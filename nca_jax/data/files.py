@@ -2,14 +2,15 @@
 
 import glob
 import gzip
-import importlib
 import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import IO, NamedTuple
+
+import pyarrow
+import pyarrow.parquet
 
 from nca_jax.errors import UserError
 
@@ -61,7 +62,7 @@ def read_documents(file: Path, field: str, encoding_errors: str) -> Iterator[Doc
             with _open(file) as stream:
                 text, replaced = decode(stream.read(), str(file), encoding_errors)
             yield Document(text, str(file), replaced)
-    except _unreadable(file) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f'{file}: unreadable ({error})') from error
 
 
@@ -77,26 +78,13 @@ def decode(data: bytes, name: str, encoding_errors: str) -> tuple[str, bool]:
         return data.decode(errors='replace'), True
 
 
-def optional(module: str, extra: str, what: str) -> ModuleType:
-    """Imports a package that only some formats need."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"{what} needs {module.split('.')[0]}: pip install 'nca_jax[{extra}]'") from error
-
-
 def _open(file: Path) -> IO[bytes]:
     if file.suffix == '.gz':
         return gzip.open(file, 'rb')
     if file.suffix == '.zst':
-        return io.BufferedReader(optional('zstandard', 'formats', str(file)).open(file, 'rb'))
+        # pyarrow tells a file that is cut off, which zstandard's own reader takes for its end.
+        return io.BufferedReader(pyarrow.input_stream(str(file), compression='zstd'))
     return file.open('rb')
-
-
-def _unreadable(file: Path) -> tuple[type[Exception], ...]:
-    """What a damaged file raises."""
-    errors = (OSError, EOFError, zlib.error)
-    return (*errors, optional('zstandard', 'formats', str(file)).ZstdError) if file.suffix == '.zst' else errors
 
 
 def _json_lines(stream: IO[bytes], file: Path, field: str, encoding_errors: str) -> Iterator[Document]:
@@ -107,25 +95,29 @@ def _json_lines(stream: IO[bytes], file: Path, field: str, encoding_errors: str)
         text, replaced = decode(line, name, encoding_errors)
         try:
             record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f'{name}: not JSON ({error.msg})') from None
+        except (ValueError, RecursionError) as error:  # also of numbers too long and nests too deep
+            raise UserError(f'{name}: not JSON ({str(error).splitlines()[0]})') from None
         yield _field(record, name, field, encoding_errors, replaced)
 
 
 def _parquet(file: Path, field: str, encoding_errors: str) -> Iterator[Document]:
-    parquet = optional('pyarrow.parquet', 'formats', str(file))
-    arrow = optional('pyarrow', 'formats', str(file))
-    try:
-        table = parquet.ParquetFile(file)
-    except arrow.ArrowInvalid as error:
-        raise UserError(f'{file}: unreadable ({str(error).splitlines()[0]})') from error
-    if field not in table.schema_arrow.names:
-        raise UserError(f'{file}: no field {field!r}, has {" ".join(table.schema_arrow.names)}')
     row = 0
-    for batch in table.iter_batches(columns=[field]):
-        for value in batch.column(0).to_pylist():
-            row += 1
-            yield _field({field: value}, f'{file}:{row}', field, encoding_errors, False)
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+        if field not in table.schema_arrow.names:
+            raise UserError(f'{file}: no field {field!r}, has {" ".join(table.schema_arrow.names)}')
+        for batch in table.iter_batches(columns=[field]):
+            column = batch.column(0)
+            if not pyarrow.types.is_string(column.type) and not pyarrow.types.is_large_string(column.type):
+                raise UserError(f'{file}: field {field!r} is {column.type}, not text')
+            for value in column.cast(pyarrow.large_binary()).to_pylist():  # pyarrow's own text must be UTF-8
+                row += 1
+                if value is None:
+                    raise UserError(f'{file}:{row}: no text in field {field!r}, it is null')
+                text, replaced = decode(value, f'{file}:{row}', encoding_errors)
+                yield Document(text, f'{file}:{row}', replaced)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f'{file}: unreadable ({str(error).splitlines()[0]})') from error
 
 
 def _field(record: object, name: str, field: str, encoding_errors: str, replaced: bool) -> Document:

@@ -12,13 +12,19 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from nca_jax.batch import Vocab
-from nca_jax.data import shards, splits
+from nca_jax.data import corpora, recipes, shards, splits
 from nca_jax.data import tokenizer as bpe
 from nca_jax.data.builder import Corpus, build, fingerprint
-from nca_jax.data.corpora import open_corpus
 from nca_jax.data.text import Prepared, TextConfig
 from nca_jax.errors import UserError, check
 from nca_jax.progress import Progress, bars, silent
+
+HELP = """Makes token shards of a corpus ahead of time; the same command goes on with what was interrupted.
+
+    python -m nca_jax.data.prepare --corpus=python_stdlib --vocab_size=1024 --out=runs/text
+    python -m nca_jax.data.prepare --corpus=openwebtext --path=DIR --tokenizer=gpt2/tokenizer.json --out=runs/text
+
+A config that says the same of its corpus, with `cache` the folder given here as --out, finds the shards ready."""
 
 FORMAT = 1  # of what lies in a prepared folder
 TOLERANCE = 0.001  # of a published token count
@@ -32,13 +38,16 @@ def prepare_text(config: TextConfig, folder: Path | str, progress: Progress = si
     progress(stage, done, total) is called often, with stages wait, read, scan, learn and tokenize. Raises UserError.
     """
     root = Path(config.cache or folder).expanduser()
-    corpus = open_corpus(config, root / 'corpora')
+    corpus = corpora.open_corpus(config, root / 'corpora')
     loaded = _load_tokenizer(config, corpus) if config.tokenizer or corpus.vocab_size else None
     settings = [FORMAT, corpus.builder.info.full_name, corpus.field, config.encoding_errors, config.valid_share]
     key = fingerprint([*settings, bpe.identity(loaded) if loaded else config.vocab_size])
     out = root / 'tokens' / f'{corpus.name}-{key}'
     if not (out / shards.INDEX).exists():
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f'cache {root}: {error.strerror}') from None
         with _locked(root / 'lock', progress):
             if not (out / shards.INDEX).exists():
                 _write(config, corpus, loaded, out, progress)
@@ -140,17 +149,21 @@ def _locked(file: Path, progress: Progress) -> Iterator[None]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog='python -m nca_jax.data.prepare', description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog='python -m nca_jax.data.prepare', description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add('--corpus', required=True, help='python_stdlib, python_docs, text_files, a recipe, or tfds:NAME')
+    names = ', '.join([*corpora.BUILT_IN, 'text_files', *recipes.RECIPES])
+    add('--corpus', required=True, help=f'{names}, or tfds:NAME')
     add('--path', default='', help="the user's file, folder or glob")
     add('--field', default='', help='of JSON lines or TFDS examples')
-    add('--encoding_errors', default='replace', choices=('replace', 'refuse'))
+    add('--encoding_errors', default='replace', choices=('replace', 'refuse'), help='what to do where it is no UTF-8')
     add('--tokenizer', default='', help='a tokenizer.json; without it one is trained')
     add('--vocab_size', type=int, help='tokens of the trained one (1024)')
-    add('--valid_share', type=float, default=0.05)
+    add('--valid_share', type=float, default=0.05, help='of the documents, where no split is published (0.05)')
     add('--out', required=True, help='the cache folder, `cache` in configs')
     flags = vars(parser.parse_args(arguments))
+    check(flags['out'] != '', '--out', flags['out'], 'must name a folder')
     if flags['vocab_size'] is None:
         flags['vocab_size'] = 0 if flags['tokenizer'] else 1024
     config = TextConfig(cache=flags.pop('out'), **flags)

@@ -42,7 +42,7 @@ class TokenStore:
 
     def __init__(self, folder: Path, split: dict):
         self.tokens, self.documents, self.bytes = split['tokens'], split['documents'], split['bytes']
-        self._parts = [np.load(folder / f'{part["name"]}.npy', mmap_mode='r') for part in split['parts']]
+        self._parts = [_open_part(folder / f'{part["name"]}.npy', part['tokens']) for part in split['parts']]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)]).tolist()
 
     def __len__(self) -> int:
@@ -59,6 +59,16 @@ class TokenStore:
             start += len(piece)
             number += 1
         return np.concatenate(pieces, dtype=np.int32)
+
+
+def _open_part(file: Path, tokens: int) -> np.ndarray:
+    try:
+        part = np.load(file, mmap_mode='r')
+    except (OSError, ValueError) as error:
+        raise UserError(f'{file}: not a readable shard ({error}); delete {file.parent} to make it anew') from None
+    if part.shape != (tokens,):
+        raise UserError(f'{file}: holds {part.shape} tokens and not {tokens}; delete {file.parent} to make it anew')
+    return part
 
 
 def plan(
@@ -84,7 +94,7 @@ def write_parts(parts: Sequence[Part], out: Path, tokenizer: Tokenizer, progress
         if not entry_file.exists():
             progress('tokenize', done, total)
             _write_part(part, out, tokenizer, lambda size, done=done: progress('tokenize', done + size, total))
-        entries.append(json.loads(entry_file.read_text()))
+        entries.append(read_json(entry_file))
         done += part.bytes
     return entries
 
@@ -127,16 +137,23 @@ def write_json(file: Path, value: object) -> None:
     os.replace(partial, file)
 
 
+def read_json(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f'{file}: not JSON ({error}); delete {file.parent} to make it anew') from None
+
+
 def totals(entries: Sequence[dict], side: str) -> dict:
     """What the index says of one side."""
     parts = [entry for entry in entries if entry['side'] == side]
     return {key: sum(part[key] for part in parts) for key in ('tokens', 'documents', 'bytes')} | {'parts': parts}
 
 
-def read_index(folder: Path, tokenizer: Tokenizer | None = None) -> dict:
-    """The index of finished shards; UserError where `tokenizer` (default: the one beside them) isn't theirs."""
-    index = json.loads((folder / INDEX).read_text())
-    found = bpe.identity(tokenizer or bpe.load(str(folder / TOKENIZER)))
+def read_index(folder: Path, tokenizer: Tokenizer) -> dict:
+    """The index of finished shards; UserError where `tokenizer` isn't theirs."""
+    index = read_json(folder / INDEX)
+    found = bpe.identity(tokenizer)
     if found != index['tokenizer']:
         raise UserError(f'{folder}: written with tokenizer {index["tokenizer"][:12]}, this one is {found[:12]}')
     return index

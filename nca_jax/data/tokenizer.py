@@ -39,9 +39,14 @@ def load(file: str) -> Tokenizer:
         raise UserError(f'tokenizer = {file!r}: no readable tokenizer.json ({error})') from error
     layout = json.loads(tokenizer.to_str())
     ends = [token for token in layout['added_tokens'] if token['content'] == END_OF_TEXT and token['special']]
-    if layout['model']['type'] != 'BPE' or layout['normalizer'] or not ends:
-        raise UserError(f'tokenizer = {file!r}: must be a byte-level BPE with special {END_OF_TEXT} and no normalizer')
-    token_bytes(tokenizer)
+    if layout['model']['type'] != 'BPE' or layout['normalizer'] or layout['model'].get('dropout') or not ends:
+        raise UserError(
+            f'tokenizer = {file!r}: must be a byte-level BPE with special {END_OF_TEXT}, no normalizer and no dropout'
+        )
+    try:
+        token_bytes(tokenizer)
+    except UserError as error:
+        raise UserError(f'{file}: {error}') from None
     return _whole_text(tokenizer)
 
 

@@ -1,6 +1,8 @@
 """What the page says and in which order: findings in words, the table, the figures, then where it all came from."""
 
 import math
+import zipfile
+import zlib
 from collections.abc import Callable
 
 import matplotlib
@@ -114,6 +116,9 @@ def _automata_blocks(run: runs.Run, suffix: str) -> list[page.Block]:
         missing = [field for field in COMPLEXITY if field not in found]
         if missing:
             raise errors.UserError(f'{run.folder / "complexity.json"}: field {missing[0]!r} is missing')
+        for field in ('edges', 'counts', 'band'):
+            if not all(isinstance(number, int | float) for number in found[field]):
+                raise errors.UserError(f'{run.folder / "complexity.json"}: {field} must be numbers')
         caption = (
             f'{found["candidates"]:,} random rules before filtering, compressed at {found["bytes_per_token"]} '
             f'bytes a token. Only rules within the shaded band are used.'
@@ -126,7 +131,7 @@ def _load(path: str) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as arrays:
             return {name: arrays[name] for name in ('frames', 'ratios', 'level', 'colours')}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise errors.UserError(f'{path}: not the automata of a run ({error})') from error
 
 

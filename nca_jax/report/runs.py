@@ -13,8 +13,12 @@ import numpy as np
 
 from nca_jax import errors
 
-FIELDS = ('name', 'arm', 'stage', 'seed', 'identity', 'config', 'code', 'versions', 'device', 'parent', 'vocab_size',
-          'parameters', 'tokens_per_step')  # fmt: skip
+FIELDS = {
+    **dict.fromkeys(('name', 'arm', 'stage', 'identity'), str),
+    **dict.fromkeys(('seed', 'vocab_size', 'parameters', 'tokens_per_step'), int),
+    **dict.fromkeys(('config', 'code', 'versions', 'device', 'data'), dict),
+}
+WITHIN = {'device': ('kind', 'count'), 'parent': ('identity', 'step', 'plan')}
 EVALUATORS = {'text': 'perplexity', 'nca': 'nca_grid'}
 
 
@@ -151,6 +155,9 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
     ) - record.keys()
     if record['kind'] in ('train', 'eval', 'done') and missing:
         raise errors.UserError(f'{where}: a record of kind {record["kind"]!r} without {", ".join(sorted(missing))}')
+    for field in record.keys() & {'step', 'tokens', 'loss'}:
+        if not isinstance(record[field], int | float):
+            raise errors.UserError(f'{where}: {field} = {record[field]!r}: must be a number')
     return record
 
 
@@ -158,9 +165,15 @@ def read_run(folder: Path) -> Run:
     """Reads one run's folder; UserError if its run.json lacks a field or names another stage."""
     path = folder / 'run.json'
     about = _read_json(path)
-    missing = [field for field in FIELDS if field not in about]
-    if missing:
-        raise errors.UserError(f'{path}: field {missing[0]!r} is missing')
+    for field in (*FIELDS, 'parent'):
+        if field not in about:
+            raise errors.UserError(f'{path}: field {field!r} is missing')
+        kind = FIELDS.get(field, dict if about[field] is not None else type(None))
+        if not isinstance(about[field], kind):
+            raise errors.UserError(f'{path}: {field} = {about[field]!r}: must be of type {kind.__name__}')
+    for field, needed in WITHIN.items():
+        if about[field] is not None and (lacking := set(needed) - about[field].keys()):
+            raise errors.UserError(f'{path}: {field} lacks {", ".join(sorted(lacking))}')
     if about['stage'] not in EVALUATORS:
         raise errors.UserError(f'{path}: stage = {about["stage"]!r}: one of {", ".join(sorted(EVALUATORS))}')
     return Run(folder, about, read_metrics(folder / 'metrics.jsonl'))
@@ -188,7 +201,7 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 def make_study(runs: Iterable[Run], baseline: str | None = None) -> Study:
     """Groups runs by arm and seed. UserError where two runs claim one place or compared runs aren't comparable.
 
-    `baseline` None means scratch if there is such an arm; a named one must exist.
+    `baseline` None means scratch, if there is such an arm; a named one must exist.
     """
     runs = list(runs)
     left_out = tuple((run, run.unusable) for run in runs if run.unusable)
@@ -211,6 +224,8 @@ def make_study(runs: Iterable[Run], baseline: str | None = None) -> Study:
 
 def _check_comparable(runs: list[Run]) -> None:
     for run in runs[1:]:
+        if run.about['data'] != runs[0].about['data']:
+            raise errors.UserError(f"can't compare {runs[0]} with {run}: they were trained on different text")
         for what, ours, theirs in (
             ('vocab_size', run.about['vocab_size'], runs[0].about['vocab_size']),
             ('final tokens', run.final['tokens'], runs[0].final['tokens']),

@@ -99,15 +99,15 @@ def train(
     manifest: Callable[[int], dict],
     writer: MetricWriter,
     preemption: Preemption,
-    prepare_seconds: float,
+    before: dict[str, float],
 ) -> TrainState:
     """Trains from `state.step` to `plan.stop`, then writes the `done` record. Raises NotFiniteError or Preempted.
 
     Metrics of a step are read after the next one is queued, so that reading never stalls the device. At a boundary
     the order is: metrics, evaluation, checkpoint. A crash between any two of them loses nothing but time. The `done`
-    record says where this process spent its seconds; `prepare_seconds` is what came before.
+    record says where this process spent its seconds, those that were spent `before` the loop included.
     """
-    seconds = {'prepare': prepare_seconds} | dict.fromkeys(('compile', 'data', 'train', 'eval', 'checkpoint'), 0.0)
+    seconds = dict.fromkeys(('prepare', 'data', 'compile', 'train', 'eval', 'checkpoint'), 0.0) | before
     step = int(state.step)
 
     @contextmanager

@@ -1,6 +1,6 @@
 """Writes llama.npz: the weights of a tiny Llama, tokens, and the logits of Hugging Face's LlamaForCausalLM for them.
 
-    pip install 'nca_jax[bench]'
+    .venv/bin/pip install -e '.[bench]'
     python tests/golden/llama.py
 
 Weights have our paths and layouts; the transposes below are what Hugging Face's layout differs by.
