@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,6 +189,28 @@ def test_a_loaded_tokenizer_is_used_as_it_is(tmp_path, source, prepared):
     assert (found.tokenizer_identity, found.identity) == (prepared.tokenizer_identity, prepared.identity)
     with pytest.raises(UserError, match='vocab_size = 400: must be 0 where a tokenizer is given'):
         config(source, tokenizer=str(file), vocab_size=400)
+
+
+@pytest.mark.parametrize(
+    ('file', 'damage', 'message'),
+    [
+        ('train-00000.npy', lambda data: data[:-9], r'train-00000\.npy: not a readable shard .*; delete '),
+        ('train-00000.npy', lambda data: b'', r'train-00000\.npy: not a readable shard .*; delete '),
+        ('index.json', lambda data: data[:-9], r'index\.json: not JSON .*; delete '),
+    ],
+)
+def test_damaged_shards_are_named(tmp_path, source, prepared, file, damage, message):
+    folder = shutil.copytree(prepared.folder, tmp_path / prepared.folder.name)
+    (folder / file).write_bytes(damage((folder / file).read_bytes()))
+    with pytest.raises(UserError, match=message) as caught:
+        prepare.open_prepared(folder)
+    assert '\n' not in str(caught.value)
+
+
+def test_a_cache_that_cannot_be_made_is_named(tmp_path, source):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match=r'cache .*file: '):
+        prepare.prepare_text(config(source, cache=str(tmp_path / 'file')), tmp_path)
 
 
 RUN = """

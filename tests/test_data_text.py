@@ -25,7 +25,7 @@ def prepared(tmp_path_factory):
         for number, part in enumerate(np.split(tokens, np.cumsum(lengths)[:-1])):
             name = f'{side}-{number}'
             np.save(folder / f'{name}.npy', part.astype(np.uint16))
-            parts.append({'name': name})
+            parts.append({'name': name, 'tokens': len(part)})
         stores[side] = shards.TokenStore(folder, {'tokens': len(tokens), 'documents': 1, 'bytes': 0, 'parts': parts})
     return types.SimpleNamespace(**stores, token_bytes_V=np.arange(400, dtype=np.int32) % 5)
 

@@ -64,7 +64,7 @@ class TokenStore:
 def _open_part(file: Path, tokens: int) -> np.ndarray:
     try:
         part = np.load(file, mmap_mode='r')
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise UserError(f'{file}: not a readable shard ({error}); delete {file.parent} to make it anew') from None
     if part.shape != (tokens,):
         raise UserError(f'{file}: holds {part.shape} tokens and not {tokens}; delete {file.parent} to make it anew')
