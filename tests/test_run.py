@@ -169,7 +169,7 @@ def test_a_run_does_not_go_on_with_other_text(cache, tmp_path, monkeypatch):
 @pytest.mark.parametrize('recipe', ['paper', 'release'])
 def test_the_papers_stages_train_and_resume_with_dropout(cache, tmp_path, monkeypatch, recipe):
     """Adam, tied tables or a biased head, accumulation and dropout, in both stages."""
-    first = adjusted(nca_pretrain.get_config(f'recipe={recipe},smoke'), cache, train__accumulate=2)
+    first = adjusted(nca_pretrain.get_config(f'recipe={recipe},smoke'), cache, train__accumulate=2, train__batch=16)
     train(first, tmp_path / 'first')
     words = f'recipe={recipe},corpus=text_files,path={cache}/corpus,parent={tmp_path}/first,smoke'
     second = adjusted(language.get_config(words), cache, train__accumulate=2, train__batch=16)
