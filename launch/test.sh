@@ -8,4 +8,4 @@ source "$(dirname "$0")/env.sh"
 if [ "${1:-}" = full ]; then
   exec .venv/bin/python -m pytest -m full "${@:2}"
 fi
-exec .venv/bin/python -m pytest -m 'not full' -n 2 "$@"
+exec .venv/bin/python -m pytest -m 'not full' -n 2 --dist loadfile "$@"
