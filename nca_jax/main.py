@@ -2,7 +2,7 @@
 
     python -m nca_jax.main --config=experiments/nca_pretrain.py:size=10m,band=50+ --workdir=runs/nca
     python -m nca_jax.main --config=experiments/language.py:size=10m,parent=runs/nca --workdir=runs/code
-    python -m nca_jax.main --config=experiments/nca_pretrain.py:smoke --workdir=runs/try   # seconds, on a CPU
+    python -m nca_jax.main --config=experiments/nca_pretrain.py:smoke --workdir=runs/try   # a minute on a CPU
 
 Each file in experiments/ says at its top what it is for, and in get_config which words it knows; a wrong word or field
 is answered with those that are allowed. The same command resumes a run that stopped. Exit codes: 0 done, 1 stopped by a

@@ -132,7 +132,7 @@ def train(
             store.save(step, state, manifest(step), wait=wait)
 
     logger = _Logger(plan, schedule, writer)
-    with jax.transfer_guard('disallow'):  # nothing has been trained yet, so SIGTERM may end it at once
+    with jax.transfer_guard('disallow'):  # nothing is trained that isn't saved: SIGTERM may end it at once
         if step == 0:
             evaluate()
         if step < plan.stop:
