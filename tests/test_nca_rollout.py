@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.random import threefry_2x32
 from scipy import stats
 
 from nca_jax.errors import FieldError
-from nca_jax.nca import complexity, patches, rollout, rule
+from nca_jax.nca import bits, complexity, patches, rollout, rule
 
 GOLDEN = Path(__file__).parent / 'golden'
 SPEC = rule.RuleSpec(
@@ -56,7 +57,7 @@ def random_weights(spec, seed):
     return {k: v if k[0] == 'w' else jnp.asarray(rng.normal(size=v.shape), jnp.float32) for k, v in weights.items()}
 
 
-@pytest.mark.parametrize('perceive', ['table', 'conv'])
+@pytest.mark.parametrize('perceive', ['table', 'one_hot'])
 @pytest.mark.parametrize(
     'changes',
     [
@@ -64,6 +65,7 @@ def random_weights(spec, seed):
         {'padding': 'channel_wrap', 'identity_bias': 0.5},
         {'padding': 'channel_wrap', 'colours': 17, 'height': 3, 'width': 7},  # too many colours for tables of rows
         {'colours': 2, 'identity_bias': -0.3},
+        {'hidden': 30, 'features': 40},  # too wide for written-out products
     ],
 )
 def test_rollout_equals_the_slow_oracle(changes, perceive):
@@ -71,11 +73,10 @@ def test_rollout_equals_the_slow_oracle(changes, perceive):
     weights = random_weights(spec, 1)
     trajectory = rollout.RolloutSpec(spec, burn_in=2, stride=3, frames=3)
     start = np.random.default_rng(0).integers(0, spec.colours, (spec.height, spec.width))
-    hidden = rollout.hidden_channels(spec, weights)(jnp.asarray(start, jnp.uint8))
-    logits_CxYxX = rollout.colour_logits(spec, weights, hidden, jnp.asarray(start, jnp.uint8))
-    np.testing.assert_allclose(
-        np.moveaxis(logits_CxYxX, 0, -1), oracle_logits(spec, weights, start), rtol=1e-4, atol=1e-5
-    )
+    hidden_SxH = rollout.make_perceive(spec, weights)(jnp.asarray(start)).reshape(-1, spec.hidden)
+    logits_CxS = rollout.colour_logits(spec, weights, hidden_SxH, jnp.asarray(start.ravel()))
+    logits_YxXxC = np.stack(logits_CxS, -1).reshape(spec.height, spec.width, -1)
+    np.testing.assert_allclose(logits_YxXxC, oracle_logits(spec, weights, start), rtol=1e-4, atol=1e-5)
     grid, expected = start, []
     for step in range(9):
         if step in (2, 5, 8):
@@ -93,7 +94,7 @@ def golden(colours):
         return {name: arrays[name] for name in arrays.files}
 
 
-@pytest.mark.parametrize('perceive', ['table', 'conv'])
+@pytest.mark.parametrize('perceive', ['table', 'one_hot'])
 @pytest.mark.parametrize('colours', [2, 10, 15])
 def test_reproduces_the_released_codes_frames_tokens_and_gzip_ratios(colours, perceive):
     truth = golden(colours)
@@ -117,11 +118,11 @@ def rule_names():
     return ('w1', 'b1', 'w2', 'b2', 'w3', 'b3')
 
 
-def draws(logits_C, temperature, sampler, shape=(200, 500)):
+def draws(logits_C, temperature, sampler, cells=100_001):
     """Counts of each colour among many cells with the same logits."""
     spec = dataclasses.replace(SPEC, colours=len(logits_C), temperature=temperature, sampler=sampler)
-    logits = jnp.broadcast_to(jnp.asarray(logits_C, jnp.float32)[:, None, None], (len(logits_C), *shape))
-    cells = jax.jit(functools.partial(rollout.sample, spec))(logits, jax.random.key(3))
+    logits = [jnp.full(cells, logit, jnp.float32) for logit in logits_C]
+    cells = jax.jit(functools.partial(rollout.sample, spec))(logits, jax.random.key(3), jnp.int32(5))
     return np.bincount(np.asarray(cells).ravel(), minlength=len(logits_C))
 
 
@@ -138,6 +139,24 @@ def test_samplers_draw_from_the_softmax(logits, temperature, sampler):
     seen = expected > 1e-6
     assert counts[~seen].sum() == 0
     assert stats.chisquare(counts[seen], expected[seen]).pvalue > 1e-3
+
+
+def test_random_bits_are_threefrys():
+    key = jax.random.key(7)
+    counters = jnp.arange(10, dtype=jnp.uint32)
+    expected = threefry_2x32(jax.random.key_data(key), jnp.concatenate([counters, counters[::-1]]))
+    np.testing.assert_array_equal(
+        jnp.concatenate(bits.threefry(jax.random.key_data(key), counters, counters[::-1])), expected
+    )
+
+
+def test_uniform_numbers_are_uniform_and_differ_by_key_number_and_place():
+    draw = jax.jit(bits.uniform, static_argnums=2)
+    rows = [draw(jax.random.key(k), jnp.uint32(n), 10_001) for k in range(3) for n in range(3)]
+    assert stats.kstest(np.concatenate(rows), 'uniform').pvalue > 1e-3
+    assert len(np.unique(rows)) > 9 * 10_001 * 0.99  # a grid of 2^23 values: hardly any repeat
+    assert stats.pearsonr(rows[0], rows[1]).pvalue > 1e-3
+    assert stats.pearsonr(rows[0][:5000], rows[0][5000:10_000]).pvalue > 1e-3
 
 
 def test_impossible_colours_are_never_drawn():

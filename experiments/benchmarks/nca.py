@@ -51,7 +51,7 @@ def paper_config(temperature: float) -> NCAConfig:
         mask_grids=1,
         candidates_per_rule=10,
         search_block=64,
-        stream_block=64,
+        stream_block=16,
     )
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,12 @@ from jax import lax
 
 from nca_jax import keys
 from nca_jax.errors import check
+from nca_jax.nca import bits
 from nca_jax.nca.rule import Rule, RuleSpec
 
 EXACT = lax.Precision.HIGHEST
 LARGEST_TABLE = 4096  # entries of a row's table: 192 kB a rule in all, still within a core's cache
+LARGEST_CHAIN = 1024  # multiplications of a 1x1 convolution that are written out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,22 +44,20 @@ def start_grid(spec: RuleSpec, key: jax.Array) -> jax.Array:
 
 
 def fold(spec: RuleSpec, rule: Rule) -> jax.Array:
-    """The 3x3 convolution as tables of what neighbours contribute to a cell's hidden channels.
-
-    The one-hot cells enter linearly, so a cell's hidden channels are a sum of table entries. Small alphabets get one
-    table per row of the neighbourhood, (3, C, C, C, H), read once for three neighbours; others one per neighbour,
-    (3, 3, C, H). The bias is in the entries of the middle row (of the centre).
-    """
+    """The 3x3 convolution's kernel with the wrap-around of its channels and its bias (in the centre) folded in."""
     kernel_3x3xCxH = rule['w1']
     if spec.padding == 'channel_wrap':
         first, last = kernel_3x3xCxH[:, :, 0], kernel_3x3xCxH[:, :, -1]
         kernel_3x3xCxH = kernel_3x3xCxH[:, :, 1:-1].at[:, :, -1].add(first).at[:, :, 0].add(last)
     bias_CxH = jnp.broadcast_to(rule['b1'], kernel_3x3xCxH.shape[2:])
-    kernel_3x3xCxH = kernel_3x3xCxH.at[1, 1].add(bias_CxH)
-    if spec.colours**3 > LARGEST_TABLE:
-        return kernel_3x3xCxH
+    return kernel_3x3xCxH.at[1, 1].add(bias_CxH)
+
+
+def row_tables(kernel_3x3xCxH: jax.Array) -> jax.Array:
+    """What the three cells of a row contribute together, (3, C^3, H): one-hot cells enter the convolution linearly."""
     left, middle, right = kernel_3x3xCxH[:, 0], kernel_3x3xCxH[:, 1], kernel_3x3xCxH[:, 2]
-    return left[:, :, None, None] + middle[:, None, :, None] + right[:, None, None, :]
+    table = left[:, :, None, None] + middle[:, None, :, None] + right[:, None, None, :]
+    return table.reshape(3, -1, kernel_3x3xCxH.shape[-1])
 
 
 def look_up(table: jax.Array, *colour_YxX: jax.Array) -> jax.Array:
@@ -65,60 +65,80 @@ def look_up(table: jax.Array, *colour_YxX: jax.Array) -> jax.Array:
     return table.at[colour_YxX].get(mode='promise_in_bounds')
 
 
-def perceive_table(table: jax.Array, grid_YxX: jax.Array) -> jax.Array:
-    """Hidden channels, (Y, X, H), by looking up every neighbour in the tables of `fold`."""
-    hidden_YxXxH = 0.0
-    for dy in range(3):
-        if table.ndim == 5:
-            row = look_up(table[dy], jnp.roll(grid_YxX, 1, 1), grid_YxX, jnp.roll(grid_YxX, -1, 1))
-        else:
-            row = sum(jnp.roll(look_up(table[dy, dx], grid_YxX), 1 - dx, 1) for dx in range(3))
-        hidden_YxXxH = hidden_YxXxH + jnp.roll(row, 1 - dy, 0)
-    return hidden_YxXxH
+def shifted(grid_YxX: jax.Array, dy: int, dx: int) -> jax.Array:
+    """What lies dy rows below and dx columns to the right of each cell on the torus."""
+    return jnp.roll(grid_YxX, (-dy, -dx), (0, 1))
 
 
-def perceive_conv(spec: RuleSpec, rule: Rule, grid_YxX: jax.Array) -> jax.Array:
-    """Hidden channels, (Y, X, H), by the plain convolution."""
-    cells_YxXxC = jax.nn.one_hot(grid_YxX, spec.colours)
-    pad = ((1, 1), (1, 1), (1, 1) if spec.padding == 'channel_wrap' else (0, 0))
-    cells_YxXxC = jnp.pad(cells_YxXxC, pad, mode='wrap')
-    hidden_YxXxH = lax.conv_general_dilated(
-        cells_YxXxC[None], rule['w1'], (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision=EXACT
-    )[0]
-    return hidden_YxXxH + rule['b1'][None, None]
+def perceive_rows(table_3xNxH: jax.Array, grid_YxX: jax.Array, colours: int) -> jax.Array:
+    """Hidden channels, (Y, X, H): one look-up for the three cells of each row of the neighbourhood."""
+    row_YxX = (shifted(grid_YxX, 0, -1) * colours + grid_YxX) * colours + shifted(grid_YxX, 0, 1)
+    return sum(look_up(table_3xNxH[dy + 1], shifted(row_YxX, dy, 0)) for dy in (-1, 0, 1))
 
 
-def hidden_channels(spec: RuleSpec, rule: Rule) -> Callable[[jax.Array], jax.Array]:
+def perceive_cells(kernel_3x3xCxH: jax.Array, grid_YxX: jax.Array) -> jax.Array:
+    """Hidden channels, (Y, X, H): one look-up for each of the nine cells."""
+    offsets = itertools.product((-1, 0, 1), repeat=2)
+    return sum(look_up(kernel_3x3xCxH[dy + 1, dx + 1], shifted(grid_YxX, dy, dx)) for dy, dx in offsets)
+
+
+def perceive_one_hot(kernel_3x3xCxH: jax.Array, grid_YxX: jax.Array) -> jax.Array:
+    """Hidden channels, (Y, X, H): a product of one-hot cells and kernel, then nine shifts. For machines that multiply
+    faster than they look up."""
+    cells_YxXxC = jax.nn.one_hot(grid_YxX, kernel_3x3xCxH.shape[2])
+    seen_3x3xYxXxH = jnp.einsum('yxc,abch->abyxh', cells_YxXxC, kernel_3x3xCxH, precision=EXACT)
+    offsets = itertools.product((-1, 0, 1), repeat=2)
+    return sum(shifted(seen_3x3xYxXxH[dy + 1, dx + 1], dy, dx) for dy, dx in offsets)
+
+
+def make_perceive(spec: RuleSpec, rule: Rule) -> Callable[[jax.Array], jax.Array]:
     """`grid_YxX -> hidden_YxXxH` as `spec.perceive` says; what doesn't depend on the grid is done here."""
-    if spec.perceive == 'table':
-        return functools.partial(perceive_table, fold(spec, rule))
-    return functools.partial(perceive_conv, spec, rule)
+    kernel_3x3xCxH = fold(spec, rule)
+    if spec.perceive == 'one_hot':
+        return functools.partial(perceive_one_hot, kernel_3x3xCxH)
+    if spec.colours**3 > LARGEST_TABLE:
+        return functools.partial(perceive_cells, kernel_3x3xCxH)
+    return functools.partial(perceive_rows, row_tables(kernel_3x3xCxH), colours=spec.colours)
 
 
-def colour_logits(spec: RuleSpec, rule: Rule, hidden_YxXxH: jax.Array, grid_YxX: jax.Array) -> jax.Array:
-    """Logits of the next colours before the temperature, (C, Y, X): sampling wants the colours as planes."""
-    features_YxXxF = jnp.einsum('yxh,hf->yxf', hidden_YxXxH, rule['w2'], precision=EXACT) + rule['b2'][None, None]
-    logits_CxYxX = jnp.einsum('yxf,fc->cyx', jax.nn.relu(features_YxXxF), rule['w3'], precision=EXACT)
-    logits_CxYxX = logits_CxYxX + rule['b3'][:, None, None]
+def weigh(planes: Sequence[jax.Array], kernel_IxJ: jax.Array, bias_J: jax.Array) -> list[jax.Array]:
+    """A 1x1 convolution of I planes into J, as multiplications of planes by numbers.
+
+    A fused chain of them keeps the machine's vectors full of cells, where products of such small matrices don't. Wide
+    networks, whose chain would be long to compile, take the product.
+    """
+    inputs, outputs = kernel_IxJ.shape
+    if inputs * outputs > LARGEST_CHAIN:
+        product_JxS = jnp.einsum('is,ij->js', jnp.stack(planes), kernel_IxJ, precision=EXACT)
+        return list(product_JxS + bias_J[:, None])
+    return [sum((plane * kernel_IxJ[i, j] for i, plane in enumerate(planes)), start=bias_J[j]) for j in range(outputs)]
+
+
+def colour_logits(spec: RuleSpec, rule: Rule, hidden_SxH: jax.Array, colour_S: jax.Array) -> list[jax.Array]:
+    """Logits of the next colours of S cells before the temperature: one plane (S) per colour."""
+    hidden = [hidden_SxH[:, channel] for channel in range(spec.hidden)]
+    features = [jax.nn.relu(plane) for plane in weigh(hidden, rule['w2'], rule['b2'])]
+    logits = weigh(features, rule['w3'], rule['b3'])
     if spec.identity_bias:
-        logits_CxYxX = logits_CxYxX + spec.identity_bias * jax.nn.one_hot(grid_YxX, spec.colours, axis=0)
-    return logits_CxYxX
+        logits = [plane + spec.identity_bias * (colour_S == colour) for colour, plane in enumerate(logits)]
+    return logits
 
 
-def sample(spec: RuleSpec, logits_CxYxX: jax.Array, key: jax.Array) -> jax.Array:
-    """Next colours, uint8 (Y, X), from softmax(logits / temperature).
+def sample(spec: RuleSpec, logits: Sequence[jax.Array], key: jax.Array, step: jax.Array) -> jax.Array:
+    """Next colours, int32 (S), from softmax(logits / temperature); `logits` has one plane (S) per colour.
 
     The inverse-CDF walk is exact down to the 2^-23 grain of a float32 uniform, at any temperature: the difference to
     the largest logit is formed before the division, and a colour of weight 0 is never taken, since u * total < total.
     """
     if spec.temperature == 0:
-        return jnp.argmax(logits_CxYxX, 0).astype(jnp.uint8)
+        return jnp.argmax(jnp.stack(logits), 0).astype(jnp.int32)
     if spec.sampler == 'gumbel':
-        return jax.random.categorical(key, logits_CxYxX / spec.temperature, axis=0).astype(jnp.uint8)
-    weights_CxYxX = jnp.exp((logits_CxYxX - logits_CxYxX.max(0)[None]) / spec.temperature)
-    cumulative = list(itertools.accumulate(weights_CxYxX))
-    threshold_YxX = jax.random.uniform(key, logits_CxYxX.shape[1:]) * cumulative[-1]
-    return sum((level_YxX <= threshold_YxX).astype(jnp.uint8) for level_YxX in cumulative[:-1])
+        return jax.random.categorical(keys.key(key, step), jnp.stack(logits) / spec.temperature, axis=0)
+    largest_S = functools.reduce(jnp.maximum, logits)
+    weights = [jnp.exp((logit_S - largest_S) / spec.temperature) for logit_S in logits]
+    cumulative = list(itertools.accumulate(weights))
+    threshold_S = bits.uniform(key, step.astype(jnp.uint32), largest_S.size) * cumulative[-1]
+    return sum((level_S <= threshold_S).astype(jnp.int32) for level_S in cumulative[:-1])
 
 
 def rollout(spec: RolloutSpec, rule: Rule, key: jax.Array, start_YxX: jax.Array | None = None) -> jax.Array:
@@ -127,18 +147,23 @@ def rollout(spec: RolloutSpec, rule: Rule, key: jax.Array, start_YxX: jax.Array 
     `start_YxX` replaces the random start. All arithmetic is float32 at full precision on every backend.
     """
     family = spec.rule
-    perceive = hidden_channels(family, rule)
+    shape = (family.height, family.width)
+    perceive = make_perceive(family, rule)
     update_key = keys.key(key, 'update')
 
-    def update(step, grid_YxX):
-        logits_CxYxX = colour_logits(family, rule, perceive(grid_YxX), grid_YxX)
-        return sample(family, logits_CxYxX, keys.key(update_key, step))
+    def update(step, state):
+        colour_S, hidden_SxH = state
+        logits = colour_logits(family, rule, hidden_SxH, colour_S)
+        colour_S = sample(family, logits, update_key, step)
+        return colour_S, perceive(colour_S.reshape(shape)).reshape(-1, family.hidden)
 
-    def next_frame(grid_YxX, first_and_last):
-        grid_YxX = lax.fori_loop(*first_and_last, update, grid_YxX)
-        return grid_YxX, grid_YxX
+    def next_frame(state, first_and_last):
+        state = lax.fori_loop(*first_and_last, update, state)
+        return state, state[0].astype(jnp.uint8)
 
     grid_YxX = start_grid(family, keys.key(key, 'start')) if start_YxX is None else start_YxX
+    grid_YxX = grid_YxX.astype(jnp.int32)
+    state = grid_YxX.reshape(-1), perceive(grid_YxX).reshape(-1, family.hidden)
     last_T = spec.burn_in + spec.stride * jnp.arange(spec.frames)
     first_T = jnp.concatenate([jnp.zeros_like(last_T[:1]), last_T[:-1]])
-    return lax.scan(next_frame, grid_YxX, (first_T, last_T))[1]
+    return lax.scan(next_frame, state, (first_T, last_T))[1].reshape(-1, *shape)

@@ -27,7 +27,7 @@ class RuleSpec:
     start: 'uniform' cells (paper), or 'softmax' (release): i.i.d. from the softmax of one N(0, 1) logit vector per
         trajectory.
     sampler: 'inverse_cdf' draws one uniform per cell, 'gumbel' one per cell and colour; same distribution.
-    perceive: 'table' looks neighbours up in the folded convolutions, 'conv' is the plain convolution; same function.
+    perceive: 'table' looks neighbours up in the folded convolution, 'one_hot' multiplies by it; same function.
     """
 
     height: int
@@ -52,7 +52,7 @@ class RuleSpec:
             ('padding', ('spatial', 'channel_wrap')),
             ('start', ('uniform', 'softmax')),
             ('sampler', ('inverse_cdf', 'gumbel')),
-            ('perceive', ('table', 'conv')),
+            ('perceive', ('table', 'one_hot')),
         ):
             check(getattr(self, field) in allowed, field, getattr(self, field), f'one of {", ".join(allowed)}')
 
