@@ -1,5 +1,6 @@
 """What the experiment files share: words, named sizes, recipes and plans. Every knob of a run is visible here."""
 
+import re
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -15,7 +16,7 @@ SIZES = {
     '1b6': (2048, 24, 32),
 }
 
-BANDS = {'20-30': (0.2, 0.3), '30-40': (0.3, 0.4), '40-50': (0.4, 0.5), '50+': (0.5, 2.0)}
+BANDS = {'20-30': (0.2, 0.3), '30-40': (0.3, 0.4), '40-50': (0.4, 0.5), '50+': (0.5, 2.0)}  # gzip, 10 colours
 
 # Where the release of the paper's code departs from the paper; `recipe=` sets all of them, single fields override.
 RECIPES = ('paper', 'release')
@@ -99,13 +100,28 @@ def adamw(lr: float, *, warmup: str, horizon: str, final: float = 0.0, weight_de
     )
 
 
-def first_stage(recipe: str) -> tuple[ConfigDict, ConfigDict]:
-    """Optimizer and loop of pre-pre-training: 163.84M tokens, which are the warm-up of a schedule ten times as long."""
+def first_stage(recipe: str, stop: str = '163.84M tokens') -> tuple[ConfigDict, ConfigDict]:
+    """Optimizer and loop of pre-pre-training: 163.84M tokens, which are the warm-up of a schedule ten times as long.
+
+    `stop` at '1638.4M tokens' goes to the end of that schedule (the longer of the paper's C4 arms).
+    """
     release = choose({'paper': False, 'release': True}, recipe, 'recipe')
     optimizer = adamw(1e-4, warmup='163.84M tokens', horizon='1638.4M tokens')
     optimizer.update({'name': 'adam', 'clip_on': 'sum' if release else 'mean'})
     keep = ('81.92M tokens', '163.84M tokens')
-    return optimizer, loop(batch=32 if release else 16, stop='163.84M tokens', keep=keep)
+    return optimizer, loop(batch=32 if release else 16, stop=stop, keep=keep)
+
+
+def accepted(band: str) -> dict[str, Any]:
+    """The fields that a band's word sets: a key of BANDS, or 'q50-100' and such for quantiles of unfiltered rules in
+    percent, which mean the same for every alphabet and measure."""
+    quantiles = re.fullmatch(r'q(\d+)-(\d+)', band)
+    if quantiles:
+        low, high = (int(percent) / 100 for percent in quantiles.groups())
+        return {'band': (low, high), 'band_by': 'quantile'}
+    if band not in BANDS:
+        raise ValueError(f'band = {band!r}: must be one of {", ".join(BANDS)}, or quantiles in percent like q50-100')
+    return {'band': BANDS[band], 'band_by': 'score'}
 
 
 def automata(recipe: str, band: str) -> ConfigDict:
@@ -114,6 +130,8 @@ def automata(recipe: str, band: str) -> ConfigDict:
     return ConfigDict(
         {
             'rule': {
+                'family': 'random',
+                'groups': 1,
                 'height': 12,
                 'width': 12,
                 'colours': 10,
@@ -124,20 +142,23 @@ def automata(recipe: str, band: str) -> ConfigDict:
                 'temperature': 1e-4 if release else 1e-3,
                 'start': 'softmax' if release else 'uniform',
                 'sampler': 'inverse_cdf',
-                'perceive': 'table',
+                'perceive': 'auto',
             },
             'burn_in': 10,
             'stride': 1,
             'patch': 2,
-            'complexity': {'frames': 10, 'bytes_per_token': 4, 'level': 9},
-            'band': choose(BANDS, band, 'band'),
+            'complexity': {'measure': 'gzip', 'frames': 10, 'bytes_per_token': 4, 'level': 9},
+            **accepted(band),
+            'band_sample': 4096,
             'rules_per_epoch': 16_000,
             'trajectories_per_rule': 1,
             'fresh_rules': not release,
+            'held_out': 'rules',
+            'shuffle': 'none',
             'mask_grids': 1,
             'candidates_per_rule': 200,
             'search_block': 64,
-            'stream_block': 8,
+            'stream_block': 16,
         }
     )
 
@@ -214,7 +235,9 @@ def shrink(config: ConfigDict) -> None:
     config.optimizer.schedule.update({'horizon': '6 steps', 'warmup': '2 steps'})
     config.eval.update({'batch': 8, 'batches': 2})
     if config.stage == 'nca':
-        config.data.update({'rules_per_epoch': 32, 'search_block': 8})
+        config.data.update({'rules_per_epoch': 48, 'search_block': 8, 'stream_block': 8})
         config.data.rule.update({'height': 8, 'width': 8})  # so that three grids fit
-    elif not config.data.tokenizer:
+    elif config.stage == 'copy':
+        config.data.period = (4, 24)  # so that most of a row repeats
+    elif config.stage == 'text' and not config.data.tokenizer:
         config.data.vocab_size = 300

@@ -1,4 +1,4 @@
-"""Stage 2, language modelling from scratch or from an automata run (arXiv 2603.10055, section on pre-training).
+"""Stage 2, language modelling from scratch or from a first stage's run (arXiv 2603.10055, section on pre-training).
 
     python -m nca_jax.main --workdir=runs/owt-nca-1b6 \
         --config=experiments/language.py:size=1b6,corpus=openwebtext,path=DIR,tokenizer=FILE,parent=runs/nca-1b6
@@ -9,8 +9,9 @@ corpus=text_files,path=DIR, a dataset of TFDS with corpus=tfds:NAME,path=DIR,fie
 Published final perplexities at 1b6, scratch against automata: openwebtext 14.66 / 13.82, openwebmath 8.11 / 7.70,
 codeparrot 1.92 / 1.84.
 
-corpus=c4 is the paper's control for the first stage, 164M tokens of text in place of automata. Its recipe wasn't
-released: it has the automata stage's.
+corpus=c4 is the paper's control for the first stage, text in place of automata: tokens=164M, or 1.6B to the end of the
+schedule (the arms C4 164M and C4 1.6B). Its recipe wasn't released: it has the automata stage's. A run that starts from
+it has parent_stage=text; from one of experiments/baselines.py, parent_stage=dyck, copy or noise.
 """
 
 from ml_collections import ConfigDict
@@ -28,11 +29,16 @@ STAGES = {
     'tfds': ('20M tokens', 1e-3, '10%', 1e-4),
     'c4': None,  # a first stage: see common.first_stage
 }
+C4_TOKENS = {'164M': '163.84M tokens', '1.6B': '1638.4M tokens'}
+
+# Whether a parent of that stage had the release's head bias, which a text model has no place for.
+PARENTS = {'nca': True, 'dyck': True, 'copy': True, 'noise': True, 'text': False}
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """Words: size, corpus, path, field, tokenizer, parent (the folder of a run; none is scratch), parent_stage (nca, or
-    text for a run of this file), transfer, writers, recipe, seed, smoke."""
+    """Words: size, corpus, path, field, tokenizer, tokens (164M or 1.6B, of c4), parent (the folder of a run; none is
+    scratch), parent_stage (nca, dyck, copy, noise, or text for a run of this file), transfer, writers, recipe, seed,
+    smoke."""
     words = common.words(
         arg,
         size='400m',
@@ -40,6 +46,7 @@ def get_config(arg: str = '') -> ConfigDict:
         path='',
         field='',
         tokenizer='',
+        tokens='',
         parent='',
         parent_stage='nca',
         transfer='all',
@@ -50,14 +57,17 @@ def get_config(arg: str = '') -> ConfigDict:
     )
     if not words.parent and (words.transfer, words.writers) != ('all', 1.0):
         raise ValueError('transfer and writers say what is carried from a parent: name it by parent=FOLDER')
-    common.choose({'nca': None, 'text': None}, words.parent_stage, 'parent_stage')
+    biased = common.choose(PARENTS, words.parent_stage, 'parent_stage')
     release = common.choose({'paper': False, 'release': True}, words.recipe, 'recipe')
     stage = common.choose(STAGES, words.corpus.partition(':')[0], 'corpus')
     model = common.model(words.size, length=1024, dropout=0.1)
     model.tied = not release
     model.init.table_std = 1.0 if release else 0.02
+    if words.tokens and stage is not None:
+        raise ValueError(f'tokens = {words.tokens!r}: is of corpus=c4 alone; others have --config.train.stop')
     if stage is None:
-        optimizer, train = common.first_stage(words.recipe)
+        stop = common.choose(C4_TOKENS, words.tokens or '164M', 'tokens')
+        optimizer, train = common.first_stage(words.recipe, stop)
     else:
         length, lr, warmup, decay = stage
         optimizer = common.adamw(lr, warmup=warmup, horizon=length, weight_decay=decay)
@@ -66,9 +76,11 @@ def get_config(arg: str = '') -> ConfigDict:
         train.accumulate = 32
     tables = common.FRESH_TIED_TABLE
     if release:
-        tables = common.FRESH_TABLES if words.parent_stage == 'text' else common.FRESH_TABLES_DROP_BIAS
+        tables = common.FRESH_TABLES_DROP_BIAS if biased else common.FRESH_TABLES
     plan = common.transfer_plan(words.transfer, words.writers, tables)
-    arm = f'{words.parent_stage} {words.transfer} x{words.writers:g}' if words.parent else 'scratch'
+    arm = 'scratch' if stage else f'C4 {words.tokens or "164M"}'
+    if words.parent:
+        arm = f'{words.parent_stage} {words.transfer} x{words.writers:g}'
     config = common.experiment(
         name='language',
         arm=arm,

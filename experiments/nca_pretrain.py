@@ -6,27 +6,57 @@ The run stops at the end of the warm-up of a schedule of 1.64B tokens, as the pa
 sequences (`recipe=paper`) or 5,000 of 32 (`recipe=release`). Its model goes into the second stage:
 experiments/language.py:parent=runs/nca-1b6. The paper's own held-out loss wasn't published; a replay elsewhere reached
 6.21 nats (a uniform guess: 9.21). The checkpoints at 82M and 164M tokens are kept for good.
+
+Other automata: `colours=2` or `15` (the paper's other alphabets), `patch`, `height`, `width`, `measure`;
+`family=elementary`, `life`, `elementary:110`, `life:B3/S23`. Controls: `rules=fixed` has one rule for all sequences,
+`shuffle=tokens` the same tokens without dynamics, `shuffle=frames` the same grids out of order.
 """
 
 from ml_collections import ConfigDict
 
 from experiments import common
 
+# Fresh rules every epoch (paper), one set for all epochs (release), or one rule for all sequences.
+RULES = {
+    'fresh': {'fresh_rules': True},
+    'once': {'fresh_rules': False},
+    'fixed': {'fresh_rules': False, 'rules_per_epoch': 1, 'held_out': 'trajectories'},
+}
+LEVELS = {'gzip': 9, 'zstd': 19, 'lzma': 9, 'change_rate': 0}
+PLAIN = ('random', 'none', '')  # words that an arm's name leaves out
+
 
 def get_config(arg: str = '') -> ConfigDict:
-    """Words: size, band (20-30, 30-40, 40-50, 50+), recipe (paper or release, where they differ), seed, smoke."""
-    words = common.words(arg, size='400m', band='50+', recipe='paper', seed=0, smoke=False)
+    """Words: size, band (20-30, 30-40, 40-50, 50+, or quantiles like q50-100; without one 50+ for the paper's ten
+    colours scored by gzip, and the upper half for all others), recipe (paper or release, where they differ), colours,
+    patch, height, width, measure, family, rules (fresh, once, fixed), shuffle, seed, smoke."""
+    words = common.words(
+        arg,
+        size='400m',
+        band='',
+        recipe='paper',
+        colours=10,
+        patch=2,
+        height=12,
+        width=12,
+        measure='gzip',
+        family='random',
+        rules='',
+        shuffle='none',
+        seed=0,
+        smoke=False,
+    )
     release = words.recipe == 'release'
     model = common.model(words.size, length=1024, dropout=0.1)
     model.update({'tied': not release, 'head_bias': release})
     optimizer, train = common.first_stage(words.recipe)
     config = common.experiment(
         name='nca_pretrain',
-        arm='nca',
+        arm=' '.join(['nca', *(word for word in (words.family, words.rules, words.shuffle) if word not in PLAIN)]),
         stage='nca',
         seed=words.seed,
         smoke=words.smoke,
-        data=common.automata(words.recipe, words.band),
+        data=automata(words),
         model=model,
         optimizer=optimizer,
         train=train,
@@ -35,3 +65,19 @@ def get_config(arg: str = '') -> ConfigDict:
     if words.smoke:
         common.shrink(config)
     return config
+
+
+def automata(words: ConfigDict) -> ConfigDict:
+    """The recipe's automata with what the words change."""
+    as_published = words.family == 'random' and words.colours == 10 and words.measure == 'gzip'
+    data = common.automata(words.recipe, words.band or ('50+' if as_published else 'q50-100'))
+    data.rule.update({'colours': words.colours, 'height': words.height, 'width': words.width, 'family': words.family})
+    data.update({'patch': words.patch, 'shuffle': words.shuffle})
+    data.complexity.update({'measure': words.measure, 'level': common.choose(LEVELS, words.measure, 'measure')})
+    if words.family != 'random':  # of two colours and without noise; their networks need 18 features
+        data.rule.update({'colours': 2, 'features': 18, 'temperature': 0.0, 'padding': 'spatial'})
+        if not words.band and ':' in words.family:
+            data.update(common.accepted('q0-100'))
+    if words.rules:
+        data.update(common.choose(RULES, words.rules, 'rules'))
+    return data

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 
 VOCAB_MULTIPLE = 128
+# Logits are batch x length x vocabulary: a larger one is a slip in a config (colours ** cells), not a model.
+MAX_VOCAB = 2**20
 
 
 class Batch(NamedTuple):
@@ -28,14 +30,14 @@ class Vocab:
         return -(-self.size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
-def to_batch(tokens_BxL1, first_loss_at: int = 0) -> Batch:
+def to_batch(tokens_BxL1, first_loss_at=0) -> Batch:
     """Cuts (B, L+1) tokens into inputs [0:L] and targets [1:L+1].
 
-    Targets before position `first_loss_at` have weight 0: a reader can't yet know the rule (the paper masks
-    the first grid). Works on NumPy and JAX arrays alike.
+    Targets before position `first_loss_at`, one number or one a row, have weight 0: a reader can't yet know the rule
+    (the paper masks the first grid). Works on NumPy and JAX arrays alike.
     """
     xp = np if isinstance(tokens_BxL1, np.ndarray) else jax.numpy
     length = tokens_BxL1.shape[1] - 1
-    weights_L = (xp.arange(length) >= first_loss_at).astype(xp.float32)
-    weights_BxL = xp.broadcast_to(weights_L, (tokens_BxL1.shape[0], length))
+    first_loss_at_B = xp.broadcast_to(xp.asarray(first_loss_at), tokens_BxL1.shape[:1])
+    weights_BxL = (xp.arange(length)[None] >= first_loss_at_B[:, None]).astype(xp.float32)
     return Batch(tokens_BxL1[:, :-1], tokens_BxL1[:, 1:], weights_BxL)

@@ -10,6 +10,8 @@ from typing import Any
 import ml_collections
 
 from nca_jax.checkpoint import graft
+from nca_jax.data.controls import CopyConfig, NoiseConfig
+from nca_jax.data.dyck import DyckConfig
 from nca_jax.data.text import TextConfig
 from nca_jax.errors import FieldError, UserError, check
 from nca_jax.evals.config import EvalConfig
@@ -18,6 +20,9 @@ from nca_jax.model.config import ModelConfig
 from nca_jax.nca.config import NCAConfig
 from nca_jax.train.loop import LoopConfig
 from nca_jax.train.optimizer import OptimizerConfig
+
+# What `data` is in each stage.
+DATA = {'nca': NCAConfig, 'text': TextConfig, 'dyck': DyckConfig, 'copy': CopyConfig, 'noise': NoiseConfig}
 
 # What an identity leaves out: where things lie on this machine. What they hold is in the manifest, by hash.
 PATHS = ('data.path', 'data.cache', 'data.tokenizer', 'init_from.run')
@@ -45,7 +50,7 @@ class Config:
     stage: str
     seed: int
     smoke: bool
-    data: NCAConfig | TextConfig
+    data: NCAConfig | TextConfig | DyckConfig | CopyConfig | NoiseConfig
     model: ModelConfig
     optimizer: OptimizerConfig
     train: LoopConfig
@@ -67,8 +72,9 @@ def resolve(experiment: ml_collections.ConfigDict) -> Config:
 def from_dict(values: dict) -> Config:
     """`resolve` for plain nested dicts, such as a run.json holds."""
     stage = values.get('stage')
-    check(stage in ('nca', 'text'), 'config.stage', stage, "must be 'nca' or 'text'")
-    return _build(Config, values, 'config', data=NCAConfig if stage == 'nca' else TextConfig)
+    known = isinstance(stage, str) and stage in DATA
+    check(known, 'config.stage', stage, f'must be one of {", ".join(DATA)}')
+    return _build(Config, values, 'config', data=DATA[stage])
 
 
 def to_dict(config: Config) -> dict:

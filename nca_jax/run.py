@@ -9,18 +9,14 @@ from typing import Any
 import jax
 
 from nca_jax import config as configs
-from nca_jax import keys, trees
+from nca_jax import keys, stages, trees
 from nca_jax import mesh as meshes
 from nca_jax.batch import Batch, Vocab
 from nca_jax.checkpoint import graft
 from nca_jax.checkpoint.store import Store, read_manifest, restore_params, saved_params
 from nca_jax.config import Config, InitFrom
-from nca_jax.data import prepare, text
-from nca_jax.errors import FieldError, UserError, check
-from nca_jax.evals import nca_grid, perplexity
+from nca_jax.errors import UserError, check
 from nca_jax.model import transformer
-from nca_jax.nca import bank
-from nca_jax.nca import stream as nca_stream
 from nca_jax.progress import Progress, silent
 from nca_jax.train import loop
 from nca_jax.train.duration import to_steps
@@ -48,21 +44,13 @@ class Program:
     data: dict[str, Any]  # hashes of what the streams read, for the manifest
 
 
-@dataclasses.dataclass(frozen=True)
-class _Data:
-    vocab: Vocab
-    stream: Callable[[int], Batch]
-    evaluators: dict[str, Callable[[Any, int], dict]]
-    hashes: dict[str, Any]
-
-
 def build(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress = silent) -> Program:
     """Prepares the data (cached under `folder`, or where the config says) and jits what the loop calls.
 
     Raises UserError before any training where config, mesh and data don't fit together.
     """
     check_fit(config, mesh)
-    data = {'nca': _nca_data, 'text': _text_data}[config.stage](config, mesh, folder, progress)
+    data = stages.prepare_data(config, mesh, folder, progress)
     tokens_per_step = config.train.batch * config.model.length
     optimizer = make_optimizer(config.optimizer, tokens_per_step)
 
@@ -225,34 +213,3 @@ def _plan(config: Config, tokens_per_step: int) -> loop.Plan:
         keep=frozenset(keep.values()),
         tokens_per_step=tokens_per_step,
     )
-
-
-def _nca_data(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> _Data:
-    data, sharding, length = config.data, meshes.batch_sharding(mesh), config.model.length
-    if data.first_loss_at >= length:
-        raise FieldError(
-            'config.data.mask_grids', data.mask_grids, f'leaves no target of length {length} to learn from'
-        )
-    if length + 1 < 2 * data.tokens_per_grid:
-        raise FieldError('config.model.length', length, f'must hold two grids of {data.tokens_per_grid} tokens')
-    rules = bank.bank(data, config.seed, 'train', 0, folder, lambda done, total: progress('rules', done, total))
-    stream = nca_stream.make_stream(data, config.seed, 'train', config.train.batch, length, sharding, folder)
-    held_out = dataclasses.replace(
-        data, rules_per_epoch=config.eval.batch * config.eval.batches, trajectories_per_rule=1, fresh_rules=False
-    )
-    valid = nca_stream.make_stream(held_out, config.seed, 'valid', config.eval.batch, length, sharding, folder)
-    evaluator = nca_grid.make_evaluator(
-        config.model, data.vocab, data.tokens_per_grid, mesh, valid, config.eval.batches
-    )
-    return _Data(data.vocab, stream, {'nca_grid': evaluator}, {'rules': rules.hash})
-
-
-def _text_data(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> _Data:
-    sharding, length, held_out = meshes.batch_sharding(mesh), config.model.length, config.eval
-    prepared = prepare.prepare_text(config.data, folder / 'text', progress)
-    stream = text.make_stream(config.data, prepared, config.seed, 'train', config.train.batch, length, sharding)
-    windows = held_out.batch * held_out.batches
-    valid = text.make_eval_range(prepared, 'valid', held_out.batch, length, windows, sharding)
-    evaluator = perplexity.make_evaluator(config.model, prepared.vocab, mesh, valid.stream, valid.steps, valid.bytes)
-    hashes = {'text': prepared.identity, 'tokenizer': prepared.tokenizer_identity}
-    return _Data(prepared.vocab, stream, {'perplexity': evaluator}, hashes)

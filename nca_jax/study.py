@@ -9,7 +9,6 @@ import argparse
 import collections
 import ctypes
 import dataclasses
-import importlib.util
 import json
 import os
 import pathlib
@@ -24,6 +23,7 @@ import rich.progress
 from nca_jax import config as configs
 from nca_jax import run
 from nca_jax.errors import UserError, check
+from nca_jax.experiment import load_module
 from nca_jax.report import __main__ as report
 from nca_jax.train.duration import to_steps
 from nca_jax.train.loop import EXIT_PREEMPTED
@@ -106,7 +106,7 @@ def run_study(file: pathlib.Path, study: str, out: pathlib.Path | None, workers:
 
 def make_jobs(file: pathlib.Path, study: str, out: pathlib.Path) -> list[Job]:
     """The study's runs in its own order, parents before children."""
-    jobs, module = [], load_module(file)
+    jobs, module = [], load_studies(file)
     check(study in module.STUDIES, 'study', study, f'{file} has {", ".join(module.STUDIES)}')
     for name, words in module.STUDIES[study].items():
         parent = next((word.removeprefix('parent=') for word in words.split(',') if word.startswith('parent=')), None)
@@ -221,19 +221,9 @@ def last_record(path: pathlib.Path) -> dict | None:
         raise UserError(f'{path}: its last line is not JSON; remove the run to train it anew') from None
 
 
-def load_module(file: pathlib.Path) -> ModuleType:
+def load_studies(file: pathlib.Path) -> ModuleType:
     """An experiment file as a module. UserError where it can't be read or has no study."""
-    if not file.is_file():
-        raise UserError(f'{file}: no such experiment file')
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None:
-        raise UserError(f'{file}: not a Python file')
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (ImportError, SyntaxError, ValueError) as error:
-        hint = "; run it from the repository's root" if isinstance(error, ModuleNotFoundError) else ''
-        raise UserError(f'{file}: {error}{hint}') from None
+    module = load_module(file)
     if not hasattr(module, 'STUDIES'):
         raise UserError(f'{file}: has no STUDIES; train it with python -m nca_jax.main --config={file}')
     return module

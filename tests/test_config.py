@@ -16,15 +16,36 @@ from nca_jax.errors import UserError
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
 WORDS = {
     'quickstart': ['', 'arm=automata', 'arm=nca,parent=p', 'arm=only_attn,seed=3,parent=p,smoke'],
-    'nca_pretrain': ['', 'size=1b6,band=30-40,seed=1', 'recipe=release', 'recipe=release,smoke', 'size=10m'],
+    'nca_pretrain': [
+        '',
+        'size=1b6,band=30-40,seed=1',
+        'recipe=release',
+        'recipe=release,smoke',
+        'colours=2,size=10m',
+        'colours=3,patch=3,height=6,width=18,measure=zstd',
+        'family=life:B3/S23,rules=fixed',
+        'family=elementary,measure=change_rate,recipe=release',
+        'rules=once,shuffle=tokens',
+        'shuffle=frames,band=q25-75,smoke',
+    ],
+    'baselines': [
+        '',
+        'source=shuffle_dyck,size=1b6,recipe=release',
+        'source=copy,seed=1',
+        'source=copy,smoke',
+        'source=noise,recipe=release,smoke',
+    ],
     'language': [
         '',
         'corpus=codeparrot,path=p,tokenizer=t',
         'corpus=c4,path=p,tokenizer=t,recipe=release',
+        'corpus=c4,path=p,tokenizer=t,tokens=1.6B',
         'corpus=text_files,path=p,field=text,size=tiny',
         'corpus=tfds:gsm8k,path=p,field=question,smoke',
         'parent=p,transfer=only_attn',
         'parent=p,recipe=release,smoke',
+        'parent=p,parent_stage=dyck,recipe=release',
+        'parent=p,parent_stage=copy,transfer=only_attn',
         'parent=p,parent_stage=text,recipe=release,transfer=only_attn,writers=0.2',
     ],
 }
@@ -68,6 +89,33 @@ def test_words_that_would_do_nothing_are_refused():
         experiment('quickstart', 'arm=nca')
     with pytest.raises(ValueError, match=r"corpus = 'pyhton': must be one of openwebtext, .*, c4"):
         experiment('language', 'corpus=pyhton')
+    with pytest.raises(ValueError, match="tokens = '164M': is of corpus=c4 alone"):
+        experiment('language', 'corpus=openwebtext,tokens=164M')
+    with pytest.raises(ValueError, match="tokens = '2B': must be one of 164M"):
+        experiment('language', 'corpus=c4,tokens=2B')
+    with pytest.raises(ValueError, match="source = 'dick': must be one of dyck, shuffle_dyck, copy, noise"):
+        experiment('baselines', 'source=dick')
+    with pytest.raises(ValueError, match="parent_stage = 'dick': must be one of nca, dyck, copy, noise, text"):
+        experiment('language', 'parent=p,parent_stage=dick')
+
+
+def test_first_stages_have_the_same_budget_and_the_release_drops_their_head_bias():
+    for words in ('corpus=c4,path=p,tokenizer=t', 'corpus=c4,path=p,tokenizer=t,tokens=164M'):
+        c4 = experiment('language', words)
+        assert c4.train.stop == '163.84M tokens'
+        assert c4.arm == 'C4 164M'
+    for source in ('dyck', 'shuffle_dyck', 'copy', 'noise'):
+        config = experiment('baselines', f'source={source}')
+        assert (config.train.to_dict(), config.optimizer.to_dict()) == (c4.train.to_dict(), c4.optimizer.to_dict())
+        assert config.train.to_dict() == experiment('nca_pretrain').train.to_dict()
+    longer = experiment('language', 'corpus=c4,path=p,tokenizer=t,tokens=1.6B')
+    assert (longer.train.stop, longer.arm) == ('1638.4M tokens', 'C4 1.6B')
+    assert longer.optimizer.to_dict() == c4.optimizer.to_dict()
+    for stage, dropped in {'nca': True, 'dyck': True, 'copy': True, 'noise': True, 'text': False}.items():
+        plan = experiment('language', f'parent=p,parent_stage={stage},recipe=release').init_from.plan
+        assert (('head/bias', 'drop') in plan) == dropped
+        if stage not in ('nca', 'text'):
+            assert experiment('baselines', f'source={stage},recipe=release').model.head_bias
 
 
 def changed(path: str, value: object) -> configs.Config:
@@ -101,7 +149,9 @@ def changed(path: str, value: object) -> configs.Config:
         ('train.accumulate', 3, r'config.train.accumulate = 3: must divide train.batch = 16'),
         ('mesh', 3, r'config.mesh = 3: must be a block with data, fsdp, tensor'),
         ('mesh.fsdp', 0, r'config.mesh.fsdp = 0: must be positive'),
-        ('stage', 'nlp', r"config.stage = 'nlp': must be 'nca' or 'text'"),
+        ('stage', 'nlp', r"config.stage = 'nlp': must be one of nca, text, dyck, copy, noise"),
+        ('stage', ['nca'], r"config.stage = \['nca'\]: must be one of"),
+        ('stage', 'dyck', r'config.data.[a-z_]+ = .*: unknown field; config.data has kinds, depth'),
         ('seed', -1, r'config.seed = -1'),
         ('seed', 2**32, r'config.seed = 4294967296: must be in 0..2\^32 - 1'),
         ('init_from', {'run': '', 'step': None, 'plan': ()}, r"config.init_from.run = ''"),

@@ -10,7 +10,7 @@ import pytest
 
 from nca_jax import mesh as meshes
 from nca_jax.batch import Vocab, to_batch
-from nca_jax.evals import nca_grid, perplexity
+from nca_jax.evals import held_out, nca_grid, perplexity
 from nca_jax.model import transformer
 from nca_jax.nca import patches
 from tests.test_model import CONFIG
@@ -50,6 +50,29 @@ def test_perplexity_of_a_known_model():
     assert result['loss'] == pytest.approx(loss, rel=1e-5)
     assert result['perplexity'] == pytest.approx(math.exp(loss), rel=1e-5)
     assert result['bits_per_byte'] == pytest.approx(loss * 160 / 320 / math.log(2), rel=1e-5)
+
+
+def test_held_out_accuracy_counts_by_weight():
+    """A model that is right after every token but those divisible by five; the first two targets aren't scored."""
+    vocab, mesh = Vocab(100), meshes.make_mesh(MESH)
+    following = (np.arange(100) + 1) % 100
+    config, params = bigram(vocab, np.where(np.arange(100) % 5, following, 0), sharpness=4.0)
+    tokens = (7 * np.arange(16)[:, None] + np.arange(9)[None]) % 100
+
+    def stream(step):
+        batch = to_batch(((tokens + 3 * step) % 100).astype(np.int32), first_loss_at=2)
+        return jax.device_put(batch, meshes.batch_sharding(mesh))
+
+    subsets = {'high': lambda targets: targets >= 60, 'none': lambda targets: targets > 100}
+    result = held_out.make_evaluator(config, vocab, mesh, stream, 2, subsets)(params, 0)
+    inputs = np.concatenate([(tokens + 3 * step)[:, 2:-1] % 100 for step in (0, 1)])
+    right, high = (inputs % 5 != 0) | (inputs == 99), following[inputs] >= 60
+    assert result['accuracy'] == pytest.approx(right.mean())
+    assert result['high_accuracy'] == pytest.approx(right[high].mean())
+    assert result['high_accuracy'] != pytest.approx(result['accuracy'], abs=1e-3)
+    assert result['none_accuracy'] == 0
+    log_sum = math.log(math.exp(4) + 99)
+    assert result['loss'] == pytest.approx(log_sum - 4 * right.mean(), rel=1e-5)
 
 
 def test_grid_accuracy_by_hand():

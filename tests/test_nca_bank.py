@@ -1,33 +1,38 @@
 """The complexity score and the sets of rules chosen by it."""
 
-import concurrent.futures
 import dataclasses
 import gzip
 import io
+import lzma
 import struct
 
 import jax
 import numpy as np
+import pyarrow
 import pytest
 from scipy import stats
 
 from nca_jax import keys
 from nca_jax.errors import FieldError, UserError
-from nca_jax.nca import bank, complexity
+from nca_jax.nca import bank, complexity, score
 from nca_jax.nca.config import NCAConfig
 from nca_jax.nca.rule import RuleSpec
 
-SCORE = complexity.ComplexityConfig(frames=4, bytes_per_token=1, level=9)
+SCORE = complexity.ComplexityConfig(measure='gzip', frames=4, bytes_per_token=1, level=9)
 CONFIG = NCAConfig(
-    rule=RuleSpec(6, 6, 3, 2, 4, 'spatial', 0.0, 1e-3, 'uniform', 'inverse_cdf', 'table'),
+    rule=RuleSpec('random', 1, 6, 6, 3, 2, 4, 'spatial', 0.0, 1e-3, 'uniform', 'inverse_cdf', 'table'),
     burn_in=2,
     stride=1,
     patch=2,
     complexity=SCORE,
     band=(0.8, 1.3),
+    band_by='score',
+    band_sample=128,
     rules_per_epoch=10,
     trajectories_per_rule=1,
     fresh_rules=True,
+    held_out='rules',
+    shuffle='none',
     mask_grids=1,
     candidates_per_rule=20,
     search_block=16,
@@ -42,11 +47,23 @@ def test_ratio_is_that_of_a_gzip_file(width, code):
     file = io.BytesIO()
     with gzip.GzipFile('', 'wb', 9, file, mtime=0) as packed:
         packed.write(raw)
-    config = complexity.ComplexityConfig(10, width, 9)
-    assert complexity.gzip_ratio(config, tokens) == len(file.getvalue()) / len(raw)
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        ratios = complexity.gzip_ratios(config, np.stack([tokens, 0 * tokens]), pool)
-    assert ratios.tolist() == [complexity.gzip_ratio(config, row) for row in (tokens, 0 * tokens)]
+    config = complexity.ComplexityConfig('gzip', 10, width, 9)
+    assert complexity.ratio(config, tokens) == len(file.getvalue()) / len(raw)
+    rows = np.stack([tokens, 0 * tokens])
+    found = complexity.scores(config, np.zeros((2, 1, 1, 1)), rows)
+    assert found.tolist() == [complexity.ratio(config, row) for row in rows]
+
+
+def test_other_measures_against_their_own_files():
+    tokens = np.random.default_rng(0).integers(0, 200, 360).astype(np.int32)
+    raw = tokens.astype('<u2').tobytes()
+    packed = lzma.compress(raw, lzma.FORMAT_ALONE, preset=6)
+    assert complexity.ratio(complexity.ComplexityConfig('lzma', 10, 2, 6), tokens) == len(packed) / len(raw)
+    stored = pyarrow.compress(raw, 'zstd', asbytes=True)  # at level 1, its default
+    assert complexity.ratio(complexity.ComplexityConfig('zstd', 10, 2, 1), tokens) == len(stored) / len(raw)
+    frames = np.zeros((1, 3, 2, 5), np.uint8)
+    frames[0, 1, 0, :3] = 1  # three of ten cells change, then change back
+    assert complexity.scores(complexity.ComplexityConfig('change_rate', 3, 1, 0), frames, tokens[None]) == [0.3]
 
 
 def test_bands_are_open():
@@ -54,34 +71,32 @@ def test_bands_are_open():
 
 
 def test_scores_are_those_of_the_patches_of_the_first_frames():
-    frames, tokens = bank.score_frames(CONFIG, keys.key(0), 'train', np.uint32(0), np.arange(16, dtype=np.uint32))
+    frames, tokens = score.score_frames(CONFIG, keys.key(0), 'train', np.uint32(0), np.arange(16, dtype=np.uint32))
     patches = np.asarray(frames, int).reshape(16, 4, 3, 2, 3, 2)
     known = patches[..., 0, :, 0] + 3 * patches[..., 0, :, 1] + 9 * patches[..., 1, :, 0] + 27 * patches[..., 1, :, 1]
     np.testing.assert_array_equal(tokens, known.reshape(16, -1))
     raw = known.reshape(16, -1).astype(np.uint8)
     ratios = [len(gzip.compress(row.tobytes(), 9, mtime=0)) / row.size for row in raw]
-    np.testing.assert_array_equal(
-        [r for r, _ in zip(bank.candidate_ratios(CONFIG, 0, 'train', 0), raw, strict=False)], ratios
-    )
+    [found] = score.score_blocks(CONFIG, 0, 'train', 0, [0])
+    np.testing.assert_array_equal(found, ratios)
 
 
 def test_a_bank_is_the_first_accepted_candidates_whatever_the_block():
     found = bank.search(CONFIG, seed=0, split='train', epoch=0)
     other = bank.search(dataclasses.replace(CONFIG, search_block=24), seed=0, split='train', epoch=0)
-    ratios = np.fromiter(
-        (r for r, _ in zip(bank.candidate_ratios(CONFIG, 0, 'train', 0), range(200), strict=False)), float
-    )
+    ratios = np.concatenate(list(score.score_blocks(CONFIG, 0, 'train', 0, range(13))))
     accepted = np.flatnonzero((ratios > 0.8) & (ratios < 1.3))[:10]
     np.testing.assert_array_equal(found.index_R, accepted)
-    np.testing.assert_array_equal(found.ratios_R, ratios[accepted])
+    np.testing.assert_array_equal(found.scores_R, ratios[accepted])
     assert found.candidates == accepted[-1] + 1 == found.counts.sum() < 200
-    for field in dataclasses.fields(bank.Bank):
-        np.testing.assert_array_equal(getattr(found, field.name), getattr(other, field.name))
+    for field in ('index_R', 'scores_R', 'counts', 'candidates', 'band'):
+        np.testing.assert_array_equal(getattr(found, field), getattr(other, field))
+    assert found.hash != other.hash  # another block may round differently
 
 
 def test_splits_epochs_and_seeds_have_other_rules():
     def weights(seed, split, epoch):
-        make = lambda index: bank.candidate(CONFIG, keys.key(seed), split, np.uint32(epoch), index)['w1']  # noqa: E731
+        make = lambda index: score.candidate(CONFIG, keys.key(seed), split, np.uint32(epoch), index)['w1']  # noqa: E731
         return np.asarray(jax.vmap(make)(np.arange(100, dtype=np.uint32))).reshape(100, -1)
 
     sets = [weights(0, 'train', 0), weights(0, 'valid', 0), weights(0, 'train', 1), weights(1, 'train', 0)]
@@ -90,9 +105,46 @@ def test_splits_epochs_and_seeds_have_other_rules():
 
 def test_an_unfillable_band_is_an_error_with_the_histogram():
     with pytest.raises(
-        UserError, match=r'band = \(1.9, 2.0\): 0 of 10 train rules .* 200 candidates .* 0\.\d-0\.\d: \d+'
+        UserError, match=r'band = \(1.9, 2.0\): 0 of 10 train rules .* 208 candidates .* 0\.\d-0\.\d: \d+'
     ):
         bank.search(dataclasses.replace(CONFIG, band=(1.9, 2.0)), 0, 'train', 0)
+
+
+def test_quantile_bands_are_shares_of_unfiltered_rules():
+    changes = dataclasses.replace(CONFIG.complexity, measure='change_rate', level=0)
+    half = dataclasses.replace(CONFIG, complexity=changes, band_by='quantile', band=(0.5, 1.0))
+    sample = np.sort(score.survey(half, 0, 128))
+    quarters = [dataclasses.replace(half, band=band) for band in ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))]
+    inside = np.array([complexity.in_band(sample, bank.thresholds(config)) for config in quarters])
+    assert (inside.sum(0) == 1).all()  # neighbouring bands share nothing and leave nothing out
+    np.testing.assert_array_equal(inside[2] | inside[3], complexity.in_band(sample, bank.thresholds(half)))
+    assert (sample <= bank.thresholds(half)[0]).sum() >= 64
+    found = bank.search(half, 0, 'train', 0)
+    assert (found.scores_R > sample[63]).all()
+    assert found.band == bank.thresholds(half) == (sample[63], np.inf)
+    assert bank.thresholds(dataclasses.replace(half, band=(0.0, 1.0))) == (-np.inf, np.inf)
+
+
+def test_a_quantile_band_within_one_score_is_an_error():
+    dead = dataclasses.replace(CONFIG.complexity, measure='change_rate', level=0)
+    rule = dataclasses.replace(CONFIG.rule, family='elementary:204', colours=2, features=8, temperature=0.0)
+    config = dataclasses.replace(CONFIG, rule=rule, complexity=dead, band_by='quantile', band=(0.2, 0.4))
+    with pytest.raises(UserError, match=r'band = \(0.2, 0.4\): no rule of 128 lies between'):
+        bank.thresholds(config)  # nothing ever changes
+
+
+@pytest.mark.parametrize(('measure', 'level'), [('zstd', 3), ('lzma', 6), ('change_rate', 0)])
+def test_rules_are_chosen_by_other_measures(measure, level):
+    measured = dataclasses.replace(CONFIG.complexity, measure=measure, level=level)
+    config = dataclasses.replace(CONFIG, complexity=measured, band_by='quantile', band=(0.2, 0.7))
+    found = bank.search(config, 0, 'train', 0)
+    frames, tokens, scores = score.trajectories(config, 0, 'train', 0, found.candidates)
+    expected = [
+        float((f[1:] != f[:-1]).mean()) if measure == 'change_rate' else complexity.ratio(measured, t)
+        for f, t in zip(frames, tokens, strict=True)
+    ]
+    np.testing.assert_array_equal(scores, expected)
+    np.testing.assert_array_equal(found.scores_R, np.array(expected)[found.index_R])
 
 
 def test_a_saved_bank_is_reused_and_a_spoilt_one_named(tmp_path, monkeypatch):
@@ -100,7 +152,7 @@ def test_a_saved_bank_is_reused_and_a_spoilt_one_named(tmp_path, monkeypatch):
     found = bank.bank(CONFIG, 0, 'train', 0, tmp_path, lambda done, total: seen.append((done, total)))
     assert seen[-1] == (10, 10)
     [path] = (tmp_path / 'rules').iterdir()
-    monkeypatch.setattr(bank, 'search', lambda *_: pytest.fail('searched again'))
+    monkeypatch.setattr(bank, 'search', lambda *_, **__: pytest.fail('searched again'))
     again = bank.bank(CONFIG, 0, 'train', 0, tmp_path)
     for field in dataclasses.fields(bank.Bank):
         np.testing.assert_array_equal(getattr(found, field.name), getattr(again, field.name))
@@ -124,8 +176,8 @@ def paper_config(recipe):
     wrap, temperature, start = {'paper': ('spatial', 1e-3, 'uniform'), 'release': ('channel_wrap', 1e-4, 'softmax')}[
         recipe
     ]
-    rule = RuleSpec(12, 12, 10, 4, 16, wrap, 0.0, temperature, start, 'inverse_cdf', 'table')
-    score = complexity.ComplexityConfig(10, 4, 9)
+    rule = RuleSpec('random', 1, 12, 12, 10, 4, 16, wrap, 0.0, temperature, start, 'inverse_cdf', 'table')
+    score = complexity.ComplexityConfig('gzip', 10, 4, 9)
     return dataclasses.replace(CONFIG, rule=rule, burn_in=10, complexity=score, band=(0.5, 1.0), search_block=512)
 
 
@@ -138,7 +190,7 @@ SHARES = {
 
 @pytest.mark.parametrize('recipe', ['paper', 'release'])
 def test_shares_of_the_bands_are_the_published_ones(recipe):
-    ratios = [r for r, _ in zip(bank.candidate_ratios(paper_config(recipe), 0, 'train', 0), range(2048), strict=False)]
+    ratios = score.survey(paper_config(recipe), 0, 2048)
     counts = np.histogram(ratios, (0, 0.1, 0.2, 0.3, 0.4, 0.5, 9))[0]
     reference = np.round(np.array(SHARES[recipe]) * 600)
     assert stats.chi2_contingency([counts, reference]).pvalue > 1e-3, counts / counts.sum()
@@ -153,6 +205,10 @@ def test_shares_of_the_bands_are_the_published_ones(recipe):
         ({'rules_per_epoch': 0}, 'rules_per_epoch'),
         ({'mask_grids': -1}, 'mask_grids'),
         ({'burn_in': -1}, 'burn_in'),
+        ({'band_by': 'rank'}, 'band_by'),
+        ({'band_by': 'quantile', 'band': (0.5, 1.5)}, 'quantiles are at most 1'),
+        ({'shuffle': 'cells'}, 'shuffle'),
+        ({'held_out': 'epochs'}, 'held_out'),
     ],
 )
 def test_impossible_configs_are_named(changes, named):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import time
 
 import jax
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nca_jax import keys
-from nca_jax.nca import bank, examples, patches, stream
+from nca_jax.errors import UserError
+from nca_jax.nca import ahead, bank, examples, patches, score, stream
 from tests.test_nca_bank import CONFIG
 from tests.test_nca_rollout import oracle_logits
 
@@ -33,10 +35,13 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def make(folder):
     return functools.cache(
-        lambda config=CONFIG, devices=1, batch=8, split='train': stream.make_stream(
-            config, 0, split, batch, LENGTH, sharding(devices), folder
-        )
+        lambda config=CONFIG, devices=1, batch=8, split='train': make_stream(folder, config, devices, batch, split)
     )
+
+
+def make_stream(folder, config=CONFIG, devices=1, batch=8, split='train'):
+    rules = stream.make_rules(config, 0, split, folder, epochs=1)
+    return stream.make_stream(config, 0, split, batch, LENGTH, sharding(devices), rules)
 
 
 def test_tokens_do_not_depend_on_the_number_of_devices(make):
@@ -49,7 +54,7 @@ def test_tokens_do_not_depend_on_the_number_of_devices(make):
 
 
 def test_a_batch_is_a_function_of_its_step(make, tmp_path):
-    again = stream.make_stream(CONFIG, 0, 'train', 8, LENGTH, sharding(1), tmp_path)
+    again = make_stream(tmp_path)
     for step in (4, 0, 4):
         np.testing.assert_array_equal(make()(step).inputs_BxL, again(step).inputs_BxL)
     halves = [make(batch=4)(step).inputs_BxL for step in (8, 9)]
@@ -69,7 +74,7 @@ def test_a_rule_that_comes_again_runs_anew(make):
 
 def test_the_loops_mesh_and_transfer_guard_change_nothing(make, tmp_path):
     with jax.set_mesh(sharding(8).mesh):
-        looped = stream.make_stream(CONFIG, 0, 'train', 8, LENGTH, sharding(8), tmp_path)
+        looped = make_stream(tmp_path, devices=8)
         with jax.transfer_guard('disallow'):
             batch = looped(1)  # an epoch's rules are searched inside the loop too
     np.testing.assert_array_equal(batch.inputs_BxL, make()(1).inputs_BxL)
@@ -79,12 +84,12 @@ def test_the_loops_mesh_and_transfer_guard_change_nothing(make, tmp_path):
 def test_sequences_are_trajectories_of_the_epochs_rules(make, folder, fresh, trajectories):
     config = dataclasses.replace(STILL, fresh_rules=fresh, trajectories_per_rule=trajectories)
     batch = make(config)(2)  # sequences 16 to 23
-    tokens_BxL1 = np.concatenate([batch.inputs_BxL, batch.targets_BxL[:, -1:]], 1)
+    tokens_BxL1 = whole_sequences(batch)
     np.testing.assert_array_equal(tokens_BxL1[:, 1:], batch.targets_BxL)
     for number, tokens_L in zip(range(16, 24), tokens_BxL1, strict=True):
         epoch = number // 10 if fresh else 0
         index = bank.bank(config, 0, 'train', epoch, folder).index_R[number % 10]
-        weights = bank.candidate(config, keys.key(0), 'train', np.uint32(epoch), np.uint32(index))
+        weights = score.candidate(config, keys.key(0), 'train', np.uint32(epoch), np.uint32(index))
         grid_TxYxX = patches.decode(config.vocab, tokens_L[:33], 6, 6)
         for now, following in itertools.pairwise(grid_TxYxX):
             np.testing.assert_array_equal(oracle_logits(config.rule, weights, now).argmax(-1), following)
@@ -94,6 +99,72 @@ def test_sequences_are_trajectories_of_the_epochs_rules(make, folder, fresh, tra
 def test_the_first_grids_targets_carry_no_loss(make, grids, masked):
     weights_BxL = np.asarray(make(dataclasses.replace(CONFIG, mask_grids=grids))(0).weights_BxL)
     np.testing.assert_array_equal(weights_BxL, np.broadcast_to(np.arange(LENGTH) >= masked, (8, LENGTH)))
+
+
+@pytest.mark.parametrize('shuffle', ['tokens', 'frames'])
+def test_controls_have_the_same_tokens_in_another_order(make, shuffle):
+    plain, mixed = (whole_sequences(make(dataclasses.replace(CONFIG, shuffle=how))(1)) for how in ('none', shuffle))
+    np.testing.assert_array_equal(np.sort(plain, 1), np.sort(mixed, 1))
+    ends = np.isin(np.arange(LENGTH + 1) % 11, (0, 10))
+    np.testing.assert_array_equal(plain[:, ends], mixed[:, ends])
+    alive = [len(set(row)) > 4 for row in plain]
+    assert sum(alive) > 4
+    changed = (plain != mixed).any(1)[alive]
+    assert changed.any() if shuffle == 'frames' else changed.all()  # three grids may keep their order
+    grids = [[sorted(map(tuple, row[:33].reshape(-1, 11))) for row in rows] for rows in (plain, mixed)]
+    assert (grids[0] == grids[1]) == (shuffle == 'frames')  # whether grids stay whole
+
+
+def whole_sequences(batch):
+    return np.concatenate([batch.inputs_BxL, batch.targets_BxL[:, -1:]], 1)
+
+
+def test_one_fixed_rule_for_all_sequences(make, folder):
+    config = dataclasses.replace(STILL, rules_per_epoch=1, fresh_rules=False, held_out='trajectories')
+    [index] = bank.bank(config, 0, 'train', 0, folder).index_R
+    weights = score.candidate(config, keys.key(0), 'train', np.uint32(0), np.uint32(index))
+    rows = [
+        np.asarray(make(config, split=split)(step).inputs_BxL)
+        for split, step in (('train', 0), ('train', 9), ('valid', 0))
+    ]
+    for tokens_L in np.concatenate(rows):
+        for now, following in itertools.pairwise(patches.decode(config.vocab, tokens_L[:33], 6, 6)):
+            np.testing.assert_array_equal(oracle_logits(config.rule, weights, now).argmax(-1), following)
+    assert len(np.unique(np.concatenate(rows), axis=0)) > 20  # other starts
+
+
+def test_the_next_epochs_rules_are_found_beside_training(tmp_path):
+    rules = stream.make_rules(CONFIG, 0, 'train', tmp_path, epochs=3)
+    first = rules(0)
+    next_file = bank.bank_path(CONFIG, 0, 'train', 1, tmp_path)
+    deadline = time.monotonic() + 60
+    while not next_file.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    inode = next_file.stat().st_ino
+    second = rules(1)
+    assert next_file.stat().st_ino == inode  # read, not searched again
+    for found, epoch in ((first, 0), (second, 1), (rules(2), 2)):
+        here = bank.search(CONFIG, 0, 'train', epoch)
+        assert (found.hash, found.index_R.tolist()) == (here.hash, here.index_R.tolist())
+    assert not bank.bank_path(CONFIG, 0, 'train', 3, tmp_path).exists()  # no more than are wanted
+
+
+def test_a_search_that_fails_beside_training_is_told(tmp_path):
+    spoilt = bank.bank_path(CONFIG, 0, 'train', 1, tmp_path)
+    spoilt.parent.mkdir()
+    search = ahead.Search(dataclasses.replace(CONFIG, band=(1.9, 2.0)), 0, 'train', 1, tmp_path, 0, 1)
+    with pytest.raises(UserError, match=r"the next epoch's rules: band = .* 0 of 10 train rules"):
+        search.wait()
+
+
+def test_a_search_ends_with_its_parent(tmp_path):
+    endless = dataclasses.replace(CONFIG, band=(1.9, 2.0), candidates_per_rule=10**9)
+    search = ahead.Search(endless, 0, 'train', 1, tmp_path, 0, 1)
+    child = search._child
+    time.sleep(0.1)
+    assert child.poll() is None
+    del search
+    assert child.wait(10) != 0
 
 
 def test_examples_for_the_report(folder):
@@ -116,4 +187,4 @@ def test_examples_for_the_report(folder):
     assert record['accepted'] == 10
     assert sum(record['counts']) == record['candidates']
     assert len(record['edges']) == len(record['counts']) + 1
-    assert record['band'] == [0.8, 1.3]
+    assert record['band'] == [0.8, 1.2]  # as far as the histogram goes

@@ -269,7 +269,7 @@ def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path):
         (lambda run: (run / 'run.json').write_text('{"name": '), 'run.json: not JSON'),
         (lambda run: (run / 'run.json').write_text('[]'), 'run.json: expected a JSON object, found list'),
         (lambda run: (run / 'run.json').write_text('{"name": "x"}'), "run.json: field 'arm' is missing"),
-        (lambda run: edit(run, stage='vision'), "stage = 'vision': one of nca, text"),
+        (lambda run: edit(run, stage='vision'), "stage = 'vision': one of copy, dyck, nca, noise, text"),
         (lambda run: (run / 'run.json').unlink(), 'holds no run'),
         (lambda run: (run / 'metrics.jsonl').write_text('oops\n'), 'metrics.jsonl line 1: not JSON'),
         (lambda run: edit(run, seed='0'), "run.json: seed = '0': must be of type int"),
@@ -586,3 +586,39 @@ def test_one_pair_of_runs_without_automata_still_makes_a_page(tmp_path):
     assert 'learning_curves.png' in text
     assert math.isnan(contents.comparisons(study)['nca'].detectable)
     assert isinstance(contents.comparisons(study)['nca'], stats.Comparison)
+
+
+def test_other_first_stages_are_reported_like_automata(tmp_path):
+    """A text run whose parent is a Dyck run: its arm, its lineage, its earlier tokens, and the parent's own numbers."""
+    names = {'dyck': (3.0, 2.9), 'noise': (4.85, 4.852)}
+    parents = {}
+    for stage, losses in names.items():
+        lines = [
+            {'kind': 'eval', 'evaluator': 'held_out', 'step': step, 'tokens': step * TOKENS_PER_STEP, 'loss': loss}
+            | {'accuracy': 0.31, 'time': 0}
+            | ({'close_accuracy': 0.97} if stage == 'dyck' else {})
+            for step, loss in zip((100, 200), losses, strict=True)
+        ]
+        folder = write_run(tmp_path / stage, stage, stage, records=lines, vocab_size=128, data={})
+        parents[stage] = json.loads((folder / 'run.json').read_text())['identity']
+    for seed in range(3):
+        write_run(tmp_path / f'scratch-{seed}', 'scratch', seed=seed, records=text_records(CURVES['scratch']))
+        handed = {'identity': parents['dyck'], 'step': 200, 'plan': [['.*', 'carry']]}
+        records = text_records(np.subtract(CURVES['scratch'], 0.1 + 0.001 * seed))
+        write_run(tmp_path / f'dyck-{seed}', 'dyck all x1', seed=seed, records=records, parent=handed)
+    study = study_of(tmp_path)
+    assert set(study.arms) == {'scratch', 'dyck all x1'}
+    assert ([run.stage for run in study.controls], study.nca) == (['dyck', 'noise'], ())
+    assert study.earlier_tokens(study.arms['dyck all x1'][0]) == 200 * TOKENS_PER_STEP
+    found = contents.comparisons(study)['dyck all x1']
+    assert found.gain.mean == pytest.approx(0.101)
+    assert found.speedups_all[0] < found.speedups[0]
+    dyck, noise = tables.control_rows(study)
+    assert (dyck['stage'], dyck['tokens right, %'], dyck['closing brackets right, %']) == ('dyck', '31.0', '97.0')
+    assert noise['closing brackets right, %'] == tables.number(None)
+    *_, of_dyck, of_noise = words.findings(study, contents.comparisons(study))
+    assert of_dyck.startswith('The dyck stage `dyck` brought its held-out loss to 2.900')
+    assert of_noise.endswith('There is nothing to learn in it.')
+    shown = [block.text for block in contents.make_blocks(study) if isinstance(block, page.Heading)]
+    assert 'In place of the automata' in shown
+    assert 'The automata' not in shown

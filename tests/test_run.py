@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import language, nca_pretrain, quickstart
+from experiments import baselines, language, nca_pretrain, quickstart
 from nca_jax import config as configs
-from nca_jax import main, run, trees
+from nca_jax import main, run, stages, trees
 from nca_jax import mesh as meshes
 from nca_jax.checkpoint.store import committed, read_manifest
 from nca_jax.errors import UserError
@@ -145,7 +145,7 @@ def test_named_steps_are_kept_for_good(cache, tmp_path):
 def test_text_may_lie_in_the_runs_own_folder(cache, scratch, tmp_path, monkeypatch):
     own = config(cache, 'arm=scratch', data__cache='')
     with monkeypatch.context() as patched:
-        patched.setattr(run.perplexity, 'make_evaluator', lambda *_: crash())  # the text is prepared, nothing else is
+        patched.setattr(stages.perplexity, 'make_evaluator', lambda *_: crash())  # only the text is prepared
         with pytest.raises(CrashError):
             train(own, tmp_path / 'run')
     train(own, tmp_path / 'run')
@@ -182,6 +182,61 @@ def test_the_papers_stages_train_and_resume_with_dropout(cache, tmp_path, monkey
     assert metrics(tmp_path / 'run') == metrics(whole)
     assert checksums(tmp_path / 'run') == checksums(whole)
     assert first.model.dropout == second.model.dropout == 0.1
+
+
+def baseline(cache: pathlib.Path, words: str, **changes) -> configs.Config:
+    return adjusted(baselines.get_config(f'{words},smoke'), cache, **changes)
+
+
+@pytest.mark.parametrize('source', ['dyck', 'shuffle_dyck', 'copy', 'noise'])
+def test_every_baseline_trains_resumes_and_is_evaluated(cache, tmp_path, monkeypatch, source):
+    wanted = baseline(cache, f'source={source}')
+    with monkeypatch.context() as patched:
+        interrupt(patched, at=5, how=crash)
+        with pytest.raises(CrashError):
+            train(wanted, tmp_path / 'run')
+    assert [r['step'] for r in metrics(tmp_path / 'run') if r['kind'] == 'eval'] == [0, 3]
+    train(wanted, tmp_path / 'run')
+    found = [record for record in metrics(tmp_path / 'run') if record['kind'] == 'eval']
+    assert [(record['evaluator'], record['step']) for record in found] == [('held_out', step) for step in (0, 3, 6)]
+    assert all({'loss', 'accuracy'} <= record.keys() for record in found)
+    assert all(('close_accuracy' in record) == ('dyck' in source) for record in found)
+    assert run.read_record(tmp_path / 'run')['data'] == {}
+
+
+def test_a_text_run_starts_from_dyck(cache, tmp_path):
+    """The release's recipe: a biased head in the first stage, of which the second has none."""
+    parent = train(baseline(cache, 'source=dyck,recipe=release'), tmp_path / 'parent')
+    words = f'recipe=release,corpus=text_files,path={cache}/corpus,parent={parent},parent_stage=dyck,smoke'
+    child = adjusted(language.get_config(words), cache)
+    program = run.build(child, meshes.make_mesh(child.mesh), tmp_path)
+    manifest = run.parent_manifest(child.init_from)
+    own, _ = run.carry(program, program.init().params, manifest, say=lambda line: None)
+    carried, own = params_of(parent), trees.flatten(jax.device_get(own))
+    assert 'head/bias' in carried
+    assert 'head/bias' not in own
+    for path in own:
+        same = np.array_equal(own[path], carried[path])
+        assert same == (path.startswith('blocks/') or path == 'final_norm/scale'), path
+
+
+def test_data_that_does_not_fit_the_model(cache, tmp_path):
+    for words, changes, said in (
+        ('source=noise', {'data__size': 2**20 + 1}, r'config.data.size = 1048577: .*at most 1,048,576 tokens'),
+        ('source=copy', {'data__size': 2**30}, r'config.data.size = 1073741824: .*at most 1,048,576 tokens'),
+        ('source=copy', {'data__period': (4, 64)}, r'config.data.period = \(4, 64\): .*below config.model.length = 64'),
+        ('source=dyck', {'data__depth': 0}, r'config.data.depth = 0: .* depth in 1\.\.255'),
+    ):
+        with pytest.raises(UserError, match=said) as error:
+            train(baseline(cache, words, **changes), tmp_path / 'run')
+        assert '\n' not in str(error.value)
+    with pytest.raises(UserError, match=r'config.data.vocab_size = 1048577: .*at most 1,048,576 tokens'):
+        train(config(cache, 'arm=scratch', data__vocab_size=2**20 + 1), tmp_path / 'run')
+    file = quickstart.get_config('arm=automata,smoke')
+    file.data.rule.colours = 33
+    file.data.complexity.bytes_per_token = 4
+    with pytest.raises(UserError, match=r'config.data.rule.colours = 33: .*at most 1,048,576 tokens.* 1,185,923'):
+        train(adjusted(file, cache), tmp_path / 'run')
 
 
 def test_a_loss_that_is_not_finite_names_its_step(cache, tmp_path):

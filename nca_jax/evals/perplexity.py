@@ -4,14 +4,10 @@ import math
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from nca_jax import mesh as meshes
 from nca_jax.batch import Batch, Vocab
-from nca_jax.model import transformer
+from nca_jax.evals import held_out
 from nca_jax.model.config import ModelConfig
-from nca_jax.model.loss import cross_entropy
 
 
 def make_evaluator(
@@ -28,17 +24,11 @@ def make_evaluator(
     that bits per byte is exact and comparable between tokenizers.
     """
 
-    @jax.jit
-    def sums(params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        logits_BxLxV = transformer.apply(model, params, batch.inputs_BxL, vocab)
-        nll_BxL = cross_entropy(logits_BxLxV, batch.targets_BxL)
-        return jnp.sum(nll_BxL * batch.weights_BxL), jnp.sum(batch.weights_BxL)
+    totals = held_out.make_totals(model, vocab, mesh, stream, batches, lambda logits, batch: {})
 
     def evaluate(params: dict, step: int) -> dict:
-        with meshes.use(mesh):
-            parts = [sums(params, stream(i)) for i in range(batches)]
-        # Added up in float64 on the host: a long range doesn't round.
-        nll, tokens = np.sum(np.array(jax.device_get(parts), np.float64), axis=0)
+        found = totals(params)
+        nll, tokens = found['nll'], found['weight']
         return {
             'loss': nll / tokens,
             'perplexity': math.exp(min(nll / tokens, 700.0)),

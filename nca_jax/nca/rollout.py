@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nca_jax import keys
+from nca_jax import bits, keys
 from nca_jax.errors import check
-from nca_jax.nca import bits
 from nca_jax.nca.rule import Rule, RuleSpec
 
 EXACT = lax.Precision.HIGHEST
@@ -83,12 +82,14 @@ def perceive_cells(kernel_3x3xCxH: jax.Array, grid_YxX: jax.Array) -> jax.Array:
 
 
 def perceive_one_hot(kernel_3x3xCxH: jax.Array, grid_YxX: jax.Array) -> jax.Array:
-    """Hidden channels, (Y, X, H): a product of one-hot cells and kernel, then nine shifts. For machines that multiply
-    faster than they look up."""
-    cells_YxXxC = jax.nn.one_hot(grid_YxX, kernel_3x3xCxH.shape[2])
-    seen_3x3xYxXxH = jnp.einsum('yxc,abch->abyxh', cells_YxXxC, kernel_3x3xCxH, precision=EXACT)
+    """Hidden channels, (Y, X, H), as the product of kernel and one-hot neighbours. For machines that multiply faster
+    than they look up."""
+    colours, hidden = kernel_3x3xCxH.shape[2:]
     offsets = itertools.product((-1, 0, 1), repeat=2)
-    return sum(shifted(seen_3x3xYxXxH[dy + 1, dx + 1], dy, dx) for dy, dx in offsets)
+    colour_9xS = jnp.stack([shifted(grid_YxX, dy, dx).reshape(-1) for dy, dx in offsets])
+    seen_9xCxS = jax.nn.one_hot(colour_9xS, colours, axis=1)
+    kernel_9xCxH = kernel_3x3xCxH.reshape(9, colours, hidden)
+    return jnp.einsum('ncs,nch->sh', seen_9xCxS, kernel_9xCxH, precision=EXACT).reshape(*grid_YxX.shape, hidden)
 
 
 def make_perceive(spec: RuleSpec, rule: Rule) -> Callable[[jax.Array], jax.Array]:

@@ -1,20 +1,25 @@
 """Batches of automata: token sequences, each a fresh trajectory of an accepted rule."""
 
+import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from nca_jax import keys
 from nca_jax.batch import Batch, to_batch
-from nca_jax.nca import bank as banks
-from nca_jax.nca import patches
+from nca_jax.errors import UserError
+from nca_jax.nca import ahead, bank, patches, score
 from nca_jax.nca.config import NCAConfig
 from nca_jax.nca.rollout import rollout
+
+Rules = Callable[[int], bank.Bank]
 
 
 def sequence(
@@ -22,9 +27,31 @@ def sequence(
 ) -> jax.Array:
     """The first `length` tokens of trajectory `number` with the rule that is candidate `index`, int32 (length)."""
     frames = -(-length // config.tokens_per_grid)
-    rule = banks.candidate(config, root, split, epoch, index)
+    rule = score.candidate(config, root, rules_split(config, split), epoch, index)
     frames_TxYxX = rollout(config.rollout(frames), rule, keys.key(root, 'rollout', split, number))
-    return patches.encode(config.vocab, frames_TxYxX)[:length]
+    tokens_L = patches.encode(config.vocab, frames_TxYxX)[:length]
+    return shuffle(config, tokens_L, keys.key(root, 'shuffle', split, number))
+
+
+def rules_split(config: NCAConfig, split: str) -> str:
+    """Whose rules the trajectories of a split have."""
+    return split if config.held_out == 'rules' else 'train'
+
+
+def shuffle(config: NCAConfig, tokens_L: jax.Array, key: jax.Array) -> jax.Array:
+    """The controls of `config.shuffle`: the same tokens, and so the same counts, in another order.
+
+    'tokens' leaves the delimiters where they are, 'frames' also a last grid that is cut.
+    """
+    if config.shuffle == 'tokens':
+        place_L = np.arange(tokens_L.size) % config.tokens_per_grid
+        patch_places = np.flatnonzero((place_L > 0) & (place_L < config.tokens_per_grid - 1))
+        return tokens_L.at[patch_places].set(jax.random.permutation(key, tokens_L[patch_places]))
+    if config.shuffle == 'frames':
+        whole = tokens_L.size // config.tokens_per_grid * config.tokens_per_grid
+        frames_TxS = tokens_L[:whole].reshape(-1, config.tokens_per_grid)
+        return tokens_L.at[:whole].set(jax.random.permutation(key, frames_TxS).reshape(-1))
+    return tokens_L
 
 
 def make_sequences(config: NCAConfig, length: int, split: str, sharding: NamedSharding) -> Callable:
@@ -34,6 +61,7 @@ def make_sequences(config: NCAConfig, length: int, split: str, sharding: NamedSh
     one shape whatever the number of devices: roundings, and with them the tokens, stay the same.
     """
     rows = sharding.spec[0] if sharding.spec else None
+    config = dataclasses.replace(config, rule=config.rule.for_platform(sharding.mesh.devices.flat[0].platform))
 
     def one_block(root, names_Rx3):
         return jax.vmap(lambda names: sequence(config, length, root, split, *names))(names_Rx3)
@@ -49,38 +77,79 @@ def make_sequences(config: NCAConfig, length: int, split: str, sharding: NamedSh
     return jax.jit(jax.shard_map(local, mesh=sharding.mesh, check_vma=False, **specs))
 
 
-def make_stream(
+def epochs(config: NCAConfig, batch: int, steps: int) -> int:
+    """How many sets of rules the first `steps` batches take; one where all epochs have the same."""
+    per_epoch = config.rules_per_epoch * config.trajectories_per_rule
+    return max(1, -(-steps * batch // per_epoch)) if config.fresh_rules else 1
+
+
+def make_rules(
     config: NCAConfig,
     seed: int,
     split: str,
-    batch: int,
-    length: int,
-    sharding: NamedSharding,
     folder: Path | None,
-    progress: banks.Progress | None = None,
+    epochs: int,
+    progress: score.Progress | None = None,
+) -> Rules:
+    """`rules(epoch) -> Bank` of a split, to be called on the main thread of every process.
+
+    With a `folder`, which all processes must share, each set is kept, and the next of the `epochs` is searched beside
+    training as soon as one is in use; without one, and for the first, the caller waits. Raises UserError where
+    processes disagree.
+    """
+    split, process, processes = rules_split(config, split), jax.process_index(), jax.process_count()
+    searches: dict[int, ahead.Search] = {}
+    if processes > 1 and folder is None:
+        raise UserError('several processes need a folder that all of them share to find their rules in')
+
+    @functools.lru_cache(maxsize=2)
+    def rules(epoch: int) -> bank.Bank:
+        if epoch in searches:
+            searches.pop(epoch).wait()
+        found = bank.bank(config, seed, split, epoch, folder, progress, process, processes)
+        if processes > 1:
+            agree(found.hash, f'{split} rules of epoch {epoch}')
+            bank.forget_scores(config, seed, split, epoch, folder)
+        following = epoch + 1
+        wanted = folder is not None and following < epochs
+        if wanted and not bank.bank_path(config, seed, split, following, folder).exists():
+            searches[following] = ahead.Search(config, seed, split, following, folder, process, processes)
+        return found
+
+    return rules
+
+
+def agree(text: str, what: str) -> None:
+    """Raises UserError, on every process, unless `text` is the same on all of them. For the main thread alone."""
+    words_8 = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32)
+    with jax.transfer_guard('allow'):
+        words_Nx8 = np.asarray(multihost_utils.process_allgather(words_8))
+    other = np.flatnonzero((words_Nx8 != words_Nx8[0]).any(1))
+    if other.size:
+        raise UserError(f'{what}: process {other[0]} has others than process 0; do both run the same software?')
+
+
+def make_stream(
+    config: NCAConfig, seed: int, split: str, batch: int, length: int, sharding: NamedSharding, rules: Rules
 ) -> Callable[[int], Batch]:
     """`stream(step) -> Batch` of `batch` sequences, sharded over axis 0 as `sharding` says.
 
     Row r of step s is sequence s * batch + r, with its own rollout key; its rule is entry (s * batch + r) modulo
-    `rules_per_epoch` of its epoch's bank. Banks are searched when an epoch is first reached, and kept in `folder`.
+    `rules_per_epoch` of its epoch's bank (see `make_rules`).
     """
-    root = jax.device_put(keys.key(seed), NamedSharding(sharding.mesh, PartitionSpec()))
+    root = functools.cache(jax.jit(lambda: keys.key(seed), out_shardings=NamedSharding(sharding.mesh, PartitionSpec())))
     sequences = make_sequences(config, length + 1, split, sharding)
     cut = jax.jit(functools.partial(to_batch, first_loss_at=config.first_loss_at), out_shardings=sharding)
     per_epoch = config.rules_per_epoch * config.trajectories_per_rule
-
-    @functools.lru_cache(maxsize=2)
-    def rules(epoch: int) -> np.ndarray:
-        return banks.bank(config, seed, split, epoch, folder, progress).index_R
 
     def stream(step: int) -> Batch:
         number_B = step * batch + np.arange(batch)
         epoch_B = number_B // per_epoch if config.fresh_rules else np.zeros(batch, int)
         entry_B = number_B % per_epoch % config.rules_per_epoch
-        index_B = [rules(int(epoch))[entry] for epoch, entry in zip(epoch_B, entry_B, strict=True)]
+        index_B = [rules(int(epoch)).index_R[entry] for epoch, entry in zip(epoch_B, entry_B, strict=True)]
         names_Bx3 = np.stack([epoch_B, index_B, number_B], 1).astype(np.uint32)
         with jax.transfer_guard_host_to_device('allow'):  # these few integers are all that a batch transfers
             names = jax.make_array_from_callback(names_Bx3.shape, sharding, lambda rows: names_Bx3[rows])
-        return cut(sequences(root, names))
+        return cut(sequences(root(), names))
 
     return stream

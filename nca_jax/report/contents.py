@@ -64,6 +64,8 @@ def make_blocks(study: runs.Study) -> list[page.Block]:
         blocks += _text_blocks(study, found)
     if study.nca:
         blocks += _nca_blocks(study)
+    if study.controls:
+        blocks += [page.Heading('In place of the automata'), page.Table(tables.control_rows(study))]
     return blocks + _provenance(study)
 
 

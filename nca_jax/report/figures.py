@@ -94,28 +94,37 @@ def _curves(axes: Axes) -> list:
 def automata(
     frames_RxTxYxX: np.ndarray, ratios_R: np.ndarray, levels_R: np.ndarray, colours: int, theme: style.Theme
 ) -> Figure:
-    """A film strip a rule, its first frames in time, in blocks of low, medium and high gzip ratio."""
+    """Film strips of rules in blocks of low, medium and high gzip ratio."""
+    blocks = {}
+    for level in ('low', 'medium', 'high'):
+        rows = np.flatnonzero(levels_R == level)
+        rows = rows[np.argsort(ratios_R[rows])]
+        blocks[f'{level} complexity'] = frames_RxTxYxX[rows], ratios_R[rows]
+    return film_strips(blocks, colours, 'gzip ratio', theme)
+
+
+def film_strips(
+    blocks: Mapping[str, tuple[np.ndarray, np.ndarray]], colours: int, score: str, theme: style.Theme
+) -> Figure:
+    """A film strip a rule, its first frames in time: blocks of frames (R, T, Y, X) and scores (R), in their order."""
     palette = style.cell_colours(colours)
-    count = min(10, frames_RxTxYxX.shape[1])
-    blocks = [np.flatnonzero(levels_R == level) for level in ('low', 'medium', 'high')]
+    count = min(10, *(frames.shape[1] for frames, _ in blocks.values()))
     left, size, gap, space = 0.8, 0.74, 0.05, 0.22  # inches
     width = left + count * (size + gap)
-    height = sum(0.3 + len(rows) * (size + gap) + space for rows in blocks) - space + 0.35
+    height = sum(0.3 + len(scores) * (size + gap) + space for _, scores in blocks.values()) - space + 0.35
     figure = Figure(figsize=(width, height))
     y = height
-    for level, rows in zip(('low', 'medium', 'high'), blocks, strict=True):
+    for title, (frames_RxTxYxX, scores_R) in blocks.items():
         y -= 0.3
-        figure.text(0.1 / width, (y + 0.09) / height, f'{level} complexity', fontsize=10, fontweight='bold')
-        for row in rows[np.argsort(ratios_R[rows])]:
+        figure.text(0.1 / width, (y + 0.09) / height, title, fontsize=10, fontweight='bold')
+        for frames_TxYxX, found in zip(frames_RxTxYxX, scores_R, strict=True):
             y -= size + gap
             axes = figure.add_axes((left / width, y / height, (width - left - gap) / width, size / height))
-            axes.imshow(
-                _strip(palette[frames_RxTxYxX[row, :count]], gap / size), interpolation='nearest', aspect='auto'
-            )
+            axes.imshow(_strip(palette[frames_TxYxX[:count]], gap / size), interpolation='nearest', aspect='auto')
             axes.axis('off')
-            figure.text(0.1 / width, (y + size / 2) / height, f'{ratios_R[row]:.2f}', va='center', fontsize=11)
+            figure.text(0.1 / width, (y + size / 2) / height, f'{found:.2f}', va='center', fontsize=11)
         y -= space
-    figure.text(0.1 / width, 0.1 / height, 'gzip ratio', color=theme.muted, fontsize=8)
+    figure.text(0.1 / width, 0.1 / height, score, color=theme.muted, fontsize=8)
     figure.text(left / width, 0.1 / height, 'successive frames →', color=theme.muted, fontsize=8)
     return figure
 

@@ -19,7 +19,7 @@ FIELDS = {
     **dict.fromkeys(('config', 'code', 'versions', 'device', 'data'), dict),
 }
 WITHIN = {'device': ('kind', 'count'), 'parent': ('identity', 'step', 'plan')}
-EVALUATORS = {'text': 'perplexity', 'nca': 'nca_grid'}
+EVALUATORS = {'text': 'perplexity', 'nca': 'nca_grid', **dict.fromkeys(('dyck', 'copy', 'noise'), 'held_out')}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,17 +84,19 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """All runs of a report: `arms` of text by name and seed, the `nca` stage's runs, and what was left out and why."""
+    """All runs of a report: `arms` of text by name and seed, the `nca` stage's runs, those of the `controls` in its
+    place (dyck, copy, noise), and what was left out and why."""
 
     arms: dict[str, dict[int, Run]]
     nca: tuple[Run, ...]
+    controls: tuple[Run, ...]
     left_out: tuple[tuple[Run, str], ...]
     baseline: str
 
     @property
     def runs(self) -> list[Run]:
         """Every run whose numbers the report shows, parents' stage first."""
-        return [*self.nca, *(run for arm in self.arms.values() for run in arm.values())]
+        return [*self.nca, *self.controls, *(run for arm in self.arms.values() for run in arm.values())]
 
     @property
     def smoke(self) -> bool:
@@ -217,7 +219,9 @@ def make_study(runs: Iterable[Run], baseline: str | None = None) -> Study:
         )
     baseline = baseline or 'scratch'
     order = sorted(arms, key=lambda arm: (arm != baseline, arm))
-    study = Study({arm: arms[arm] for arm in order}, tuple(r for r in usable if r.stage == 'nca'), left_out, baseline)
+    nca = tuple(run for run in usable if run.stage == 'nca')
+    controls = tuple(run for run in usable if run.stage not in ('nca', 'text'))
+    study = Study({arm: arms[arm] for arm in order}, nca, controls, left_out, baseline)
     _check_comparable([run for arm in study.arms.values() for run in arm.values()])
     return study
 

@@ -106,6 +106,23 @@ def nca_rows(study: runs.Study) -> list[dict[str, str]]:
     ]
 
 
+def control_rows(study: runs.Study) -> list[dict[str, str]]:
+    """One row a run of a first stage on something else than automata."""
+    return [
+        {
+            'run': run.name,
+            'stage': run.stage,
+            'seed': str(run.seed),
+            'tokens': f'{run.final["tokens"]:,}',
+            'held-out loss, nats': number(run.final['loss']),
+            'uniform guess': number(math.log(run.about['vocab_size'])),
+            'tokens right, %': number(_percent(run.final.get('accuracy')), 1),
+            'closing brackets right, %': number(_percent(run.final.get('close_accuracy')), 1),
+        }
+        for run in study.controls
+    ]
+
+
 def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
 

@@ -32,7 +32,7 @@ def findings(study: runs.Study, comparisons: Mapping[str, stats.Comparison | Non
         sentences.append(f'There is no finished run of the baseline {study.baseline}, so no arm is compared.')
     elif study.arms and not comparisons:
         sentences.append(f'Only the baseline {study.baseline} has finished, so no arm is compared.')
-    return sentences + [_nca_finding(run) for run in study.nca]
+    return sentences + [_first_stage_finding(run) for run in (*study.nca, *study.controls)]
 
 
 def _finding(c: stats.Comparison, baseline: str, family: int) -> str:
@@ -77,16 +77,19 @@ def _speedup_sentence(c: stats.Comparison, baseline: str) -> str:
     return f'{text}; with the tokens of earlier stages counted the speed-up is {counted:.2f}.'
 
 
-def _nca_finding(run: runs.Run) -> str:
+def _first_stage_finding(run: runs.Run) -> str:
     first, last = run.evals[0], run.final
     uniform = math.log(run.about['vocab_size'])
+    stage = 'automata' if run.stage == 'nca' else run.stage
     text = (
-        f'The automata stage `{run.name}` brought its held-out loss to {last["loss"]:.3f} nats per '
+        f'The {stage} stage `{run.name}` brought its held-out loss to {last["loss"]:.3f} nats per '
         f'token after {last["tokens"]:,} tokens (a uniform guess: {uniform:.2f})'
     )
     if 'grid_accuracy' in last:
         text += f', and predicts {100 * last["cell_accuracy"]:.1f} % of cells'
         text += f' and {100 * last["grid_accuracy"]:.1f} % of whole grids'
+    if run.stage == 'noise':
+        return text + '. There is nothing to learn in it.'
     if last['loss'] > 0.95 * uniform or (len(run.evals) > 1 and last['loss'] > 0.98 * first['loss']):
         text += '. **It has hardly learned its task: conclude nothing about transfer from it**'
     return text + '.'

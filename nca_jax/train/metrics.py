@@ -53,7 +53,7 @@ class MetricWriter:
 
 def describe(record: dict) -> str:
     """A record in a few words: loss and what else its kind has to tell."""
-    shown = ('loss', 'perplexity', 'bits_per_byte', 'cell_accuracy', 'grid_accuracy', 'tokens_per_s')
+    shown = ('loss', 'perplexity', 'bits_per_byte', 'accuracy', 'cell_accuracy', 'grid_accuracy', 'tokens_per_s')
     parts = [
         f'{name} {record[name]:,.0f}' if name == 'tokens_per_s' else f'{name} {record[name]:.4f}'
         for name in shown

@@ -1,0 +1,197 @@
+"""Dyck words: brackets of several kinds, nested to a limited depth.
+
+A word is a walk that can't be skipped ahead, so one sequence is slow and only many at once are fast. The walk is a scan
+over positions with the rows in the last axis: each step is a few operations on whole vectors, without a gather. A row's
+stack is a number whose digits are kinds, in a few uint32 words, its top digit lowest: opening shifts it up, closing
+shifts it down, both elementwise. Random words are drawn before the scan, laid out as it reads them and no wider than
+the config needs: at the paper's, a position takes one byte. There the walk takes four positions a step, in two scans,
+first where brackets open, then which: XLA computes each output of a step by an expression of its own, from the step's
+inputs, so a step with few outputs repeats little.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from nca_jax import bits
+from nca_jax.batch import Vocab
+from nca_jax.errors import check
+
+
+@dataclasses.dataclass(frozen=True)
+class DyckConfig:
+    """Token i < kinds opens a bracket of kind i, token i + kinds closes one. Every token carries loss.
+
+    A row is words one after another, the last one cut. At depth 0 the next token opens, at `depth` it closes, else it
+    opens with probability p_open; kinds are uniform. The paper says "depth 1..16", read here as nesting of at most 16.
+    shuffle: a closing token closes any open bracket, each as likely (shuffle-Dyck), else the innermost.
+
+    p_open is exact if it is a multiple of 1/256, else to 2^-33. Kinds, and brackets to close, are uniform exactly where
+    a power of two and shuffle is off, else to 2^-24.
+    """
+
+    kinds: int
+    depth: int
+    p_open: float
+    shuffle: bool
+
+    def __post_init__(self):
+        check(1 <= self.kinds <= 2**15, 'kinds', self.kinds, 'must be in 1..32768: a token is kept in two bytes')
+        check(1 <= self.depth <= 255, 'depth', self.depth, 'Dyck words must be allowed a depth in 1..255')
+        check(0 < self.p_open < 1, 'p_open', self.p_open, 'must be between 0 and 1, which are excluded')
+
+    @property
+    def vocab(self) -> Vocab:
+        return Vocab(2 * self.kinds)
+
+
+def sequences(config: DyckConfig, length: int, keys_R: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(uint8 or uint16 tokens (R, length), zeros (R)): no token is without loss."""
+    zeros_R = jnp.zeros(keys_R.shape, jnp.uint32)
+    stack = (zeros_R,) * -(-config.depth * _digit(config) // 32)
+    if _fits_a_byte(config):
+        random_WxR = _random(keys_R, -(-length // 4))
+        _, opened_WxR = jax.lax.scan(functools.partial(_four_coins, config), zeros_R, random_WxR)
+        _, words_WxR = jax.lax.scan(functools.partial(_four_kinds, config), stack, opened_WxR)
+        tokens_RxWx4 = jax.lax.bitcast_convert_type(words_WxR.T, jnp.uint8)
+        tokens_RxL = tokens_RxWx4.reshape(len(keys_R), -1)[:, :length]
+    else:
+        wide = _coin_bits(config) > 8 or max(config.kinds, config.depth) > 256
+        random = _random(keys_R, 2 * length).reshape(2, length, -1) if wide else _random(keys_R, length)[None]
+        _, tokens_LxR = jax.lax.scan(functools.partial(_one_position, config), (zeros_R, stack), tuple(random))
+        tokens_RxL = tokens_LxR.T
+    return tokens_RxL, zeros_R.astype(jnp.int32)
+
+
+def _coin_bits(config: DyckConfig) -> int:
+    """The fewest bits that make a coin of exactly p_open, 32 where 8 don't."""
+    return next((bits for bits in range(1, 9) if (config.p_open * 2**bits).is_integer()), 32)
+
+
+def _digit(config: DyckConfig) -> int:
+    """Bits that a kind takes in the stack; a whole number of digits fills a word."""
+    if _fits_a_byte(config):
+        return 8
+    return next(bits for bits in (1, 2, 4, 8, 16) if config.kinds <= 2**bits)
+
+
+def _fits_a_byte(config: DyckConfig) -> bool:
+    """Whether eight random bits decide a position exactly, and a token fits in eight."""
+    power_of_two = config.kinds & (config.kinds - 1) == 0
+    return power_of_two and not config.shuffle and _coin_bits(config) + math.log2(config.kinds) <= 8
+
+
+def _random(keys_R: jax.Array, words: int) -> jax.Array:
+    """uint32 (words, R): column r is `jax.random.bits(keys_R[r], words)`."""
+    data_Rx2 = jax.random.key_data(keys_R)
+    place_WxR = jax.lax.broadcasted_iota(jnp.uint32, (words, len(keys_R)), 0)
+    first_WxR, second_WxR = bits.threefry(
+        (data_Rx2[None, :, 0], data_Rx2[None, :, 1]), jnp.zeros_like(place_WxR), place_WxR
+    )
+    return first_WxR ^ second_WxR
+
+
+def _four_coins(config: DyckConfig, depth_R: jax.Array, random_R: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The depth after four positions, and the random word with bit 0 of each byte saying whether it opens."""
+    coin_bits, word_R = _coin_bits(config), random_R & jnp.uint32(0xFEFEFEFE)
+    for shift in range(0, 32, 8):
+        heads_R = ((random_R >> shift) & (2**coin_bits - 1)) < int(config.p_open * 2**coin_bits)
+        opens_R = _opens(config, depth_R, heads_R)
+        depth_R = jnp.where(opens_R, depth_R + 1, depth_R - 1)
+        word_R |= opens_R.astype(jnp.uint32) << shift
+    return depth_R, word_R
+
+
+def _four_kinds(config: DyckConfig, stack: tuple, word_R: jax.Array) -> tuple[tuple, jax.Array]:
+    """The stack after four positions, and their tokens in the bytes of a word.
+
+    A digit is a byte. Four positions reach no deeper than the four of the first word, which grow to eight at most:
+    `near` and `over`. What lies deeper moves by -4, -2, 0, 2 or 4 digits at once.
+    """
+    near_R, over_R, tokens_R = stack[0], jnp.zeros_like(word_R), jnp.zeros_like(word_R)
+    for shift in range(0, 32, 8):
+        opens_R = (word_R >> shift) & 1 == 1
+        kind_R = (word_R >> (shift + _coin_bits(config))) & (config.kinds - 1)
+        tokens_R |= jnp.where(opens_R, kind_R, (near_R & 0xFF) + config.kinds) << shift
+        over_R, near_R = (
+            jnp.where(opens_R, (over_R << 8) | (near_R >> 24), over_R >> 8),
+            jnp.where(opens_R, (near_R << 8) | kind_R, (near_R >> 8) | (over_R << 24)),
+        )
+    opens_R = jax.lax.population_count(word_R & 0x01010101)
+    last = (*stack, jnp.zeros_like(word_R))
+    moved = [jnp.where(opens_R == 0, last[1], near_R | jnp.where(opens_R == 1, last[1] << 16, 0))]
+    before_R = jnp.where(opens_R == 3, over_R << 16, over_R)
+    for this_R, after_R in itertools.pairwise(last[1:]):
+        by_opens = (
+            after_R,
+            (this_R >> 16) | (after_R << 16),
+            this_R,
+            (before_R >> 16) | (this_R << 16),
+            before_R,
+        )
+        moved.append(functools.reduce(lambda x, n: jnp.where(opens_R == n, by_opens[n], x), range(1, 5), by_opens[0]))
+        before_R = this_R
+    return tuple(moved), tokens_R
+
+
+def _opens(config: DyckConfig, depth_R: jax.Array, heads_R: jax.Array) -> jax.Array:
+    return (depth_R == 0) | ((depth_R < config.depth) & heads_R)
+
+
+def _one_position(config: DyckConfig, state: tuple, random: tuple) -> tuple[tuple, jax.Array]:
+    """One token: from a word of 8 bits for the coin and 24 for the choice, or from a word for each."""
+    if len(random) == 1:
+        heads_R = (random[0] >> 24) < int(config.p_open * 2**8)
+        choose = functools.partial(_share, random[0] & 0xFFFFFF)
+    else:
+        heads_R = random[0] < jnp.uint32(min(round(config.p_open * 2**32), 2**32 - 1))
+        choose = functools.partial(_share_of_word, random[1])
+    closed_R = choose(state[0]) if config.shuffle else None
+    state, token_R = _position(config, state, heads_R, choose(jnp.uint32(config.kinds)), closed_R)
+    return state, token_R.astype(jnp.uint8 if config.vocab.size <= 2**8 else jnp.uint16)
+
+
+def _share(random_R: jax.Array, n: jax.Array) -> jax.Array:
+    """0..n-1 from 24 random bits: floor(random * n / 2^24) for n up to 2^8."""
+    return (random_R * n) >> 24
+
+
+def _share_of_word(random_R: jax.Array, n: jax.Array) -> jax.Array:
+    """0..n-1 from 32 random bits: floor(random * n / 2^32) for n below 2^16, without a product of more than 32."""
+    return ((random_R >> 16) * n + (((random_R & 0xFFFF) * n) >> 16)) >> 16
+
+
+def _position(
+    config: DyckConfig, state: tuple, heads_R: jax.Array, kind_R: jax.Array, closed_R: jax.Array | None
+) -> tuple[tuple, jax.Array]:
+    """The next state and token. `closed_R` counts from the innermost bracket, which None is."""
+    depth_R, stack = state
+    digit = _digit(config)
+    opens_R = _opens(config, depth_R, heads_R)
+    lower = (kind_R << (32 - digit), *stack[:-1])
+    upper = (*stack[1:], jnp.zeros_like(kind_R))
+    pushed = [(word_R << digit) | (other_R >> (32 - digit)) for word_R, other_R in zip(stack, lower, strict=True)]
+    popped = [(word_R >> digit) | (other_R << (32 - digit)) for word_R, other_R in zip(stack, upper, strict=True)]
+    top_R = stack[0] & (2**digit - 1)
+    if closed_R is not None:
+        top_R, popped = _taken_out(digit, stack, popped, closed_R)
+    stack = tuple(jnp.where(opens_R, up_R, down_R) for up_R, down_R in zip(pushed, popped, strict=True))
+    depth_R = jnp.where(opens_R, depth_R + 1, depth_R - 1)
+    return (depth_R, stack), jnp.where(opens_R, kind_R, top_R + config.kinds)
+
+
+def _taken_out(digit: int, stack: tuple, popped: list, closed_R: jax.Array) -> tuple[jax.Array, list]:
+    """Digit `closed_R` of the stack, and the stack without it: what is below stays, what is above shifts down."""
+    per_word = 32 // digit
+    word_R, offset_R = closed_R // per_word, (closed_R % per_word) * digit
+    below_R = (jnp.uint32(1) << offset_R) - 1
+    taken_R, left = jnp.zeros_like(closed_R), []
+    for i, (old_R, shifted_R) in enumerate(zip(stack, popped, strict=True)):
+        taken_R |= jnp.where(word_R == i, (old_R >> offset_R) & (2**digit - 1), 0)
+        keep_R = jnp.where(word_R == i, below_R, jnp.where(word_R > i, jnp.uint32(2**32 - 1), 0))
+        left.append((old_R & keep_R) | (shifted_R & ~keep_R))
+    return taken_R, left

@@ -1,0 +1,114 @@
+"""The data of each stage: its vocabulary, its stream of Batches, its evaluators, and the hashes of what they read."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from nca_jax import mesh as meshes
+from nca_jax.batch import MAX_VOCAB, Batch, Vocab
+from nca_jax.config import Config
+from nca_jax.data import controls, dyck, generated, prepare, text
+from nca_jax.errors import FieldError, check
+from nca_jax.evals import held_out, nca_grid, perplexity
+from nca_jax.nca import stream as nca_stream
+from nca_jax.progress import Progress
+from nca_jax.train.duration import to_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a stage brings to a run. `hashes` go into the manifest."""
+
+    vocab: Vocab
+    stream: Callable[[int], Batch]
+    evaluators: dict[str, Callable[[Any, int], dict]]
+    hashes: dict[str, Any]
+
+
+def prepare_data(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
+    """The data of the config's stage, prepared under `folder` or where the config says."""
+    stages = {'nca': _nca, 'text': _text, 'dyck': _dyck, 'copy': _copy, 'noise': _noise}
+    return stages[config.stage](config, mesh, folder, progress)
+
+
+def _nca(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
+    data, sharding, length = config.data, meshes.batch_sharding(mesh), config.model.length
+    _check_table('config.data.rule.colours', data.rule.colours, data.vocab.size)
+    if data.first_loss_at >= length:
+        raise FieldError(
+            'config.data.mask_grids', data.mask_grids, f'leaves no target of length {length} to learn from'
+        )
+    if length + 1 < 2 * data.tokens_per_grid:
+        raise FieldError('config.model.length', length, f'must hold two grids of {data.tokens_per_grid} tokens')
+    steps = to_steps(config.train.stop, config.train.batch * length, 'config.train.stop')
+    epochs = nca_stream.epochs(data, config.train.batch, steps)
+
+    def show(done: int, total: int) -> None:
+        progress('rules', done, total)
+
+    rules = nca_stream.make_rules(data, config.seed, 'train', folder, epochs, show)
+    stream = nca_stream.make_stream(data, config.seed, 'train', config.train.batch, length, sharding, rules)
+    held_out = data
+    if data.held_out == 'rules':
+        held_out = dataclasses.replace(
+            data, rules_per_epoch=config.eval.batch * config.eval.batches, trajectories_per_rule=1, fresh_rules=False
+        )
+    valid_rules = nca_stream.make_rules(held_out, config.seed, 'valid', folder, 1, show)
+    valid = nca_stream.make_stream(held_out, config.seed, 'valid', config.eval.batch, length, sharding, valid_rules)
+    evaluator = nca_grid.make_evaluator(
+        config.model, data.vocab, data.tokens_per_grid, mesh, valid, config.eval.batches
+    )
+    return Data(data.vocab, stream, {'nca_grid': evaluator}, {'rules': rules(0).hash})
+
+
+def _text(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
+    sharding, length, evaluation = meshes.batch_sharding(mesh), config.model.length, config.eval
+    _check_table('config.data.vocab_size', config.data.vocab_size, config.data.vocab_size)
+    prepared = prepare.prepare_text(config.data, folder / 'text', progress)
+    _check_table('config.data.tokenizer', config.data.tokenizer, prepared.vocab.size)
+    stream = text.make_stream(config.data, prepared, config.seed, 'train', config.train.batch, length, sharding)
+    windows = evaluation.batch * evaluation.batches
+    valid = text.make_eval_range(prepared, 'valid', evaluation.batch, length, windows, sharding)
+    evaluator = perplexity.make_evaluator(config.model, prepared.vocab, mesh, valid.stream, valid.steps, valid.bytes)
+    hashes = {'text': prepared.identity, 'tokenizer': prepared.tokenizer_identity}
+    return Data(prepared.vocab, stream, {'perplexity': evaluator}, hashes)
+
+
+def _dyck(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
+    closing = {'close': lambda targets_BxL: targets_BxL >= config.data.kinds}
+    _check_table('config.data.kinds', config.data.kinds, config.data.vocab.size)
+    return _generated(config, mesh, dyck.sequences, closing)
+
+
+def _copy(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
+    _check_table('config.data.size', config.data.size, config.data.vocab.size)
+    length, period = config.model.length, config.data.period
+    check(period[1] < length, 'config.data.period', period, f'must end below config.model.length = {length}')
+    return _generated(config, mesh, controls.copy_sequences, {})
+
+
+def _noise(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
+    _check_table('config.data.size', config.data.size, config.data.vocab.size)
+    return _generated(config, mesh, controls.noise_sequences, {})
+
+
+def _generated(config: Config, mesh: jax.sharding.Mesh, sequences: Callable, subsets: dict[str, Callable]) -> Data:
+    """A stage whose rows are computed from their numbers: the config says all, so there is nothing to hash."""
+    data, length, sharding = config.data, config.model.length, meshes.batch_sharding(mesh)
+    train, valid = (
+        generated.make_stream(
+            functools.partial(sequences, data, length + 1), config.stage, config.seed, split, batch, length, sharding
+        )
+        for split, batch in (('train', config.train.batch), ('valid', config.eval.batch))
+    )
+    evaluator = held_out.make_evaluator(config.model, data.vocab, mesh, valid, config.eval.batches, subsets)
+    return Data(data.vocab, train, {'held_out': evaluator}, {})
+
+
+def _check_table(field: str, value: object, tokens: int) -> None:
+    allowed = f'must make at most {MAX_VOCAB:,} tokens, the rows of a table, and makes {tokens:,}'
+    check(tokens <= MAX_VOCAB, field, value, allowed)

@@ -1,0 +1,45 @@
+"""One of two processes, run by tests/test_nca_processes.py: python -m tests.process_of_two ADDRESS PROCESS FOLDER."""
+
+import functools
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from nca_jax.data import dyck, generated
+from nca_jax.errors import UserError
+from nca_jax.nca import stream
+from tests.test_nca_bank import CONFIG
+
+BRACKETS = functools.partial(dyck.sequences, dyck.DyckConfig(3, 4, 0.5, shuffle=False), 41)
+EPOCHS, STEPS, BATCH, LENGTH = 2, (0, 1), 8, 40  # ten rules an epoch: step 1 is in both
+
+
+def main(address: str, process: int, folder: pathlib.Path) -> None:
+    jax.distributed.initialize(address, num_processes=2, process_id=process)
+    mesh = jax.make_mesh((jax.device_count(),), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.NamedSharding(mesh, jax.P('data'))
+    rules = stream.make_rules(CONFIG, 0, 'train', folder, EPOCHS)
+    batches = stream.make_stream(CONFIG, 0, 'train', BATCH, LENGTH, sharding, rules)
+    with jax.transfer_guard('disallow'):
+        found = [batches(step).inputs_BxL for step in STEPS]
+    rows = {
+        f'{step}-{shard.index[0].start or 0}': np.asarray(shard.data)
+        for step, inputs in zip(STEPS, found, strict=True)
+        for shard in inputs.addressable_shards
+    }
+    words = generated.make_stream(BRACKETS, 'dyck', 0, 'train', BATCH, LENGTH, sharding)(1).inputs_BxL
+    rows |= {f'dyck-{shard.index[0].start or 0}': np.asarray(shard.data) for shard in words.addressable_shards}
+    refusals = []
+    for text in ('the same', f'process {process}'):
+        try:
+            stream.agree(text, 'rules')
+        except UserError as error:
+            refusals.append(str(error))
+    hashes = [rules(epoch).hash for epoch in range(EPOCHS)]
+    np.savez(folder / f'process-{process}.npz', hashes=hashes, refusals=refusals, **rows)
+
+
+if __name__ == '__main__':
+    main(sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3]))
