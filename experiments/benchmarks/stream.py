@@ -1,52 +1,100 @@
-"""Does making the data keep up with training? Time to make a batch alone beside time of a step alone.
+"""What a batch costs beside the step that it feeds, and what memory the stream of automata takes.
 
     python -m experiments.benchmarks.stream [--json]
 
-For the quickstart's model, in both of its stages; the aim is a batch in under 1 % of a step, a ratio of 100. The
-text is prepared in the quickstart's own cache if it wasn't before.
+The quickstart's two streams and the paper's automata at the size `10m`: the time to make one batch alone (median of
+50) and of one training step alone; then both together, where they share the cores, against the step alone. Memory: the
+peak of a process that makes batches from 18,000 rules against one that has 1,000, and of many steps against a few.
 """
 
 import itertools
+import multiprocessing
 import pathlib
+import re
+import statistics
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import jax
+from ml_collections import ConfigDict
 
-from experiments import quickstart
+from experiments import nca_pretrain, quickstart
 from experiments.benchmarks import common
+from experiments.benchmarks.nca import paper_config
 from nca_jax import config as configs
 from nca_jax import mesh as meshes
 from nca_jax import run
+from nca_jax.nca import stream
 
-ROUNDS = 50
+BATCHES, STEPS = 50, 5
+MEMORY = {'few rules': (1_000, 10), '18,000 rules': (18_000, 10), '300 steps': (1_000, 300)}
 
 
-def measure(arm: str, folder: pathlib.Path) -> common.Row:
-    """Batch and step of one stage of the quickstart."""
-    config = configs.resolve(quickstart.get_config(f'arm={arm}'))
+def median_seconds(call: Callable[[], object], times: int) -> float:
+    call()
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def measure(name: str, experiment: ConfigDict, folder: pathlib.Path) -> Iterator[common.Row]:
+    """A batch against a step, and both together against a step."""
+    config = configs.resolve(experiment)
     mesh = meshes.make_mesh(config.mesh)
     program = run.build(config, mesh, folder)
+    numbers = itertools.count(1)
     with meshes.use(mesh):
-        state, batch = program.init(), program.stream(0)
-        numbers = itertools.count(1)
+        state, first = program.init(), program.stream(0)
 
-        def step():
+        def step(batch=first):
             nonlocal state
             state, metrics = program.train_step(state, batch)
             jax.block_until_ready(metrics)
 
-        sides = {'batch': lambda: jax.block_until_ready(program.stream(next(numbers))), 'step': step}
-        seconds = common.seconds_in_turn(sides, ROUNDS)
-    batch_s, step_s = seconds['batch'], seconds['step']
+        batch_s = median_seconds(lambda: jax.block_until_ready(program.stream(next(numbers))), BATCHES)
+        step_s = median_seconds(step, STEPS)
+        both_s = median_seconds(lambda: step(program.stream(next(numbers))), STEPS)
     note = f'batch and step; {batch_s / step_s:.2%} of a step'
-    return common.Row(f'stream/{config.stage}/{config.model.dtype}', batch_s, step_s, step_s / batch_s, None, 's', note)
+    yield common.Row(f'stream/{name}/{config.model.dtype}', batch_s, step_s, step_s / batch_s, None, 's', note)
+    note = f'step with its batch, and step alone; {both_s / step_s - 1:+.2%}'
+    yield common.Row(f'stream/{name} combined/{config.model.dtype}', both_s, step_s, step_s / both_s, None, 's', note)
+
+
+def peak_mib(rules: int, steps: int) -> float:
+    """Peak memory of this process after a search for so many rules and so many batches of 32."""
+    config = paper_config(1e-3, band=(0.5, 2.0), rules=rules)
+    mesh = meshes.make_mesh(meshes.MeshConfig(-1, 1, 1))
+    bank = stream.make_rules(config, 0, 'train', None, epochs=1)
+    batches = stream.make_stream(config, 0, 'train', 32, 1024, meshes.batch_sharding(mesh), bank)
+    for step in range(steps):
+        jax.block_until_ready(batches(step))
+    status = pathlib.Path('/proc/self/status').read_text()  # getrusage would count what the parent held, too
+    return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) / 1024
+
+
+def memory() -> Iterator[common.Row]:
+    with multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
+        peaks = {name: pool.apply(peak_mib, sizes) for name, sizes in MEMORY.items()}
+    few = peaks.pop('few rules')
+    for name, peak in peaks.items():
+        note = 'peak memory, against 1,000 rules and 10 steps'
+        yield common.Row(f'stream/memory {name}/uint8', peak, few, few / peak, None, 'MiB', note)
 
 
 def rows() -> Iterator[common.Row]:
+    experiments = {
+        'quickstart automata': quickstart.get_config('arm=automata'),
+        'quickstart text': quickstart.get_config('arm=scratch'),
+        'automata at 10m': nca_pretrain.get_config('size=10m'),
+    }
     with tempfile.TemporaryDirectory() as folder:
-        for arm in ('automata', 'scratch'):
-            yield measure(arm, pathlib.Path(folder) / arm)
+        for name, experiment in experiments.items():
+            yield from measure(name, experiment, pathlib.Path(folder) / name)
+    yield from memory()
 
 
 if __name__ == '__main__':
