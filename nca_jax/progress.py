@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from rich import progress as rich_progress
+from rich import text
 
 Progress = Callable[[str, int, int | None], None]  # stage, done, total (None: unknown)
 
@@ -12,13 +13,23 @@ def silent(stage: str, done: int, total: int | None) -> None:
     """Shows nothing."""
 
 
+class RateColumn(rich_progress.ProgressColumn):
+    """What was done a second, lately; nothing until that is known."""
+
+    def render(self, task: rich_progress.Task) -> text.Text:
+        rate = task.finished_speed or task.speed
+        words = '' if not rate else f'{rate:,.0f}/s' if rate >= 10 else f'{rate:.2g}/s'
+        return text.Text(words, style='progress.data.speed')
+
+
 @contextlib.contextmanager
 def bars() -> Iterator[Progress]:
-    """A bar on the terminal for each stage, with the time it took and has left; in a log, its last state alone."""
+    """A bar on the terminal for each stage, with its rate and the time it took and has left; a log gets its end."""
     columns = (
         rich_progress.TextColumn('{task.description:>9}'),
         rich_progress.BarColumn(),
         rich_progress.MofNCompleteColumn(),
+        RateColumn(),
         rich_progress.TimeElapsedColumn(),
         rich_progress.TimeRemainingColumn(),
     )

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from nca_jax import keys
+from nca_jax.errors import UserError
 from nca_jax.nca import complexity, patches
 from nca_jax.nca.config import NCAConfig
 from nca_jax.nca.rollout import rollout
@@ -43,6 +44,15 @@ def score_frames(
     return jax.vmap(one)(index_R)
 
 
+def host_cpu() -> jax.Device:
+    """A CPU of this process. Raises UserError where JAX was told to leave it out."""
+    try:
+        return jax.local_devices(backend='cpu')[0]
+    except RuntimeError:
+        allowed = "must name cpu too, on which rules are searched, such as 'cuda,cpu'"
+        raise UserError(f'JAX_PLATFORMS = {jax.config.jax_platforms!r}: {allowed}') from None
+
+
 def scored_frames(
     config: NCAConfig, seed: int, split: str, epoch: int, first: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -53,7 +63,7 @@ def scored_frames(
     """
     searched = dataclasses.replace(config, rule=dataclasses.replace(config.rule, perceive='table'))
     index_R = np.arange(first, first + config.search_block, dtype=np.uint32)
-    with jax.default_device(jax.local_devices(backend='cpu')[0]):
+    with jax.default_device(host_cpu()):
         frames, tokens = score_frames(searched, keys.key(seed), split, np.uint32(epoch), index_R)
     frames, tokens = np.asarray(frames), np.asarray(tokens)
     return frames, tokens, complexity.scores(config.complexity, frames, tokens)
