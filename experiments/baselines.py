@@ -10,7 +10,8 @@ tokens, which teach nothing (ln 10,000 = 9.21 nats is the best there is).
 Dyck's recipe was not released: it has the automata stage's, and so have the others: 163.84M tokens, which end with the
 warm-up of a schedule ten times as long. The models go into the second stage like an automata run:
 experiments/language.py:parent=runs/dyck-1b6,parent_stage=dyck. Text as the control, C4, is
-experiments/language.py:corpus=c4. The paper publishes no loss of this stage. At smaller sizes:
+experiments/language.py:corpus=c4. The paper publishes no loss of this stage, and no run of this
+size was made here yet. At smaller sizes:
 
     python -m nca_jax.main --config=experiments/baselines.py:size=10m --config.model.length=256 \
         --config.train.stop='2M tokens' --config.train.keep='()' --workdir=runs/try
@@ -33,7 +34,7 @@ def get_config(arg: str = '') -> ConfigDict:
     smoke."""
     words = common.words(arg, source='dyck', size='400m', recipe='paper', seed=0, smoke=False)
     stage, data = common.choose(SOURCES, words.source, 'source')
-    release = words.recipe == 'release'
+    release = common.is_release(words.recipe)
     model = common.model(words.size, length=1024, dropout=0.1)
     model.update({'tied': not release, 'head_bias': release})
     optimizer, train = common.first_stage(words.recipe)

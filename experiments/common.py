@@ -18,9 +18,6 @@ SIZES = {
 
 BANDS = {'20-30': (0.2, 0.3), '30-40': (0.3, 0.4), '40-50': (0.4, 0.5), '50+': (0.5, 2.0)}  # gzip, 10 colours
 
-# Where the release of the paper's code departs from the paper; `recipe=` sets all of them, single fields override.
-RECIPES = ('paper', 'release')
-
 # What becomes of the tables at a transfer: untied heads, tied ones, and the release's, whose NCA stage has a head bias.
 FRESH_TABLES = (('embed/.*', 'fresh'), ('head/.*', 'fresh'))
 FRESH_TIED_TABLE = (('embed/.*', 'fresh'),)
@@ -57,6 +54,11 @@ def choose(table: dict, name: str, what: str) -> Any:
     if name not in table:
         raise ValueError(f'{what} = {name!r}: must be one of {", ".join(table)}')
     return table[name]
+
+
+def is_release(recipe: str) -> bool:
+    """Whether to do as the release of the paper's code does where it departs from the paper; fields override."""
+    return choose({'paper': False, 'release': True}, recipe, 'recipe')
 
 
 def model(size: str, *, length: int, dropout: float) -> ConfigDict:
@@ -105,7 +107,7 @@ def first_stage(recipe: str, stop: str = '163.84M tokens') -> tuple[ConfigDict, 
 
     `stop` at '1638.4M tokens' goes to the end of that schedule (the longer of the paper's C4 arms).
     """
-    release = choose({'paper': False, 'release': True}, recipe, 'recipe')
+    release = is_release(recipe)
     optimizer = adamw(1e-4, warmup='163.84M tokens', horizon='1638.4M tokens')
     optimizer.update({'name': 'adam', 'clip_on': 'sum' if release else 'mean'})
     keep = ('81.92M tokens', '163.84M tokens')
@@ -126,7 +128,7 @@ def accepted(band: str) -> dict[str, Any]:
 
 def automata(recipe: str, band: str) -> ConfigDict:
     """The paper's automata: a 12 x 12 torus of 10 colours, 2 x 2 patches, 27 frames after 10 burn-in updates."""
-    release = choose({'paper': False, 'release': True}, recipe, 'recipe')
+    release = is_release(recipe)
     return ConfigDict(
         {
             'rule': {
@@ -235,8 +237,10 @@ def shrink(config: ConfigDict) -> None:
     config.optimizer.schedule.update({'horizon': '6 steps', 'warmup': '2 steps'})
     config.eval.update({'batch': 8, 'batches': 2})
     if config.stage == 'nca':
-        config.data.update({'rules_per_epoch': 48, 'search_block': 8, 'stream_block': 8})
-        config.data.rule.update({'height': 8, 'width': 8})  # so that three grids fit
+        rules = min(config.data.rules_per_epoch, 48)  # one set, and one rule stays one
+        config.data.update({'rules_per_epoch': rules, 'search_block': 8, 'stream_block': 8})
+        side = 4 * config.data.patch  # so that three grids fit
+        config.data.rule.update({'height': side, 'width': side})
     elif config.stage == 'copy':
         config.data.period = (4, 24)  # so that most of a row repeats
     elif config.stage == 'text' and not config.data.tokenizer:

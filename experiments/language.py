@@ -37,8 +37,8 @@ PARENTS = {'nca': True, 'dyck': True, 'copy': True, 'noise': True, 'text': False
 
 def get_config(arg: str = '') -> ConfigDict:
     """Words: size, corpus, path, field, tokenizer, tokens (164M or 1.6B, of c4), parent (the folder of a run; none is
-    scratch), parent_stage (nca, dyck, copy, noise, or text for a run of this file), transfer, writers, recipe, seed,
-    smoke."""
+    scratch), parent_stage (nca, dyck, copy, noise, or text for a run of this file), transfer, writers, arm (the name
+    that reports group seeds under, where the usual one wouldn't tell parents apart), recipe, seed, smoke."""
     words = common.words(
         arg,
         size='400m',
@@ -51,6 +51,7 @@ def get_config(arg: str = '') -> ConfigDict:
         parent_stage='nca',
         transfer='all',
         writers=1.0,
+        arm='',
         recipe='paper',
         seed=0,
         smoke=False,
@@ -58,7 +59,7 @@ def get_config(arg: str = '') -> ConfigDict:
     if not words.parent and (words.transfer, words.writers) != ('all', 1.0):
         raise ValueError('transfer and writers say what is carried from a parent: name it by parent=FOLDER')
     biased = common.choose(PARENTS, words.parent_stage, 'parent_stage')
-    release = common.choose({'paper': False, 'release': True}, words.recipe, 'recipe')
+    release = common.is_release(words.recipe)
     stage = common.choose(STAGES, words.corpus.partition(':')[0], 'corpus')
     model = common.model(words.size, length=1024, dropout=0.1)
     model.tied = not release
@@ -83,7 +84,7 @@ def get_config(arg: str = '') -> ConfigDict:
         arm = f'{words.parent_stage} {words.transfer} x{words.writers:g}'
     config = common.experiment(
         name='language',
-        arm=arm,
+        arm=words.arm or arm,
         stage='text',
         seed=words.seed,
         smoke=words.smoke,

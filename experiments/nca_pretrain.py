@@ -27,15 +27,16 @@ PLAIN = ('random', 'none', '')  # words that an arm's name leaves out
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """Words: size, band (20-30, 30-40, 40-50, 50+, or quantiles like q50-100; without one 50+ for the paper's ten
-    colours scored by gzip, and the upper half for all others), recipe (paper or release, where they differ), colours,
-    patch, height, width, measure, family, rules (fresh, once, fixed), shuffle, seed, smoke."""
+    """Words: size, band (20-30, 30-40, 40-50, 50+, or quantiles like q50-100; without one 50+ for the paper's 144
+    cells of ten colours in 2 x 2 patches scored by gzip, and the upper half for all others), recipe (paper or release,
+    where they differ), colours, patch, height, width, measure, family, rules (fresh, once, fixed), shuffle, seed,
+    smoke."""
     words = common.words(
         arg,
         size='400m',
         band='',
         recipe='paper',
-        colours=10,
+        colours=0,
         patch=2,
         height=12,
         width=12,
@@ -46,7 +47,7 @@ def get_config(arg: str = '') -> ConfigDict:
         seed=0,
         smoke=False,
     )
-    release = words.recipe == 'release'
+    release = common.is_release(words.recipe)
     model = common.model(words.size, length=1024, dropout=0.1)
     model.update({'tied': not release, 'head_bias': release})
     optimizer, train = common.first_stage(words.recipe)
@@ -69,13 +70,15 @@ def get_config(arg: str = '') -> ConfigDict:
 
 def automata(words: ConfigDict) -> ConfigDict:
     """The recipe's automata with what the words change."""
-    as_published = words.family == 'random' and words.colours == 10 and words.measure == 'gzip'
+    colours = words.colours or (10 if words.family == 'random' else 2)
+    scored = words.family, colours, words.patch, words.height * words.width, words.measure
+    as_published = scored == ('random', 10, 2, 144, 'gzip')
     data = common.automata(words.recipe, words.band or ('50+' if as_published else 'q50-100'))
-    data.rule.update({'colours': words.colours, 'height': words.height, 'width': words.width, 'family': words.family})
+    data.rule.update({'colours': colours, 'height': words.height, 'width': words.width, 'family': words.family})
     data.update({'patch': words.patch, 'shuffle': words.shuffle})
     data.complexity.update({'measure': words.measure, 'level': common.choose(LEVELS, words.measure, 'measure')})
-    if words.family != 'random':  # of two colours and without noise; their networks need 18 features
-        data.rule.update({'colours': 2, 'features': 18, 'temperature': 0.0, 'padding': 'spatial'})
+    if words.family != 'random':  # without noise; their networks need 18 features
+        data.rule.update({'features': 18, 'temperature': 0.0, 'padding': 'spatial'})
         if not words.band and ':' in words.family:
             data.update(common.accepted('q0-100'))
     if words.rules:

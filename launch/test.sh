@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lint, format and tests on eight virtual devices.   bash launch/test.sh [full | pytest arguments]
-# `full` runs the slow proofs: every experiment's smoke run, published data splits, a study killed in every stage.
+# `full` runs the slow proofs: both recipes' stages, published splits, a study killed in every stage, 20,000 trajectories.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 .venv/bin/ruff check .

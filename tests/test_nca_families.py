@@ -78,6 +78,8 @@ def curve(weights, outcomes):
         ({'padding': 'channel_wrap'}, "padding = 'channel_wrap': 'spatial' for"),
         ({'groups': 2}, 'groups = 2: 1: automata of several channel groups'),
         ({'temperature': -1e-3}, 'temperature = -0.001: not negative'),
+        ({'temperature': 1e-40}, r'temperature = 1e-40: .* at least 1e-30'),
+        ({'temperature': float('inf')}, 'temperature = inf'),
     ],
 )
 def test_impossible_families_are_named(changes, said):

@@ -36,9 +36,13 @@ def test_two_processes_make_the_tokens_and_rules_of_one(tmp_path):
     children = [
         subprocess.Popen([*command, str(process), tmp_path], cwd=ROOT, env=os.environ | flags) for process in (0, 1)
     ]
-    assert [child.wait(120) for child in children] == [0, 0]
+    try:
+        assert [child.wait(120) for child in children] == [0, 0]
+    finally:
+        for child in children:
+            child.kill()
     results = [np.load(tmp_path / f'process-{process}.npz') for process in (0, 1)]
-    alone = stream.make_rules(CONFIG, 0, 'train', None, process_of_two.EPOCHS)
+    alone = stream.Rules(CONFIG, 0, 'train', None, process_of_two.EPOCHS)
     hashes = [alone(epoch).hash for epoch in range(process_of_two.EPOCHS)]
     expected = stream.make_stream(CONFIG, 0, 'train', process_of_two.BATCH, process_of_two.LENGTH, sharding(1), alone)
     size = (process_of_two.BATCH, process_of_two.LENGTH)
@@ -46,6 +50,8 @@ def test_two_processes_make_the_tokens_and_rules_of_one(tmp_path):
     for process, found in enumerate(results):
         np.testing.assert_array_equal(found[f'dyck-{4 * process}'], words[4 * process : 4 * process + 2])
         assert found['hashes'].tolist() == hashes
+        assert found['blocks'].size
+        assert (found['blocks'] % 2 == process).all()  # the search was shared
         [refusal] = found['refusals']
         assert refusal == 'rules: process 1 has others than process 0; do both run the same software?'
         for step in process_of_two.STEPS:

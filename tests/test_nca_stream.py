@@ -4,6 +4,9 @@ import dataclasses
 import functools
 import itertools
 import json
+import pathlib
+import subprocess
+import sys
 import time
 
 import jax
@@ -12,8 +15,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nca_jax import keys
-from nca_jax.errors import UserError
-from nca_jax.nca import ahead, bank, examples, patches, score, stream
+from nca_jax.nca import bank, examples, patches, score, stream
 from tests.test_nca_bank import CONFIG
 from tests.test_nca_rollout import oracle_logits
 
@@ -40,7 +42,7 @@ def make(folder):
 
 
 def make_stream(folder, config=CONFIG, devices=1, batch=8, split='train'):
-    rules = stream.make_rules(config, 0, split, folder, epochs=1)
+    rules = stream.Rules(config, 0, split, folder, epochs=1)
     return stream.make_stream(config, 0, split, batch, LENGTH, sharding(devices), rules)
 
 
@@ -89,7 +91,7 @@ def test_sequences_are_trajectories_of_the_epochs_rules(make, folder, fresh, tra
     for number, tokens_L in zip(range(16, 24), tokens_BxL1, strict=True):
         epoch = number // 10 if fresh else 0
         index = bank.bank(config, 0, 'train', epoch, folder).index_R[number % 10]
-        weights = score.candidate(config, keys.key(0), 'train', np.uint32(epoch), np.uint32(index))
+        weights = score.candidate(config.rule, keys.key(0), 'train', np.uint32(epoch), np.uint32(index))
         grid_TxYxX = patches.decode(config.vocab, tokens_L[:33], 6, 6)
         for now, following in itertools.pairwise(grid_TxYxX):
             np.testing.assert_array_equal(oracle_logits(config.rule, weights, now).argmax(-1), following)
@@ -122,7 +124,7 @@ def whole_sequences(batch):
 def test_one_fixed_rule_for_all_sequences(make, folder):
     config = dataclasses.replace(STILL, rules_per_epoch=1, fresh_rules=False, held_out='trajectories')
     [index] = bank.bank(config, 0, 'train', 0, folder).index_R
-    weights = score.candidate(config, keys.key(0), 'train', np.uint32(0), np.uint32(index))
+    weights = score.candidate(config.rule, keys.key(0), 'train', np.uint32(0), np.uint32(index))
     rows = [
         np.asarray(make(config, split=split)(step).inputs_BxL)
         for split, step in (('train', 0), ('train', 9), ('valid', 0))
@@ -134,37 +136,54 @@ def test_one_fixed_rule_for_all_sequences(make, folder):
 
 
 def test_the_next_epochs_rules_are_found_beside_training(tmp_path):
-    rules = stream.make_rules(CONFIG, 0, 'train', tmp_path, epochs=3)
-    first = rules(0)
-    next_file = bank.bank_path(CONFIG, 0, 'train', 1, tmp_path)
+    rules = stream.Rules(CONFIG, 0, 'train', tmp_path, epochs=3)
+    batches = stream.make_stream(CONFIG, 0, 'train', 8, LENGTH, sharding(1), rules)
+    batches(0)
+    following = bank.bank_path(CONFIG, 0, 'train', 1, tmp_path)
     deadline = time.monotonic() + 60
-    while not next_file.exists() and time.monotonic() < deadline:
+    while not following.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    inode = next_file.stat().st_ino
+    inode = following.stat().st_ino
+    batches(1)
     second = rules(1)
-    assert next_file.stat().st_ino == inode  # read, not searched again
-    for found, epoch in ((first, 0), (second, 1), (rules(2), 2)):
+    assert following.stat().st_ino == inode  # read, not searched again
+    for found, epoch in ((rules(0), 0), (second, 1), (rules(2), 2)):
         here = bank.search(CONFIG, 0, 'train', epoch)
         assert (found.hash, found.index_R.tolist()) == (here.hash, here.index_R.tolist())
-    assert not bank.bank_path(CONFIG, 0, 'train', 3, tmp_path).exists()  # no more than are wanted
+    rules.search_ahead(3)
+    assert not rules._searches  # no more than are wanted
 
 
-def test_a_search_that_fails_beside_training_is_told(tmp_path):
-    spoilt = bank.bank_path(CONFIG, 0, 'train', 1, tmp_path)
-    spoilt.parent.mkdir()
-    search = ahead.Search(dataclasses.replace(CONFIG, band=(1.9, 2.0)), 0, 'train', 1, tmp_path, 0, 1)
-    with pytest.raises(UserError, match=r"the next epoch's rules: band = .* 0 of 10 train rules"):
-        search.wait()
+def test_a_search_that_was_killed_is_done_again(tmp_path):
+    rules = stream.Rules(CONFIG, 0, 'train', tmp_path, epochs=2)
+    rules.search_ahead(1)
+    rules._searches[1]._child.kill()
+    assert rules(1).hash == bank.search(CONFIG, 0, 'train', 1).hash
 
 
 def test_a_search_ends_with_its_parent(tmp_path):
-    endless = dataclasses.replace(CONFIG, band=(1.9, 2.0), candidates_per_rule=10**9)
-    search = ahead.Search(endless, 0, 'train', 1, tmp_path, 0, 1)
-    child = search._child
-    time.sleep(0.1)
-    assert child.poll() is None
-    del search
-    assert child.wait(10) != 0
+    code = (
+        'import dataclasses, pathlib, time; from nca_jax.nca import ahead; from tests.test_nca_bank import CONFIG\n'
+        'endless = dataclasses.replace(CONFIG, band=(1.9, 2.0), candidates_per_rule=10**9)\n'
+        f'search = ahead.Search(endless, 0, "train", 1, pathlib.Path("{tmp_path}"), 0, 1)\n'
+        'print(search._child.pid, flush=True); time.sleep(60)'
+    )
+    root = pathlib.Path(__file__).parents[1]
+    parent = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, cwd=root, text=True)
+    child = pathlib.Path('/proc') / parent.stdout.readline().strip()
+    time.sleep(2)
+    assert running(child)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while running(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running(child)
+
+
+def running(process: pathlib.Path) -> bool:
+    """Whether it is there and no zombie, which stays where nobody waits for orphans."""
+    return process.exists() and 'State:\tZ' not in (process / 'status').read_text()
 
 
 def test_examples_for_the_report(folder):

@@ -42,6 +42,8 @@ def config(cache: pathlib.Path, words: str, **changes) -> configs.Config:
 def adjusted(file, cache: pathlib.Path, **changes) -> configs.Config:
     if file.stage == 'text':
         file.data.update({'corpus': 'text_files', 'path': str(cache / 'corpus'), 'cache': str(cache / 'text')})
+    if file.stage == 'nca':
+        file.data.rules_per_epoch = min(file.data.rules_per_epoch, 20)  # six batches of eight use three sets
     for path, value in changes.items():
         block, field = path.split('__')
         file[block][field] = value

@@ -66,7 +66,7 @@ def ours(config: NCAConfig) -> Callable[[], object]:
     """One call makes the next batch."""
     mesh = jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     sharding = NamedSharding(mesh, PartitionSpec('data'))
-    rules = stream.make_rules(config, 0, 'train', None, epochs=1)
+    rules = stream.Rules(config, 0, 'train', None, epochs=1)
     batch_of = stream.make_stream(config, 0, 'train', BATCH, LENGTH, sharding, rules)
     steps = itertools.count()
     return lambda: jax.block_until_ready(batch_of(next(steps)))

@@ -3,10 +3,12 @@
     python -m experiments.benchmarks.stream [--json]
 
 The quickstart's two streams and the paper's automata at the size `10m`: the time to make one batch alone (median of
-50) and of one training step alone; then both together, where they share the cores, against the step alone. Memory: the
-peak of a process that makes batches from 18,000 rules against one that has 1,000, and of many steps against a few.
+50) and of one training step alone; then a step with its batch, where both share the cores, and a step while a process
+beside it searches the next epoch's rules, against the step alone. Memory: the peak of a process that makes batches from
+18,000 rules against one that has 1,000, and of many steps against a few.
 """
 
+import dataclasses
 import itertools
 import multiprocessing
 import pathlib
@@ -25,9 +27,10 @@ from experiments.benchmarks.nca import paper_config
 from nca_jax import config as configs
 from nca_jax import mesh as meshes
 from nca_jax import run
-from nca_jax.nca import stream
+from nca_jax.nca import ahead, stream
 
 BATCHES, STEPS = 50, 5
+STARTING_S = 10.0  # that a search may take to compile
 MEMORY = {'few rules': (1_000, 10), '18,000 rules': (18_000, 10), '300 steps': (1_000, 300)}
 
 
@@ -58,17 +61,32 @@ def measure(name: str, experiment: ConfigDict, folder: pathlib.Path) -> Iterator
         batch_s = median_seconds(lambda: jax.block_until_ready(program.stream(next(numbers))), BATCHES)
         step_s = median_seconds(step, STEPS)
         both_s = median_seconds(lambda: step(program.stream(next(numbers))), STEPS)
+        beside_s = median_seconds_beside_search(step, config, folder) if config.stage == 'nca' else None
     note = f'batch and step; {batch_s / step_s:.2%} of a step'
     yield common.Row(f'stream/{name}/{config.model.dtype}', batch_s, step_s, step_s / batch_s, None, 's', note)
     note = f'step with its batch, and step alone; {both_s / step_s - 1:+.2%}'
     yield common.Row(f'stream/{name} combined/{config.model.dtype}', both_s, step_s, step_s / both_s, None, 's', note)
+    if beside_s is not None:
+        note = f'step while the next rules are searched, and step alone; {beside_s / step_s - 1:+.2%}'
+        name = f'stream/{name} beside a search/{config.model.dtype}'
+        yield common.Row(name, beside_s, step_s, step_s / beside_s, None, 's', note)
+
+
+def median_seconds_beside_search(step: Callable[[], object], config: configs.Config, folder: pathlib.Path) -> float:
+    """Of steps while another process looks for the rules of a set too large to be found before they end."""
+    endless = dataclasses.replace(config.data, rules_per_epoch=10**9)
+    search = ahead.Search(endless, config.seed, 'train', 1, folder, 0, 1)
+    time.sleep(STARTING_S)
+    seconds = median_seconds(step, STEPS)
+    del search  # which ends it
+    return seconds
 
 
 def peak_mib(rules: int, steps: int) -> float:
     """Peak memory of this process after a search for so many rules and so many batches of 32."""
     config = paper_config(1e-3, band=(0.5, 2.0), rules=rules)
     mesh = meshes.make_mesh(meshes.MeshConfig(-1, 1, 1))
-    bank = stream.make_rules(config, 0, 'train', None, epochs=1)
+    bank = stream.Rules(config, 0, 'train', None, epochs=1)
     batches = stream.make_stream(config, 0, 'train', 32, 1024, meshes.batch_sharding(mesh), bank)
     for step in range(steps):
         jax.block_until_ready(batches(step))

@@ -8,13 +8,11 @@ import os
 import pickle
 import subprocess
 import sys
-import tempfile
 import threading
 import weakref
 from pathlib import Path
 
 import nca_jax
-from nca_jax.errors import UserError
 from nca_jax.nca.config import NCAConfig
 
 NICENESS = 10
@@ -30,13 +28,13 @@ class Search:
         self, config: NCAConfig, seed: int, split: str, epoch: int, folder: Path, process: int, processes: int
     ):
         packages = str(Path(nca_jax.__file__).parents[1])
-        path = os.pathsep.join(filter(None, (packages, os.environ.get('PYTHONPATH'))))
-        self._said = tempfile.TemporaryFile('w+')  # noqa: SIM115 - it lives as long as the search
+        path = os.pathsep.join(filter(None, (os.environ.get('PYTHONPATH'), packages)))
         self._child = subprocess.Popen(
             [sys.executable, '-m', 'nca_jax.nca.ahead'],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=self._said,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # signals to this process's group, such as a scheduler's, are for this process
             env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path},
         )
         self._stop = weakref.finalize(self, stop, self._child)
@@ -44,15 +42,9 @@ class Search:
         self._child.stdin.flush()  # and left open: its end tells the child that its parent is gone
 
     def wait(self) -> None:
-        """Returns when the file is there. Raises UserError with the search's last words if it failed."""
-        code = self._child.wait()
-        self._stop.detach()
-        self._child.stdin.close()
-        with self._said as said:
-            said.seek(0)
-            lines = said.read().strip().splitlines()
-        if code:
-            raise UserError(f"the next epoch's rules: {lines[-1] if lines else f'exit code {code}'}")
+        """Returns when it has ended, with the file there or not: who needs it searches then, and finds out why."""
+        self._child.wait()
+        self._stop()
 
 
 def stop(child: subprocess.Popen) -> None:
@@ -68,10 +60,7 @@ def main() -> None:
     os.nice(NICENESS)
     config, seed, split, epoch, folder, process, processes = pickle.load(sys.stdin.buffer)
     threading.Thread(target=exit_with_parent, daemon=True).start()
-    try:
-        bank.bank(config, seed, split, epoch, folder, process=process, processes=processes)
-    except UserError as error:
-        sys.exit(str(error))
+    bank.bank(config, seed, split, epoch, folder, process=process, processes=processes)
 
 
 def exit_with_parent() -> None:

@@ -1,11 +1,9 @@
 """Sets of rules whose trajectories are neither too simple nor too random."""
 
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
-import os
 import shutil
 import zipfile
 import zlib
@@ -15,6 +13,7 @@ import jax
 import numpy as np
 import pyarrow
 
+from nca_jax import atomic
 from nca_jax.errors import UserError
 from nca_jax.nca import complexity, score, share
 from nca_jax.nca.config import NCAConfig
@@ -46,12 +45,18 @@ class Bank:
 
 def request(config: NCAConfig, seed: int, split: str, epoch: int) -> dict:
     """All that decides which rules are accepted, but for the software."""
+    names = {'seed': seed, 'split': split, 'epoch': epoch}
+    return surveyed(config) | names | {'rules_per_epoch': config.rules_per_epoch}
+
+
+def surveyed(config: NCAConfig) -> dict:
+    """All that decides which rules a band takes, but for the software."""
     asked = dataclasses.asdict(config)
-    kept = ('rule', 'burn_in', 'stride', 'patch', 'complexity', 'band', 'band_by', 'rules_per_epoch', 'search_block')
+    kept = ('rule', 'burn_in', 'stride', 'patch', 'complexity', 'band', 'band_by', 'search_block')
     if config.band_by == 'quantile':
         kept += ('band_sample',)
     del asked['rule']['perceive']  # a search always looks up
-    return {field: asked[field] for field in kept} | {'seed': seed, 'split': split, 'epoch': epoch}
+    return {field: asked[field] for field in kept}
 
 
 def software() -> dict[str, str]:
@@ -63,7 +68,6 @@ def digest(record: dict) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-@functools.lru_cache
 def thresholds(config: NCAConfig) -> tuple[float, float]:
     """The scores between which rules are accepted: `config.band`, or that band's quantiles of unfiltered rules.
 
@@ -73,15 +77,32 @@ def thresholds(config: NCAConfig) -> tuple[float, float]:
     """
     if config.band_by == 'score':
         return config.band
-    low, high = config.band
-    if (low, high) == (0, 1):
+    if config.band == (0, 1):
         return -np.inf, np.inf
     scores = score.survey(config, 0, config.band_sample)
-    below, above = np.quantile(scores, config.band, method='inverted_cdf')
-    found = (-np.inf if low == 0 else float(below), np.inf if high == 1 else float(np.nextafter(above, np.inf)))
+    found = quantiles(scores, config.band)
     if not complexity.in_band(scores, found).any():
         raise UserError(f'band = {config.band}: no rule of {len(scores)} lies between these quantiles, {found}')
     return found
+
+
+def quantiles(scores: np.ndarray, band: tuple[float, float]) -> tuple[float, float]:
+    """The thresholds that accept a band's share of the scores, without a bound where it reaches 0 or 1."""
+    below, above = np.quantile(scores, band, method='inverted_cdf')
+    return -np.inf if band[0] == 0 else float(below), np.inf if band[1] == 1 else float(np.nextafter(above, np.inf))
+
+
+def kept_thresholds(config: NCAConfig, folder: Path) -> tuple[float, float]:
+    """`thresholds`, with quantiles surveyed once for all that use the folder: its first file decides."""
+    if config.band_by == 'score':
+        return config.band
+    path = Path(folder) / 'rules' / f'quantiles-{digest(surveyed(config) | software())[:12]}.json'
+    if not path.exists():
+        found = thresholds(config)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write(path, lambda file: file.write(json.dumps(found).encode()), keep=True)
+    low, high = json.loads(path.read_text())
+    return low, high
 
 
 def search(
@@ -91,18 +112,19 @@ def search(
     epoch: int,
     progress: Progress | None = None,
     together: share.Together | None = None,
+    band: tuple[float, float] | None = None,
 ) -> Bank:
     """Scores candidates in order and keeps the first `rules_per_epoch` inside the band: a pure function.
 
-    `together` divides the work between processes. Raises UserError with the histogram once there were more than
-    `candidates_per_rule` candidates for each rule accepted (and a few more). `progress(accepted, wanted)` is called
-    now and then.
+    `together` divides the work between processes; `band` are the thresholds, where they are known. Raises UserError
+    with the histogram once there were more than `candidates_per_rule` candidates for each rule accepted (and a few
+    more). `progress(accepted, wanted)` is called now and then.
     """
-    band, wanted, scores, accepted = thresholds(config), config.rules_per_epoch, [], 0
+    band, wanted, scores, accepted = band or thresholds(config), config.rules_per_epoch, [], 0
     if together:
-        blocks = share.score_blocks(config, seed, split, epoch, together)
+        blocks = share.scores(config, seed, split, epoch, together)
     else:
-        blocks = score.score_blocks(config, seed, split, epoch, itertools.count())
+        blocks = (scores_R for _, _, scores_R in score.score_blocks(config, seed, split, epoch, itertools.count()))
     for scores_R in blocks:
         scores.append(scores_R)
         accepted += int(complexity.in_band(scores_R, band).sum())
@@ -187,20 +209,14 @@ def bank(
         return load(path, digest(asked))
     scores = scores_folder(config, seed, split, epoch, folder)
     together = share.Together(scores, process, processes) if processes > 1 else None
-    found = search(config, seed, split, epoch, progress, together)
-    save(path, found, digest(asked), process)
+    found = search(config, seed, split, epoch, progress, together, kept_thresholds(config, folder))
+    save(path, found, digest(asked))
     return found
 
 
-def save(path: Path, found: Bank, asked: str, process: int) -> None:
-    """Writes the set in one stroke: readers see nothing or all of it."""
+def save(path: Path, found: Bank, asked: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f'.{path.name}.{process}.{os.getpid()}')
-    with scratch.open('wb') as file:
-        np.savez(file, request=asked, **dataclasses.asdict(found))
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    atomic.write(path, lambda file: np.savez(file, request=asked, **dataclasses.asdict(found)))
 
 
 def load(path: Path, asked: str) -> Bank:

@@ -39,7 +39,8 @@ class NCAConfig:
     rules_per_epoch: accepted rules in one set (16,000).
     trajectories_per_rule: sequences drawn from each rule in an epoch (1).
     fresh_rules: another set of rules each epoch (paper), or one set for all epochs with new trajectories (release).
-    held_out: validation has other 'rules', or other 'trajectories' of the training rules (where there is just one).
+    held_out: validation has 'rules' drawn anew (of a small family, such as the 256 elementary ones, partly the same),
+        or other 'trajectories' of the training rules (where there is just one).
     shuffle: a control without dynamics: 'tokens' permutes a sequence's patch tokens, 'frames' its whole grids; 'none'.
     mask_grids: targets within the first so many grids carry no loss (1), since the rule can't be known yet.
     candidates_per_rule: the search for a set gives up after so many candidates for each rule wanted.
@@ -74,7 +75,7 @@ class NCAConfig:
         low, high = self.band
         check(0 <= low < high, 'band', self.band, 'two scores (low, high), 0 <= low < high: this one is empty')
         check(high <= 1 or self.band_by == 'score', 'band', self.band, 'quantiles are at most 1')
-        tokens_per_grid(self.vocab, self.rule.height, self.rule.width)
+        tokens_per_grid(self.vocab, self.rule.height, self.rule.width)  # which checks, as the last line does
         count, width = self.vocab.start, self.complexity.bytes_per_token
         check(count <= 256**width, 'complexity.bytes_per_token', width, f'enough for {count} tokens')
         self.rollout(1)
@@ -86,6 +87,11 @@ class NCAConfig:
     @property
     def tokens_per_grid(self) -> int:
         return tokens_per_grid(self.vocab, self.rule.height, self.rule.width)
+
+    @property
+    def scored_tokens(self) -> int:
+        """Tokens that a score is made of: whole grids without their two delimiters (360)."""
+        return self.complexity.frames * (self.tokens_per_grid - 2)
 
     @property
     def first_loss_at(self) -> int:

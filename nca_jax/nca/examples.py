@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from nca_jax import keys
+from nca_jax import atomic, keys
 from nca_jax.nca import bank, score
 from nca_jax.nca.config import NCAConfig
 
@@ -31,7 +31,7 @@ def write_examples(config: NCAConfig, seed: int, folder: Path, progress: score.P
     order_R = np.argsort(scores_R, kind='stable')
     places = [int(q * (SHOWN_FROM - 1)) for quantiles in QUANTILES.values() for q in quantiles]
     shown_9 = order_R[places]
-    rules = jax.vmap(lambda index: score.candidate(config, keys.key(seed), 'train', np.uint32(0), index))(shown_9)
+    rules = jax.vmap(lambda index: score.candidate(config.rule, keys.key(seed), 'train', np.uint32(0), index))(shown_9)
     np.savez_compressed(
         folder / 'automata.npz',
         frames=frames_RxTxYxX[shown_9],
@@ -50,6 +50,4 @@ def write_examples(config: NCAConfig, seed: int, folder: Path, progress: score.P
         'counts': training.counts.tolist(),
         'spec': dataclasses.asdict(config),
     }
-    scratch = folder / 'complexity.new'
-    scratch.write_text(json.dumps(record, indent=1) + '\n')
-    scratch.replace(folder / 'complexity.json')
+    atomic.write(folder / 'complexity.json', lambda file: file.write(json.dumps(record, indent=1).encode() + b'\n'))

@@ -24,7 +24,8 @@ class PatchVocab(Vocab):
     def __post_init__(self):
         check(self.patch >= 1, 'patch', self.patch, 'at least 1')
         size = self.colours ** (self.patch * self.patch) + 2
-        check(size < 2**31, 'patch', self.patch, f'small enough for int32 tokens, not {size} of them')
+        cells = self.patch * self.patch
+        check(size < 2**31, 'patch', self.patch, f'{self.colours}^{cells} tokens must fit int32')
         object.__setattr__(self, 'size', size)
 
     @property

@@ -12,6 +12,7 @@ from nca_jax.errors import FieldError, check
 
 Rule = dict[str, jax.Array]
 STD_CUT_AT_TWO = 0.87962566103423978  # of a unit normal truncated to [-2, 2]
+COLDEST = 1e-30  # colder ones would be rounded to zero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,8 @@ class RuleSpec:
         for field in ('height', 'width', 'hidden', 'features'):
             check(getattr(self, field) >= 1, field, getattr(self, field), 'at least 1')
         check(2 <= self.colours <= 256, 'colours', self.colours, '2 to 256 (a cell is one byte)')
-        check(self.temperature >= 0, 'temperature', self.temperature, 'not negative; 0 takes the largest logit')
+        proper = self.temperature == 0 or COLDEST <= self.temperature < math.inf
+        check(proper, 'temperature', self.temperature, f'not negative: 0 (the largest logit) or at least {COLDEST:g}')
         check(math.isfinite(self.identity_bias), 'identity_bias', self.identity_bias, 'a finite number')
         for field, allowed in (
             ('padding', ('spatial', 'channel_wrap')),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nca_jax import atomic
 from nca_jax.errors import UserError
 from nca_jax.nca import score
 from nca_jax.nca.config import NCAConfig
@@ -29,8 +30,8 @@ class Together:
     processes: int
 
 
-def score_blocks(config: NCAConfig, seed: int, split: str, epoch: int, together: Together) -> Iterator[np.ndarray]:
-    """The scores of all blocks in order, as `score.score_blocks` gives them.
+def scores(config: NCAConfig, seed: int, split: str, epoch: int, together: Together) -> Iterator[np.ndarray]:
+    """The scores of all blocks in order.
 
     Block k is computed by process k modulo `processes` and read by the others. Raises UserError if another process's
     scores don't come.
@@ -41,19 +42,11 @@ def score_blocks(config: NCAConfig, seed: int, split: str, epoch: int, together:
     for block in itertools.count():
         path = together.folder / f'{block:06d}.npy'
         if block % together.processes == together.process:
-            scores_R = next(own)
-            write(path, scores_R)
+            _, _, scores_R = next(own)
+            atomic.write(path, lambda file, scores_R=scores_R: np.save(file, scores_R))
             yield scores_R
         else:
             yield wait_for(path, block % together.processes)
-
-
-def write(path: Path, scores_R: np.ndarray) -> None:
-    """In one stroke, so that a reader never sees half a file."""
-    scratch = path.with_suffix('.new')
-    with scratch.open('wb') as file:
-        np.save(file, scores_R)
-    scratch.replace(path)
 
 
 def wait_for(path: Path, process: int) -> np.ndarray:
@@ -65,4 +58,7 @@ def wait_for(path: Path, process: int) -> np.ndarray:
                 'does it run, see this folder, and have the same software?'
             )
         time.sleep(POLL_S)
-    return np.load(path)
+    try:
+        return np.load(path)
+    except (EOFError, ValueError) as error:
+        raise UserError(f'{path}: not the scores of process {process} ({error}); delete the folder') from None

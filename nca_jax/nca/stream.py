@@ -19,15 +19,13 @@ from nca_jax.nca import ahead, bank, patches, score
 from nca_jax.nca.config import NCAConfig
 from nca_jax.nca.rollout import rollout
 
-Rules = Callable[[int], bank.Bank]
-
 
 def sequence(
     config: NCAConfig, length: int, root: jax.Array, split: str, epoch: jax.Array, index: jax.Array, number: jax.Array
 ) -> jax.Array:
     """The first `length` tokens of trajectory `number` with the rule that is candidate `index`, int32 (length)."""
     frames = -(-length // config.tokens_per_grid)
-    rule = score.candidate(config, root, rules_split(config, split), epoch, index)
+    rule = score.candidate(config.rule, root, rules_split(config, split), epoch, index)
     frames_TxYxX = rollout(config.rollout(frames), rule, keys.key(root, 'rollout', split, number))
     tokens_L = patches.encode(config.vocab, frames_TxYxX)[:length]
     return shuffle(config, tokens_L, keys.key(root, 'shuffle', split, number))
@@ -83,40 +81,52 @@ def epochs(config: NCAConfig, batch: int, steps: int) -> int:
     return max(1, -(-steps * batch // per_epoch)) if config.fresh_rules else 1
 
 
-def make_rules(
-    config: NCAConfig,
-    seed: int,
-    split: str,
-    folder: Path | None,
-    epochs: int,
-    progress: score.Progress | None = None,
-) -> Rules:
-    """`rules(epoch) -> Bank` of a split, to be called on the main thread of every process.
+class Rules:
+    """The sets of rules of a split: `rules(epoch)` is that epoch's. For the main thread of every process alone.
 
-    With a `folder`, which all processes must share, each set is kept, and the next of the `epochs` is searched beside
-    training as soon as one is in use; without one, and for the first, the caller waits. Raises UserError where
-    processes disagree.
+    With a `folder`, which all processes must share, sets are kept there, and `search_ahead(epoch)` begins to look for
+    one beside training. Without one the caller waits. Raises UserError where processes disagree.
     """
-    split, process, processes = rules_split(config, split), jax.process_index(), jax.process_count()
-    searches: dict[int, ahead.Search] = {}
-    if processes > 1 and folder is None:
-        raise UserError('several processes need a folder that all of them share to find their rules in')
 
-    @functools.lru_cache(maxsize=2)
-    def rules(epoch: int) -> bank.Bank:
-        if epoch in searches:
-            searches.pop(epoch).wait()
-        found = bank.bank(config, seed, split, epoch, folder, progress, process, processes)
-        if processes > 1:
-            agree(found.hash, f'{split} rules of epoch {epoch}')
-            bank.forget_scores(config, seed, split, epoch, folder)
-        following = epoch + 1
-        wanted = folder is not None and following < epochs
-        if wanted and not bank.bank_path(config, seed, split, following, folder).exists():
-            searches[following] = ahead.Search(config, seed, split, following, folder, process, processes)
+    def __init__(
+        self,
+        config: NCAConfig,
+        seed: int,
+        split: str,
+        folder: Path | None,
+        epochs: int,
+        progress: score.Progress | None = None,
+    ):
+        self._split = rules_split(config, split)
+        self._asked = config, seed, self._split
+        self._folder, self._epochs, self._progress = folder, epochs, progress
+        self._process, self._processes = jax.process_index(), jax.process_count()
+        self._searches: dict[int, ahead.Search | None] = {}  # None: its set was there already
+        self._bank = functools.lru_cache(maxsize=2)(self._find)
+        if self._processes > 1 and folder is None:
+            raise UserError('several processes need a folder that all of them share to find their rules in')
+
+    def __call__(self, epoch: int) -> bank.Bank:
+        return self._bank(epoch)
+
+    def search_ahead(self, epoch: int) -> None:
+        """Begins to search the set of an epoch, unless it is found, being sought, or later than any that is used."""
+        if self._folder is None or epoch >= self._epochs or epoch in self._searches:
+            return
+        found = bank.bank_path(*self._asked, epoch, self._folder).exists()
+        where = self._folder, self._process, self._processes
+        self._searches[epoch] = None if found else ahead.Search(*self._asked, epoch, *where)
+
+    def _find(self, epoch: int) -> bank.Bank:
+        search = self._searches.pop(epoch, None)
+        if search:
+            search.wait()
+        where = self._folder, self._progress, self._process, self._processes
+        found = bank.bank(*self._asked, epoch, *where)
+        if self._processes > 1:
+            agree(found.hash, f'{self._split} rules of epoch {epoch}')
+            bank.forget_scores(*self._asked, epoch, self._folder)
         return found
-
-    return rules
 
 
 def agree(text: str, what: str) -> None:
@@ -135,7 +145,7 @@ def make_stream(
     """`stream(step) -> Batch` of `batch` sequences, sharded over axis 0 as `sharding` says.
 
     Row r of step s is sequence s * batch + r, with its own rollout key; its rule is entry (s * batch + r) modulo
-    `rules_per_epoch` of its epoch's bank (see `make_rules`).
+    `rules_per_epoch` of its epoch's bank. The next epoch's is searched as soon as one is in use.
     """
     root = functools.cache(jax.jit(lambda: keys.key(seed), out_shardings=NamedSharding(sharding.mesh, PartitionSpec())))
     sequences = make_sequences(config, length + 1, split, sharding)
@@ -147,6 +157,7 @@ def make_stream(
         epoch_B = number_B // per_epoch if config.fresh_rules else np.zeros(batch, int)
         entry_B = number_B % per_epoch % config.rules_per_epoch
         index_B = [rules(int(epoch)).index_R[entry] for epoch, entry in zip(epoch_B, entry_B, strict=True)]
+        rules.search_ahead(int(epoch_B[-1]) + 1)
         names_Bx3 = np.stack([epoch_B, index_B, number_B], 1).astype(np.uint32)
         with jax.transfer_guard_host_to_device('allow'):  # these few integers are all that a batch transfers
             names = jax.make_array_from_callback(names_Bx3.shape, sharding, lambda rows: names_Bx3[rows])

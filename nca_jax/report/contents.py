@@ -1,9 +1,11 @@
 """What the page says and in which order: findings in words, the table, the figures, then where it all came from."""
 
 import math
+import re
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -102,7 +104,7 @@ def _nca_blocks(study: runs.Study) -> list[page.Block]:
     ]
     shown = {run.arm: run for run in reversed(study.nca)}
     for arm, run in sorted(shown.items()):
-        blocks += _automata_blocks(run, suffix='' if len(shown) == 1 else f'_{arm}')
+        blocks += _automata_blocks(run, suffix='' if len(shown) == 1 else '_' + re.sub(r'\W+', '_', arm))
     return blocks
 
 
@@ -111,7 +113,7 @@ def _automata_blocks(run: runs.Run, suffix: str) -> list[page.Block]:
     path, found = run.folder / 'automata.npz', run.json('complexity.json')
     if path.is_file():
         arrays = _load(path)
-        caption = f'Nine rules of `{run.name}`, three a level, with the gzip ratio of their first frames.'
+        caption = f'Nine rules of `{run.name}`, three a level, labelled with how complex their first frames are.'
         values = arrays['frames'], arrays['ratios'], arrays['level'], int(arrays['colours'])
         blocks.append(_picture(f'automata{suffix}', caption, lambda theme: figures.automata(*values, theme)))
     if found is not None:
@@ -122,11 +124,18 @@ def _automata_blocks(run: runs.Run, suffix: str) -> list[page.Block]:
             if not all(isinstance(number, int | float) for number in found[field]):
                 raise errors.UserError(f'{run.folder / "complexity.json"}: {field} must be numbers')
         caption = (
-            f'{found["candidates"]:,} random rules before filtering, compressed at {found["bytes_per_token"]} '
-            f'bytes a token. Only rules within the shaded band are used.'
+            f'{found["candidates"]:,} random rules before filtering, by {score_in_words(found)}. Only rules within the '
+            'shaded band are used.'
         )
         blocks.append(_picture(f'complexity{suffix}', caption, lambda theme: figures.complexity(found, theme)))
     return blocks
+
+
+def score_in_words(found: Mapping[str, Any]) -> str:
+    """How complexity was measured."""
+    if found['score'] == 'change_rate':
+        return 'the share of their cells that change in an update'
+    return f'the {found["score"]} ratio of their patch tokens, {found["bytes_per_token"]} bytes each'
 
 
 def _load(path: str) -> dict[str, np.ndarray]:
