@@ -12,17 +12,17 @@ from nca_jax.errors import UserError
 
 def load_module(file: pathlib.Path) -> ModuleType:
     """An experiment file as a module. UserError where it can't be read."""
-    if not file.is_file():
-        raise UserError(f'{file}: no such experiment file')
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None:
-        raise UserError(f'{file}: not a Python file')
-    module = importlib.util.module_from_spec(spec)
     try:
+        if not file.is_file():
+            raise UserError(f'{file}: no such experiment file')
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        if spec is None:
+            raise UserError(f'{file}: not a Python file')
+        module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    except (ImportError, SyntaxError, ValueError) as error:
+    except Exception as error:  # whatever the file's own code raises
         hint = "; run it from the repository's root" if isinstance(error, ModuleNotFoundError) else ''
-        raise UserError(f'{file}: {error}{hint}') from None
+        raise mistake(file, error, hint) from None
     return module
 
 
@@ -34,8 +34,8 @@ def load_values(chosen: str, changes: Sequence[str]) -> dict:
         raise UserError(f'{file}: has no get_config')
     try:
         values = module.get_config(words).to_dict()
-    except ValueError as error:
-        raise UserError(f'{file}: {error}') from None
+    except Exception as error:
+        raise mistake(file, error) from None
     for change in changes:
         named = re.fullmatch(r'--config\.([\w.]+)=(.*)', change)
         if not named:
@@ -50,9 +50,18 @@ def load_values(chosen: str, changes: Sequence[str]) -> dict:
     return values
 
 
+def mistake(file: pathlib.Path | str, error: Exception, hint: str = '') -> UserError:
+    """What an experiment file or its reading raised, in one line; only a ValueError's message speaks for itself."""
+    if isinstance(error, UserError):
+        return error
+    said = error.strerror if isinstance(error, OSError) and error.strerror else ' '.join(str(error).split())
+    kind = '' if isinstance(error, ValueError | OSError | ImportError) else f'{type(error).__name__}: '
+    return UserError(f'{file}: {kind}{said}{hint}')
+
+
 def literal(text: str) -> object:
     """A number, tuple, True, False or None as Python writes it, else the text itself."""
     try:
         return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         return text

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
+from rich import console as rich_console
 from rich import progress as rich_progress
 from rich import text
 
@@ -24,7 +25,7 @@ class RateColumn(rich_progress.ProgressColumn):
 
 @contextlib.contextmanager
 def bars() -> Iterator[Progress]:
-    """A bar on the terminal for each stage, with its rate and the time it took and has left; a log gets its end."""
+    """A bar on stderr for each stage, with its rate and the time it took and has left; a log gets the end alone."""
     columns = (
         rich_progress.TextColumn('{task.description:>9}'),
         rich_progress.BarColumn(),
@@ -33,12 +34,16 @@ def bars() -> Iterator[Progress]:
         rich_progress.TimeElapsedColumn(),
         rich_progress.TimeRemainingColumn(),
     )
-    with rich_progress.Progress(*columns) as display:
-        tasks: dict[str, rich_progress.TaskID] = {}
+    console = rich_console.Console(stderr=True)
+    display = rich_progress.Progress(*columns, console=console)
+    tasks: dict[str, rich_progress.TaskID] = {}
 
-        def show(stage: str, done: int, total: int | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = display.add_task(stage, total=total)
-            display.update(tasks[stage], completed=done, total=total)
+    def show(stage: str, done: int, total: int | None) -> None:
+        if stage not in tasks:
+            tasks[stage] = display.add_task(stage, total=total)
+        display.update(tasks[stage], completed=done, total=total)
 
+    with display if console.is_terminal else contextlib.nullcontext():
         yield show
+    if not console.is_terminal and tasks:
+        console.print(display)

@@ -6,8 +6,8 @@ The sequences are those of the training stream, from its beginning; beside them 
 filtered, unless the band takes all. Any field can be changed by --config.FIELD=VALUE, as for nca_jax.main. Written are
 
     trajectories.gif, .png   sequences sorted by their score
-    rank_frequency.png       how often tokens occur, by rank, with Zipf exponents
-    information.png          mutual information of cells over distance
+    rank_frequency.png       how often tokens occur, by rank, beside that of shuffled cells
+    information.png          mutual information of cells over distance, less what chance gives
     statistics.json          all numbers, which --json prints as well
 
 Exit code 2 and one line for bad input.
@@ -15,8 +15,6 @@ Exit code 2 and one line for bad input.
 
 import argparse
 import dataclasses
-import json
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,20 +23,21 @@ import jax
 import matplotlib
 import numpy as np
 
-from nca_jax import config as configs
-from nca_jax import experiment
+from nca_jax import command
 from nca_jax import mesh as meshes
 from nca_jax.config import Config
-from nca_jax.errors import UserError, check
-from nca_jax.nca import statistics
+from nca_jax.errors import check
 from nca_jax.nca.config import NCAConfig
-from nca_jax.nca.sample import Sample, chosen, describe, draw, token_distances
-from nca_jax.progress import Progress, bars, silent
-from nca_jax.report import animation, figures, look, style
+from nca_jax.nca.sample import Sample, chosen, draw, measure, token_distances
+from nca_jax.progress import Progress
+from nca_jax.report import animation, figures, look, style, tables
 
 MOVING, STRIPS = 16, 8  # trajectories of each set in the animation and in the film strip
 COLUMNS = 4
-IN_BAND, UNFILTERED = 'in the band', 'unfiltered'
+IN_BAND, UNFILTERED = 'in band', 'unfiltered'
+SMALL_PRINT = """
+Entropies have Miller and Madow's correction. A Zipf exponent describes a slope and shows no power law: that of all
+sequences moves with their number, and beside each stands what comes without any dependence between cells."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,118 +45,70 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog='python -m nca_jax.show', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--config', required=True, metavar='FILE[:WORDS]', help='an experiment of stage nca')
     parser.add_argument('--rules', type=int, help='rules in each set (one a sequence, or all of a training set)')
     parser.add_argument('--sequences', type=int, default=512, help='sequences of each set (512)')
-    parser.add_argument('--seed', type=int, help="another seed than the experiment's")
-    parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('runs/show'), help='folder (runs/show)')
-    parser.add_argument('--json', action='store_true', help='print one JSON object and nothing else')
-    args, changes = parser.parse_known_args(argv)
-    try:
-        values = experiment.load_values(args.config, changes)
-        if args.seed is not None:
-            values['seed'] = args.seed
-        stage = values.get('stage')
-        check(stage == 'nca', '--config', args.config, f"must be an experiment of stage 'nca', not {stage!r}")
-        config = configs.from_dict(values)
-        check(args.sequences >= 2, '--sequences', args.sequences, 'must be at least 2')
-        most = min(args.sequences, config.data.rules_per_epoch)
-        rules = most if args.rules is None else args.rules
-        check(1 <= rules <= most, '--rules', rules, f'must be 1 to {most}: at most a set of training, one a sequence')
-        show(config, rules, args.sequences, args.out, args.json)
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return command.run(parser, show, 'statistics.json', argv)
 
 
-def show(config: Config, rules: int, sequences: int, out: pathlib.Path, as_json: bool) -> None:
-    """Draws both sets, writes the files and prints the table, or the JSON object."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'--out={out}: {error.strerror}') from None
-    if as_json:
-        record = write(config, rules, sequences, out, silent)
-        print(json.dumps(record))
-        return
-    with bars() as progress:
-        record = write(config, rules, sequences, out, progress)
-    print(table(record['sets']))
-    for path in record['files']:
-        print(path)
-
-
-def write(config: Config, rules: int, sequences: int, out: pathlib.Path, progress: Progress) -> dict[str, Any]:
-    """Writes all files and returns what statistics.json holds."""
+def show(config: Config, args: argparse.Namespace, progress: Progress) -> command.Result:
+    """Draws both sets, measures them and makes the pictures."""
+    sequences = args.sequences
+    check(sequences >= 2, '--sequences', sequences, 'must be at least 2')
+    most = min(sequences, config.data.rules_per_epoch)
+    rules = most if args.rules is None else args.rules
+    check(1 <= rules <= most, '--rules', rules, f'must be 1 to {most}: at most a set of training, one a sequence')
     # Quantiles 0 to 1 accept every score; how many rules they are taken from doesn't matter then.
     everything = dataclasses.replace(config.data, band=(0.0, 1.0), band_by='quantile', band_sample=1)
     sharding = meshes.batch_sharding(meshes.make_mesh(meshes.MeshConfig(1, 1, 1), jax.devices()[:1]))
-    asked = config.seed, rules, sequences, config.model.length, sharding, progress
-    samples = {IN_BAND: draw(config.data, *asked)}
-    unfiltered = draw(everything, *asked)
-    if not np.array_equal(unfiltered.bank.index_R, samples[IN_BAND].bank.index_R):
-        samples[UNFILTERED] = unfiltered
+    asked = config.seed, rules, sequences, config.model.length, sharding
+    samples = {IN_BAND: draw(config.data, *asked, staged(progress, IN_BAND))}
+    if samples[IN_BAND].bank.candidates > rules:
+        samples[UNFILTERED] = draw(everything, *asked, staged(progress, UNFILTERED))
     distances = token_distances(config.data, samples[IN_BAND].frames_SxTxYxX.shape[1])
-    found = {}
-    for name, sample in samples.items():
-        found[name] = describe(config.data, sample, distances)
-        progress('measured', len(found), len(samples))
-    pictures = draw_pictures(config.data, samples, found, distances, progress)
-    files = []
-    for name, content in pictures.items():
-        (out / name).write_bytes(content)
-        files.append(str(out / name))
+    found = {name: measure(config.data, each, distances, staged(progress, name)) for name, each in samples.items()}
+    pictures = draw_pictures(config.data, samples, found, progress)
     record = {
         'name': config.name,
         'seed': config.seed,
         'rules': rules,
         'spec': dataclasses.asdict(config.data),
         'sets': {name: plain(values) for name, values in found.items()},
-        'files': [*files, str(out / 'statistics.json')],
     }
-    (out / 'statistics.json').write_text(json.dumps(record) + '\n')
-    return record
+    return command.Result(record, pictures, table(config.data, record['sets']))
+
+
+def staged(progress: Progress, name: str) -> Progress:
+    """Tells the stages of one set apart from the other's."""
+    return lambda stage, done, total: progress(f'{stage} {name}', done, total)
 
 
 def draw_pictures(
-    data: NCAConfig,
-    samples: Mapping[str, Sample],
-    found: Mapping[str, dict],
-    distances: Sequence[int],
-    progress: Progress,
+    data: NCAConfig, samples: Mapping[str, Sample], found: Mapping[str, dict], progress: Progress
 ) -> dict[str, bytes]:
     """The files by name."""
-    theme, colours, score = style.LIGHT, data.rule.colours, score_name(data)
+    theme, colours, frames = style.LIGHT, data.rule.colours, samples[IN_BAND].frames_SxTxYxX.shape[1]
+    note = f'{style.score_name(data.complexity.measure)} of the sequence shown, {scored(data, frames)}'
     moving, strips = (
         {title(name, data): chosen(sample, count) for name, sample in samples.items()} for count in (MOVING, STRIPS)
     )
-    first = samples[IN_BAND].tokens_SxTxP
-    uniform_SxN = np.random.default_rng(0).integers(0, data.vocab.start, (len(first), first[0].size))
-    uniform = {'pooled': statistics.rank_counts(uniform_SxN), 'within': statistics.rank_counts_within(uniform_SxN)}
-    steps = statistics.kinds_by_colours(colours, data.patch**2)
-    curves = {
-        name: {set_name: values[name] for set_name, values in found.items()}
-        for name in ('information_by_tokens', 'information_by_tokens_shuffled', 'information_by_place')
-    }
     makers = {
-        'trajectories.gif': lambda: animation.gif(moving, colours, score, COLUMNS, theme),
-        'trajectories.png': lambda: style.png(figures.film_strips(strips, colours, score, theme)),
-        'rank_frequency.png': lambda: style.png(look.rank_frequency(found, uniform, steps, theme)),
-        'information.png': lambda: style.png(
-            look.information(distances, *curves.values(), data.tokens_per_grid, theme)
-        ),
+        'trajectories.gif': lambda: animation.gif(moving, colours, note, COLUMNS, theme),
+        'trajectories.png': lambda: style.png(figures.film_strips(strips, colours, note, theme)),
+        'rank_frequency.png': lambda: style.png(look.rank_frequency(found, data.vocab.start, theme)),
+        'information.png': lambda: style.png(look.information(found, data.tokens_per_grid, theme)),
     }
     pictures = {}
     with matplotlib.rc_context(style.settings(theme)):
         for name, make in makers.items():
-            pictures[name] = make()
             progress('pictures', len(pictures), len(makers))
+            pictures[name] = make()
+    progress('pictures', len(makers), len(makers))
     return pictures
 
 
-def score_name(data: NCAConfig) -> str:
-    return 'change rate' if data.complexity.measure == 'change_rate' else f'{data.complexity.measure} ratio'
+def scored(data: NCAConfig, frames: int) -> str:
+    """Over how many frames a score is taken, in words: a short sequence has fewer than rules are judged by."""
+    return f'first {min(frames, data.complexity.frames)} frames'
 
 
 def title(name: str, data: NCAConfig) -> str:
@@ -165,43 +116,45 @@ def title(name: str, data: NCAConfig) -> str:
     if name == UNFILTERED:
         return 'unfiltered rules'
     low, high = data.band
+    if (low, high, data.band_by) == (0, 1, 'quantile'):
+        return 'all rules'
     quantile = ' quantile' if data.band_by == 'quantile' else ''
-    return f'rules of {score_name(data)}{quantile} {low:g} to {high:g}'
+    return f'rules of {style.score_name(data.complexity.measure)}{quantile} {low:g} to {high:g}'
 
 
-def table(sets: Mapping[str, dict]) -> str:
-    """The statistics that are single numbers, a column a set."""
+def table(data: NCAConfig, sets: Mapping[str, dict]) -> str:
+    """The statistics that are single numbers, a column a set, and what to know before quoting them."""
+    frames, score = sets[IN_BAND]['frames'], style.score_name(data.complexity.measure)
     rows = {
-        'sequences': lambda v: f'{v["sequences"]:,}',
-        'patch tokens': lambda v: f'{v["tokens"]:,}',
-        'distinct tokens': lambda v: f'{v["distinct_tokens"]:,}',
+        'ALL SEQUENCES TOGETHER': lambda v: '',
+        'sequences': lambda v: f'{v["sequences"]:,} of {v["frames"]} frames',
         'rules accepted': lambda v: f'{100 * v["accepted_share"]:.1f} % of {v["candidates"]:,}',
-        "rules' score, 5 / 50 / 95 %": lambda v: ' / '.join(f'{q:.3f}' for q in v['rule_score_quantiles']),
-        "sequences' score": lambda v: ' / '.join(f'{q:.3f}' for q in v['sequence_score_quantiles']),
-        'cells changing, per frame': lambda v: f'{100 * v["change_rate"]:.1f} %',
-        'dead trajectories': lambda v: f'{100 * v["dead_share"]:.1f} %',
-        'token entropy, bits': lambda v: f'{v["token_entropy"]:.3f}',
-        '  given the token before': lambda v: (
-            'too few tokens to tell' if v['next_token_entropy'] is None else f'{v["next_token_entropy"]:.3f}'
+        f"rules' {score}, {scored(data, data.complexity.frames)}, 5 / 50 / 95 %": lambda v: ratios(
+            v['rule_score_quantiles'], 3
         ),
-        'Zipf exponent, all sequences': lambda v: zipf_words(v['pooled']),
-        '  within a sequence': lambda v: zipf_words(v['within']),
+        'nothing changes': lambda v: f'{100 * v["still_share"]:.1f} %',
+        'distinct tokens': lambda v: f'{v["distinct_tokens"]:,} of {data.vocab.start:,}',
+        'token entropy, bits': lambda v: f'{v["token_entropy"]:.1f} ({v["tokens"]:,} tokens)',
+        'Zipf exponent; of shuffled cells': lambda v: '; '.join(
+            'too few tokens' if v['pooled'][of] is None else f'{v["pooled"][of]:.2f}'
+            for of in ('exponent', 'exponent_shuffled')
+        ),
+        'MEAN OF A SEQUENCE, OR QUANTILES': lambda v: '',
+        f'{score}, {scored(data, frames)}, 5 / 50 / 95 %': lambda v: ratios(v['sequence_score_quantiles'], 3),
+        'cells changing, per frame': lambda v: f'{100 * v["change_rate"]:.1f} %',
         'cell entropy, bits': lambda v: f'{v["cell_entropy"]:.3f}',
-        '  shared with the next frame': lambda v: f'{max(0.0, v["next_cell_information"]):.3f}',
+        'shared with the next frame, at most': lambda v: f'{max(0.0, v["next_cell_information"]):.3f}',
+        'Zipf exponent, 25 / 50 / 75 %': lambda v: ratios(v['within']['exponent_quartiles'], 2),
+        'of its cells shuffled': lambda v: ratios(v['within']['exponent_shuffled_quartiles'], 2),
+        'of uniform tokens, as many kinds': lambda v: ratios(v['within']['exponent_uniform_quartiles'], 2),
+        'sequences with enough ranks to fit': lambda v: f'{v["within"]["fitted"]:,}',
     }
-    lines = [['', *sets], *([name, *map(tell, sets.values())] for name, tell in rows.items())]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return '\n'.join(
-        '  '.join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    )
+    lines = [{'': name} | {each: tell(values) for each, values in sets.items()} for name, tell in rows.items()]
+    return f'{tables.table(lines)}\n{SMALL_PRINT}'
 
 
-def zipf_words(law: Mapping[str, Any]) -> str:
-    first, last = law['zipf_ranks']
-    if last <= first:
-        return 'too few tokens to fit'
-    return f'{law["zipf_exponent"]:.2f} (ranks {first}-{last:,})'
+def ratios(quantiles: Sequence[float] | None, digits: int) -> str:
+    return 'none' if quantiles is None else ' / '.join(f'{q:.{digits}f}' for q in quantiles)
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import rich.progress
 from nca_jax import config as configs
 from nca_jax import run
 from nca_jax.errors import UserError, check
-from nca_jax.experiment import load_module
+from nca_jax.experiment import load_module, mistake
 from nca_jax.report import __main__ as report
 from nca_jax.train.duration import to_steps
 from nca_jax.train.loop import EXIT_PREEMPTED
@@ -114,8 +114,8 @@ def make_jobs(file: pathlib.Path, study: str, out: pathlib.Path) -> list[Job]:
             words = words.replace(f'parent={parent}', f'parent={out / parent}')
         try:
             config = module.get_config(words)
-        except ValueError as error:
-            raise UserError(f'{file}: run {name} of study {study}: {error}') from None
+        except Exception as error:  # whatever the file's own code raises
+            raise mistake(f'{file}: run {name} of study {study}', error) from None
         tokens_per_step = config.train.batch * config.model.length
         tokens = to_steps(config.train.stop, tokens_per_step, 'config.train.stop') * tokens_per_step
         jobs.append(Job(name, f'{file}:{words}', out / name, parent, tokens))

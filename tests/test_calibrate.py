@@ -1,21 +1,27 @@
 """Texts on the automata's scale: ratios, ends, bands and what is proposed."""
 
+import argparse
 import collections
+import dataclasses
 import gzip
+import itertools
 import json
+import os
 import pathlib
+import shlex
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from experiments import common
-from nca_jax import calibrate, config, experiment
+from nca_jax import calibrate, command, config, experiment
 from nca_jax.data import footing, raw, tokenizer
-from nca_jax.errors import FieldError, UserError
-from nca_jax.nca import bands, bank, complexity, score
+from nca_jax.errors import UserError
+from nca_jax.nca import bands, bank, score
+from nca_jax.report import calibration, style
 
 EXPERIMENT = f'{pathlib.Path(__file__).parents[1]}/experiments/nca_pretrain.py'
+PAPER = config.from_dict(experiment.load_values(EXPERIMENT, [])).data
 # 6 x 6 grids of 10 colours: 9 tokens a grid, 90 a score.
 TINY = ['--config.data.rule.height=6', '--config.data.rule.width=6', '--config.data.burn_in=2']
 DATA = config.from_dict(experiment.load_values(EXPERIMENT, TINY)).data
@@ -69,11 +75,23 @@ def test_constant_bytes_lie_at_the_floor_and_random_ones_at_the_ceiling(tmp_path
         'four': bytes(generator.choice(np.frombuffer(b'ACGT', np.uint8), 50_000)),
         'all': generator.bytes(50_000),
     }
-    for found in footing.measure(DATA, constant, 200, 0, bpe, silent).values():
-        np.testing.assert_allclose(found.ends.position(found.ratios_W), 0, atol=1e-9)
+    for name, found in footing.measure(DATA, constant, 200, 0, bpe, silent).items():
+        # A tokenizer's floor is the mean over its vocabulary, of which some tokens take a byte more.
+        np.testing.assert_allclose(found.ends.position(found.ratios_W), 0, atol=0.02 if name == 'tokens' else 1e-9)
     for name, content in positions.items():
         for found in footing.measure(DATA, write(tmp_path / name, content), 500, 0, None, silent).values():
             assert abs(np.mean(found.ends.position(found.ratios_W)) - 1) < 0.02, name
+            assert abs(found.ends.position(found.shuffled) - 1) < 0.02, name
+
+
+def test_frequencies_alone_give_what_a_shuffled_text_does(tmp_path):
+    generator = np.random.default_rng(6)
+    content = np.repeat(generator.choice(np.array([97, 98, 99], np.uint8), 4000, p=[0.7, 0.2, 0.1]), 10)
+    found = footing.measure(DATA, write(tmp_path / 'runs', content.tobytes()), 500, 0, None, silent)['bytes']
+    cuts = generator.permutation(content)[: len(content) // TOKENS * TOKENS].reshape(-1, TOKENS)
+    shuffled = np.mean([packed(window, '<i4') for window in cuts])
+    assert found.shuffled == pytest.approx(shuffled, abs=0.005)
+    assert shuffled > 1.3 * np.median(found.ratios_W)
 
 
 def test_a_position_is_the_same_for_automata_and_text():
@@ -101,14 +119,19 @@ def test_the_numbers_of_an_alphabet_matter():
 def test_windows_of_a_tokenizer_are_its_tokens(tmp_path, bpe):
     text = ' '.join(f'word{i * 31 % 97}' for i in range(20_000))
     corpus = write(tmp_path / 'words.txt', text.encode())
-    found = footing.measure(DATA, corpus, 30, 0, bpe, silent)
+    told = []
+    found = footing.measure(DATA, corpus, 30, 0, bpe, lambda *now: told.append(now))
     assert next(iter(found)) == 'tokens' == footing.main_footing(bpe)
-    whole = ' '.join(map(str, bpe.encode(text).ids))
-    for tokens in footing.token_windows(corpus, bpe, TOKENS, 30, 0):
+    assert told == [(done, 91) for done in range(92)]  # 30 of three footings and one long one
+    whole, ratios = ' '.join(map(str, bpe.encode(text).ids)), []
+    for start in raw.starts(corpus, 8 * TOKENS, 30, 0):
+        tokens = footing.read_tokens(corpus, bpe, start, TOKENS)
+        ratios.append(packed(tokens, '<i4'))
         # Cut anywhere, text is tokenized as a whole but for a few tokens at its beginning.
         assert ' '.join(map(str, tokens[5:])) in whole
-    expected = [packed(tokens, '<i4') for tokens in footing.token_windows(corpus, bpe, TOKENS, 30, 0)]
-    np.testing.assert_array_equal(found['tokens'].ratios_W, expected)
+    np.testing.assert_array_equal(found['tokens'].ratios_W, ratios)
+    assert found['tokens'].ends.alphabet == 300
+    assert footing.measure(DATA, corpus, 60, 0, bpe, silent)['tokens'].ends == found['tokens'].ends
 
 
 def test_a_folder_is_its_files_in_order(tmp_path):
@@ -138,90 +161,218 @@ def test_corpora_that_need_no_file(monkeypatch):
     monkeypatch.setitem(
         raw.BUILT_IN, 'python_docs', lambda: [raw.python.Document('ü', 'a'), raw.python.Document('b', 'b')]
     )
-    corpus = raw.open_raw('python_docs', silent)
+    told = []
+    corpus = raw.open_raw('python_docs', lambda *now: told.append(now[1:]))
+    assert told == [(0, None), (1, None), (2, None), (2, 2)]
     assert corpus.read(0, 9) == 'üb'.encode()
     assert raw.BUILT_IN.keys() == {'python_stdlib', 'python_docs'}
 
 
-def test_bands_of_the_paper_are_those_that_experiments_know():
-    scores_R = np.array([0.05, 0.15, 0.3, 0.35, 0.55, 0.6])
-    found = bands.make_bands(DATA, scores_R)
-    assert [band.share for band in found] == pytest.approx([1 / 6, 1 / 6, 0, 1 / 6, 0, 1 / 3])  # 0.3 is in no band
-    for band in found:
-        if band.word:
-            assert common.BANDS[band.word.removeprefix('band=')] == (band.low, band.high)
-        flags = experiment.load_values(EXPERIMENT, band.flags.replace("'", '').replace(' --', '|--').split('|'))['data']
-        assert (flags['band'], flags['band_by']) == ((band.low, band.high), 'score')
-    assert [band.name for band in found if not band.word] == ['<10', '10-20']
-    assert set(common.BANDS) == set(bands.WORDS)
+def test_the_papers_thresholds_apply_where_experiments_take_them():
+    grid = {
+        'family': ('random', 'life'),
+        'colours': (2, 10, 15),
+        'patch': (1, 2, 3),
+        'height': (6, 12),
+        'width': (12, 24),
+        'measure': ('gzip', 'zstd'),
+    }
+    applied = []
+    for values in itertools.product(*grid.values()):
+        words = dict(zip(grid, values, strict=True))
+        if (words['family'] == 'life' and words['colours'] != 2) or (words['colours'] == 15 and words['patch'] == 3):
+            continue
+        arg = ','.join(f'{name}={value}' for name, value in words.items())
+        data = config.from_dict(experiment.load_values(f'{EXPERIMENT}:{arg}', [])).data
+        assert bands.has_paper_bands(data) == (data.band == (0.5, 2.0)) == (data.band_by == 'score'), arg
+        applied += [arg] * bands.has_paper_bands(data)
+    assert len(applied) == 2  # 12 x 12 and 6 x 24
+    for change in (('level', 6), ('bytes_per_token', 2), ('frames', 9)):
+        other = dataclasses.replace(PAPER, complexity=dataclasses.replace(PAPER.complexity, **dict([change])))
+        assert not bands.has_paper_bands(other)
+
+
+def test_shares_sum_to_all_and_an_edge_counts_above():
+    found = bands.shares(np.array([0.022, 0.1, 0.2, 0.29, 0.3, 0.35, 0.5, 0.9, 2.5, 0.499]))
+    assert found == {'<10': 0.1, '10-20': 0.1, '20-30': 0.2, '30-40': 0.2, '40-50': 0.1, '50+': 0.3}
+
+
+def test_bands_of_the_paper_and_the_nearest():
+    found = bands.make_bands(PAPER, np.array([0.05, 0.15, 0.3, 0.35, 0.55, 0.6]), silent)
+    # As training has them, 0.3 is in none.
+    assert [band.share for band in found] == pytest.approx([1 / 6, 1 / 6, 0, 1 / 6, 0, 1 / 3])
     for place, name in ((0.05, '<10'), (0.3, '30-40'), (0.33, '30-40'), (0.44, '30-40'), (0.47, '50+'), (3, '50+')):
         assert bands.nearest(found, place).name == name
 
 
-def test_fifths_are_those_of_the_bank():
-    words = 'colours=2'
-    data = config.from_dict(
-        experiment.load_values(f'{EXPERIMENT}:{words}', [*TINY, '--config.data.band_sample=256'])
-    ).data
-    scores_R = score.survey(data, 0, 256)
-    found = bands.make_bands(data, scores_R)
-    assert len(found) == 5
+def test_fifths_are_those_of_training(tmp_path):
+    other_rules = score.survey(DATA, 3, 64)  # of which nothing may depend
+    data = dataclasses.replace(DATA, band_sample=256)
+    told = []
+    found = bands.make_bands(data, other_rules, lambda *now: told.append(now))
+    assert told[-1] == (256, 256)
+    assert [band.name for band in found] == ['q0-20', 'q20-40', 'q40-60', 'q60-80', 'q80-100']
+    for number, band in enumerate(found):
+        chosen = dataclasses.replace(data, band=(number / 5, (number + 1) / 5), band_by='quantile')
+        assert (band.band, band.band_by) == (chosen.band, chosen.band_by)
+        assert (band.low, band.high) == bank.thresholds(chosen)
+        assert band.share == pytest.approx(0.2, abs=0.02)
     assert sum(band.share for band in found) == pytest.approx(1)
-    for band in found:
-        values = experiment.load_values(f'{EXPERIMENT}:{words},{band.word}', [*TINY, '--config.data.band_sample=256'])
-        chosen = config.from_dict(values).data
-        accepted = complexity.in_band(scores_R, bank.thresholds(chosen))
-        np.testing.assert_array_equal(accepted, complexity.in_band(scores_R, (band.low, band.high)))
-    tied = bands.make_bands(data, np.array([0.1] * 50 + [0.2] * 50))
-    assert [(band.name, band.share) for band in tied] == [('q0-20', 0.5), ('q40-60', 0.5)]
 
 
-def test_the_whole_command_in_json(tmp_path, capsys):
-    sequence = np.random.default_rng(3).choice(np.frombuffer(b'ACGT', np.uint8), 20_000).tobytes()
-    (tmp_path / 'genome.fasta').write_bytes(b'>random\n' + sequence)
-    (tmp_path / 'simple.bin').write_bytes(bytes(20_000))
-    names = [str(tmp_path / name) for name in ('genome.fasta', 'simple.bin')]
-    assert run(tmp_path, *(f'--text={name}' for name in names), '--json') == 0
-    printed = capsys.readouterr()
-    record = json.loads(printed.out)
-    assert printed.out.count('\n') == 1
-    assert record == json.loads((tmp_path / 'out' / 'calibration.json').read_text())
-    assert (tmp_path / 'out' / 'calibration.png').read_bytes().startswith(b'\x89PNG')
-    assert record.keys() == {
-        *('config', 'spec', 'seed', 'rests_on', 'rules', 'bands', 'texts', 'seconds', 'files'),
-    }
-    scores_R = score.survey(DATA, 0, 64)
-    assert record['rules']['quartiles'][1] == np.median(scores_R)
-    assert [band['share'] for band in record['bands']][-1] == np.mean((scores_R > 0.5) & (scores_R < 2))
+def test_equal_scores_leave_out_fifths(monkeypatch):
+    monkeypatch.setattr(score, 'survey', lambda *_: np.array([0.1] * 50 + [0.2] * 50))
+    found = bands.make_bands(DATA, np.zeros(1), silent)
+    assert [(band.name, band.share) for band in found] == [('q0-20', 0.5), ('q40-60', 0.5)]
+
+
+@pytest.mark.parametrize(
+    ('chosen', 'changes', 'band', 'command_line'),
+    [
+        ('', [], ('50+', (0.5, 2.0), 'score'), '--config={file}:band=50+'),
+        (
+            ':colours=15,band=50+,size=10m',
+            ['--config.data.burn_in=2', '--config.data.band=(0.1, 0.2)'],
+            ('q20-40', (0.2, 0.4), 'quantile'),
+            '--config={file}:colours=15,size=10m,band=q20-40 --config.data.burn_in=2',
+        ),
+        (
+            ':size=10m',
+            [],
+            ('<10', (0.0, 0.1), 'score'),
+            "--config={file}:size=10m '--config.data.band=(0.0, 0.1)' --config.data.band_by=score",
+        ),
+    ],
+)
+def test_what_to_type_asks_for_the_band(chosen, changes, band, command_line):
+    data = command.load(EXPERIMENT + chosen, changes, None).data
+    args = argparse.Namespace(config=EXPERIMENT + chosen, changes=changes)
+    name, fields, band_by = band
+    found = calibrate.asked(args, data, bands.Band(name, fields, band_by, 0, 1, 1))
+    assert found == command_line.format(file=EXPERIMENT)
+    typed, *more = shlex.split(found)
+    trained = command.load(typed.removeprefix('--config='), more, None).data
+    assert trained == dataclasses.replace(data, band=fields, band_by=band_by)
+
+
+@pytest.fixture(scope='module')
+def measured(tmp_path_factory):
+    """The whole command over a text of letters in runs and one of zeros; what it drew, printed and wrote."""
+    tmp_path = tmp_path_factory.mktemp('whole')
+    letters = np.random.default_rng(3).choice(np.frombuffer(b'ACGT', np.uint8), 10_000)
+    contents = {'genome $_{$.fasta': np.repeat(letters, 2).tobytes(), 'simple.bin': bytes(20_000)}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    drawn = []
+    texts = [f'--text={tmp_path / name}' for name in contents]
+    with pytest.MonkeyPatch.context() as patch:
+        png = style.png
+        patch.setattr(style, 'png', lambda figure: drawn.append(figure) or png(figure))
+        assert run(tmp_path, *texts, '--windows=300', '--seed=1', '--config.data.band_sample=128') == 0
+    record = json.loads((tmp_path / 'out' / 'calibration.json').read_text())
+    return record, drawn[0], [str(tmp_path / name) for name in contents], list(contents.values())
+
+
+def test_the_record_is_what_was_measured(measured):
+    record, _, names, contents = measured
+    scores_R, rules = score.survey(DATA, 1, 64), record['rules']
+    assert (record['seed'], record['rests_on'], rules['count'], rules['tokens']) == (1, 'bytes', 64, TOKENS)
+    assert [rules[of] for of in ('least', 'median', 'most')] == [scores_R.min(), np.median(scores_R), scores_R.max()]
+    assert rules['shares']['10-20'] == np.mean((scores_R >= 0.1) & (scores_R < 0.2))
+    sampled = score.survey(DATA, 0, 128)
+    first, *_, last = record['bands']
+    # The 26th of 128 is the last of the first fifth.
+    assert [first['low'], first['high']] == [None, np.nextafter(np.sort(sampled)[25], 1)]
+    assert [last['low'], last['high']] == [np.sort(sampled)[102], None]
+    for name, content in zip(names, contents, strict=True):
+        text = record['texts'][name]
+        found = text['footings']['bytes']
+        windows = np.frombuffer(content, np.uint8)[: len(content) // TOKENS * TOKENS].reshape(-1, TOKENS)
+        ratios = [packed(window, '<i4') for window in windows]
+        assert found['windows'] == len(ratios) == 222
+        assert found['ratio_quartiles'] == np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
+        position = (np.median(ratios) - found['floor']) / (found['ceiling'] - found['floor'])
+        as_score = rules['floor'] + position * (rules['ceiling'] - rules['floor'])
+        assert (found['position'], text['score']) == pytest.approx((position, as_score))
+        assert (found['score'], found['band']) == (text['score'], text['band'])
+        assert text['rules_below'] == sum(scores < as_score for scores in scores_R) / 64
+        [band] = [band for band in record['bands'] if band['name'] == text['band']]
+        assert (band['low'] or 0) < as_score < (band['high'] or 9)
+        assert sum(text['windows']['shares'].values()) == pytest.approx(1)
+        assert text['windows']['median'] == pytest.approx(as_score)
     random, simple = (record['texts'][name] for name in names)
-    assert (random['band'], random['word']) == ('50+', 'band=50+')
-    assert (simple['band'], simple['word']) == ('<10', None)
-    assert simple['footings']['bytes']['position'] == pytest.approx(0)
-    assert sum(simple['windows_in_bands'].values()) == pytest.approx(1)
+    assert simple['score'] == pytest.approx(rules['floor'])
+    assert 0.4 < random['footings']['bytes']['position'] < 0.9 < random['footings']['bytes']['shuffled_position'] < 1.1
+    assert 0 < random['rules_below'] < 1
     assert random['footings'].keys() == {'bytes', 'raw', 'long'}
-    assert random['footings']['bytes'].keys() == {
-        *('windows', 'tokens', 'bytes_per_token', 'ratio_quartiles', 'alphabet', 'floor', 'ceiling'),
-        *('position', 'as_score', 'band', 'band_of_plain_ratio'),
-    }
+    assert 'score' not in random['footings']['raw']
+    assert 'band' not in random['footings']['long']
 
 
-def test_the_table_says_what_to_type_and_what_is_out_of_reach(tmp_path, capsys):
-    text = tmp_path / 'dna.txt.gz'
-    text.write_bytes(np.random.default_rng(4).bytes(20_000))
-    assert run(tmp_path, f'--text={text}', '--config.data.rule.colours=2') == 0
-    printed = capsys.readouterr().out
-    assert f"{text}: band=q80-100, or --config.data.band='(0.8, 1.0)' --config.data.band_by=quantile" in printed
-    assert '1 of its files look compressed' in ' '.join(printed.split())
-    scores_R = score.survey(config.from_dict(experiment.load_values(f'{EXPERIMENT}:colours=2', TINY)).data, 0, 64)
-    assert scores_R.max() < 0.5  # the paper's 50+ would be a band that no rule reaches
+def test_the_figure_draws_the_record(measured):
+    record, figure, names, contents = measured
+    top, *panels = figure.axes
+    scores_R, chosen = score.survey(DATA, 1, 64), {band['name']: band for band in record['bands']}
+    assert top.get_title('left') == 'Rules of family random, 10 colours'
+    spans = [patch for patch in top.patches if patch.get_alpha()]
+    assert len(spans) == len({text['band'] for text in record['texts'].values()})
+    heights(top, scores_R)
+    for axes, name, content in zip(panels, names, contents, strict=True):
+        text = record['texts'][name]
+        found = text['footings']['bytes']
+        windows = np.frombuffer(content, np.uint8)[: len(content) // TOKENS * TOKENS].reshape(-1, TOKENS)
+        places = [(packed(window, '<i4') - found['floor']) / (found['ceiling'] - found['floor']) for window in windows]
+        floor, ceiling = (record['rules'][end] for end in ('floor', 'ceiling'))
+        heights(axes, floor + np.array(places) * (ceiling - floor))
+        assert axes.get_title('left').endswith(name[-20:])
+        [line] = axes.get_lines()
+        assert line.get_xdata()[0] == text['score']
+        [span] = [patch for patch in axes.patches if patch.get_alpha()]
+        low, high = (chosen[text['band']][end] for end in ('low', 'high'))
+        right = axes.get_xlim()[1]
+        assert (span.get_x(), span.get_x() + span.get_width()) == pytest.approx((low or 0, high or right))
+
+
+def heights(axes, scores):
+    """The bars are the shares of the scores, in percent."""
+    for bar in (patch for patch in axes.patches if not patch.get_alpha()):
+        low, high = bar.get_x(), bar.get_x() + bar.get_width()
+        expected = 100 * np.mean((scores >= low - 1e-12) & (scores < high - 1e-12))
+        assert bar.get_height() == pytest.approx(expected), (low, high)
+
+
+def test_the_table_tells_the_record(measured):
+    record, _, names, _ = measured
+    text = calibration.tables(record)
+    for name in names:
+        found = record['texts'][name]
+        rows = text[text.index(f'{name}, 20,000 bytes') :].splitlines()
+        bytes_row, raw_row = found['footings']['bytes'], found['footings']['raw']
+        expected = ['position', 'score', 'shuffled_position', 'shuffled_score']
+        shown = [f'{bytes_row[of]:.{3 if "score" in of else 2}f}' for of in expected]
+        assert rows[1].split()[-4:] == shown
+        assert rows[2].split()[-2:] == [f'{raw_row[of]:.2f}' for of in ('position', 'shuffled_position')]
+        assert f'{name}: band {found["band"]}\n  {found["asked"]}\n' in text
+        said = ' '.join(text[text.index(f'{name}: band') :].split())
+        place = f'above {100 * found["rules_below"]:.0f} % of rules.' if found['within_reach'] else 'OUTSIDE'
+        assert f'automata score {found["score"]:.3f}, {place}' in said
+        assert found['within_reach'] == (name == names[0])
+    shares = next(line.split() for line in text.splitlines() if line.startswith('rules '))
+    rules = record['rules']
+    assert shares[1:13:2] == [f'{100 * share:.1f}' for share in rules['shares'].values()]
+    assert shares[13:] == [f'{rules[of]:.3f}' for of in ('least', 'median', 'most')]
+    assert f'q0-20 up to {record["bands"][0]["high"]:.3f}' in ' '.join(text.split())
 
 
 def test_a_text_beyond_all_rules_is_said_to_be(tmp_path, capsys):
-    text = tmp_path / 'noise'
+    text = tmp_path / os.fsdecode(b'noise\xff.gz')
     text.write_bytes(np.random.default_rng(5).bytes(20_000))
     # One rule under which nothing ever changes, from a random start: every score is well below noise.
     assert run(tmp_path, f'--text={text}', '--config.data.rule.identity_bias=100.0') == 0
-    assert 'OUTSIDE OF WHAT RULES SCORE' in ' '.join(capsys.readouterr().out.split())
+    said = ' '.join(capsys.readouterr().out.split())
+    assert 'OUTSIDE OF WHAT RULES SCORE' in said
+    assert '1 of its files look compressed' in said
+    assert 'noise\\udcff.gz: band q' in said
 
 
 @pytest.mark.parametrize(
@@ -234,7 +385,9 @@ def test_a_text_beyond_all_rules_is_said_to_be(tmp_path, capsys):
         (['--text={tmp}/small'], 'small: too small, 100 bytes where it takes 3,600 for 10 windows'),
         (['--text={tmp}/enough', '--rules=3'], '--rules = 3: must be at least 50'),
         (['--text={tmp}/enough', '--windows=0'], '--windows = 0: must be at least 50'),
-        (['--text={tmp}/enough', '--seed=-1'], '--seed = -1: must be in'),
+        (['--text={tmp}/enough', '--seed=-1'], 'config.seed = -1: must be in'),
+        ([f'--text={"x" * 300}'], 'File name too long'),
+        (['--text=~nobody-here/x'], 'determine home directory'),
         (['--text={tmp}/enough', '--out={tmp}/small'], 'small: File exists'),
         (['--text={tmp}/enough', '--tokenizer={tmp}/small'], 'no readable tokenizer.json'),
         (['--text={tmp}/enough', '--config=nowhere.py'], 'nowhere.py: no such experiment file'),
@@ -251,7 +404,7 @@ def test_a_text_beyond_all_rules_is_said_to_be(tmp_path, capsys):
         ),
         (
             ['--text={tmp}/enough', f'--config={EXPERIMENT.replace("nca_pretrain", "language")}:smoke'],
-            "must be of stage 'nca', not 'text'",
+            "must be an experiment of stage 'nca', not 'text'",
         ),
     ],
 )
@@ -267,10 +420,16 @@ def test_bad_input_is_one_line(arguments, said, tmp_path, capsys):
     assert printed.err.count('\n') == 1
 
 
-def test_tokens_must_fit_their_width(tmp_path, bpe):
+def test_tokens_must_fit_their_width(tmp_path, bpe, capsys):
     bpe.save(str(tmp_path / 'tokenizer.json'))
-    arguments = calibrate.make_parser().parse_args(['--text=x', f'--tokenizer={tmp_path / "tokenizer.json"}'])
-    one_byte = ['--config.data.complexity.bytes_per_token=1']
-    data = config.from_dict(experiment.load_values(f'{EXPERIMENT}:colours=2', one_byte)).data
-    with pytest.raises(FieldError, match='bytes_per_token = 1: enough for 300 tokens'):
-        calibrate.calibrate(data, arguments)
+    one_byte = ['--config.data.complexity.bytes_per_token=1', '--config.data.rule.colours=2']
+    assert run(tmp_path, '--text=x', f'--tokenizer={tmp_path / "tokenizer.json"}', *one_byte) == 2
+    assert 'bytes_per_token = 1: enough for 300 tokens' in capsys.readouterr().err
+
+
+def test_a_file_that_may_not_be_read_is_named_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / 'open').write_bytes(b'x')
+    (tmp_path / 'secret').write_bytes(b'x')
+    monkeypatch.setattr(os, 'access', lambda path, mode: 'secret' not in str(path))
+    with pytest.raises(UserError, match=r'secret: Permission denied'):
+        raw.open_raw(str(tmp_path), silent)

@@ -1,5 +1,6 @@
 """A look at the data: what is shown is what is trained on."""
 
+import argparse
 import dataclasses
 import io
 import json
@@ -10,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nca_jax import experiment, show
+from nca_jax import command, experiment, show
 from nca_jax import mesh as meshes
 from nca_jax.errors import FieldError, UserError
 from nca_jax.nca import bank, complexity, patches, sample, stream
 from nca_jax.progress import silent
-from nca_jax.report import animation, look, style
+from nca_jax.report import animation, figures, look, style
 from tests.test_nca_bank import CONFIG
 
 LENGTH = 43  # 11 tokens a grid: four grids with the last target
@@ -62,7 +63,7 @@ def shown(file, tmp_path_factory):
 
 def test_the_sequences_are_those_of_the_training_stream(drawn, sharding):
     config = dataclasses.replace(CONFIG, rules_per_epoch=8, fresh_rules=False)
-    rules = stream.make_rules(config, 0, 'train', None, 1)
+    rules = stream.Rules(config, 0, 'train', None, 1)
     batch = stream.make_stream(config, 0, 'train', 12, LENGTH, sharding, rules)(0)
     tokens_SxTxP = np.asarray(batch.inputs_BxL).reshape(12, -1)[:, :33].reshape(12, 3, 11)[:, :, 1:-1]
     np.testing.assert_array_equal(drawn.tokens_SxTxP[:, :3], tokens_SxTxP)
@@ -88,11 +89,122 @@ def test_two_grids_must_fit(sharding):
         sample.draw(CONFIG, 0, 8, 12, 20, sharding, silent)
 
 
-def test_the_entropy_given_the_token_before():
-    steps = np.random.default_rng(0).integers(0, 2, (50, 20, 9))
-    tokens = np.cumsum(steps, 2) % 4  # a walk on a ring: one bit a step
-    assert sample.next_token_entropy(tokens) == pytest.approx(1, abs=0.01)
-    assert sample.next_token_entropy(np.arange(900).reshape(10, 10, 9)) is None
+GRIDS = dataclasses.replace(CONFIG, rule=dataclasses.replace(CONFIG.rule, height=12, width=12))  # of 38 tokens
+
+
+@pytest.fixture(scope='module')
+def known():
+    """40 sequences of six grids: a quarter is of colour 0 for ever, the others have cells of three colours, drawn alike
+    and independently. A quarter stands still, the rest go on to the next colour in each frame. What `measure` says, and
+    what it told underway."""
+    first_SxYxX = np.random.default_rng(0).integers(0, 3, (40, 12, 12))
+    frames = (first_SxYxX[:, None] + np.arange(6)[:, None, None]).astype(np.uint8) % 3
+    frames[::4], frames[2::4] = 0, frames[2::4, :1]
+    tokens = np.asarray(patches.encode(GRIDS.vocab, frames.reshape(-1, 12, 12))).reshape(40, 6, 38)[:, :, 1:-1]
+    rules = bank.Bank(np.arange(10), np.linspace(0, 0.9, 10), (0.0, 1.0), np.zeros(1), 25, '')
+    told = []
+    made = sample.Sample(rules, np.arange(40) / 39, tokens, frames)
+    return sample.measure(GRIDS, made, [1, 5, 37, 38, 39, 76], lambda *now: told.append(now)), told
+
+
+def test_simple_numbers_of_known_sequences(known):
+    found, _ = known
+    assert [found[name] for name in ('sequences', 'frames', 'tokens', 'distinct_tokens')] == [40, 6, 8640, 81]
+    assert (found['candidates'], found['accepted'], found['accepted_share']) == (25, 10, 0.4)
+    assert found['rule_score_quantiles'] == pytest.approx([0.045, 0.45, 0.855])
+    assert found['sequence_score_quantiles'] == pytest.approx([0.05, 0.5, 0.95])
+    assert (found['change_rate'], found['still_share']) == (0.5, 0.5)
+    assert found['cell_entropy'] == pytest.approx(np.log2(3) * 0.75, abs=5e-3)
+    shares = np.append(np.full(80, 0.75 / 81), 0.25 + 0.75 / 81)
+    assert found['token_entropy'] == pytest.approx(-(shares * np.log2(shares)).sum(), abs=0.05)
+
+
+def test_information_of_known_sequences(known):
+    found, _ = known
+    place = found['information_by_place']
+    assert place.shape == (6, 6)
+    assert np.isnan(place[0, 0])
+    # What a cell tells of its own future: all, but for chance and the bias of 144 cells' entropy, 0.02 in all.
+    whole = np.log2(3) * 0.75 - 0.02
+    assert place[1:, 0] == pytest.approx(np.full(5, whole), abs=0.01)
+    assert found['next_cell_information'] == place[1, 0]
+    assert abs(place[:, 1:].mean()) < 3e-3  # with chance it would be 0.010, without that of shuffled cells 0.008
+    assert abs(place[:, 1:]).max() < 0.02
+    tokens = found['information_by_tokens']
+    assert tokens[[3, 5]] == pytest.approx(np.full(2, whole), abs=0.01)
+    assert abs(tokens[[0, 1, 2, 4]].mean()) < 5e-3
+
+
+def test_zipf_exponents_of_known_sequences(known):
+    pooled, within = known[0]['pooled'], known[0]['within']
+    assert pooled['counts'].sum() == pooled['counts_shuffled'].sum() == 8640
+    assert pooled['counts'][0] > 2160 > 10 * pooled['counts'][1]
+    assert pooled['counts'].tolist() != pooled['counts_shuffled'].tolist()
+    assert pooled['exponent'] == pytest.approx(likeliest(pooled['counts']), abs=2e-3)
+    assert pooled['exponent_shuffled'] == pytest.approx(likeliest(pooled['counts_shuffled']), abs=2e-3)
+    assert within['fitted'] == 30  # one token has no law
+    assert all(0.1 < within[f'exponent{kind}_quartiles'][1] < 0.5 for kind in ('', '_shuffled', '_uniform'))
+    assert len(within['counts'][0]) == 1
+    assert all(counts.sum() == 216 for counts in [*within['counts'], within['counts_uniform']])
+
+
+def likeliest(counts):
+    """The exponent of the Zipf law that makes the counts likeliest, by trial."""
+    tried, log_rank = np.linspace(-1, 3, 4001), np.log(np.arange(1, len(counts) + 1))
+    likelihood = [-a * (counts @ log_rank) - counts.sum() * np.log(np.exp(-a * log_rank).sum()) for a in tried]
+    return tried[np.argmax(likelihood)]
+
+
+def test_a_law_of_each_sequence_is_told_from_uniform_tokens():
+    draw = np.random.default_rng(0)
+    zipf = np.repeat(np.arange(40), np.round(200 / np.arange(1, 41)).astype(int))
+    tokens = np.stack([draw.permutation(9999)[:40][draw.permutation(zipf)] for _ in range(9)])  # of kinds of its own
+    pooled, within = sample.laws(tokens, draw.integers(0, 50, tokens.shape), np.array([4, 2]))
+    assert within['exponent_quartiles'] == pytest.approx(np.ones(3), abs=0.02)
+    assert within['exponent_uniform_quartiles'][1] < 0.3 > within['exponent_shuffled_quartiles'][1]
+    assert [counts.tolist() for counts in within['counts']] == [np.bincount(zipf).tolist()] * 2
+    assert len(within['counts_uniform']) == 40
+    assert pooled['exponent_shuffled'] < 0.1 < 0.4 < pooled['exponent']
+
+
+def test_the_rank_figure_draws_the_counts(known):
+    other = known[0] | {'pooled': {'counts': np.array([6, 2]), 'counts_shuffled': np.array([5, 3])}}
+    together, alone = look.rank_frequency({'a': known[0], 'b': other}, 4, style.LIGHT).axes
+    lines = together.get_lines()
+    for line, found, colour in zip(lines[::2], (known[0], other), look.SHADES, strict=False):
+        counts = found['pooled']['counts']
+        np.testing.assert_allclose(line.get_xydata().T, [np.arange(len(counts)) + 1, counts / counts.sum()])
+        assert line.get_color() == colour
+    np.testing.assert_allclose(lines[3].get_ydata(), [5 / 8, 3 / 8])
+    np.testing.assert_allclose(lines[4].get_ydata(), np.array([12, 6, 4, 3]) / 25)  # 1 / rank
+    counts = known[0]['within']['counts'][3]
+    np.testing.assert_allclose(alone.get_lines()[3].get_ydata(), counts / counts.sum())
+    assert [line.get_color() for line in alone.get_lines()] == [c for c in look.SHADES for _ in range(5)] + [
+        style.LIGHT.muted
+    ]
+
+
+def test_the_information_figure_draws_the_bits(known):
+    nothing = known[0] | {'information_by_tokens': np.zeros(6), 'information_by_place': np.zeros((6, 6))}
+    axes, first, second = look.information({'a': known[0], 'b': nothing}, 38, style.LIGHT).axes
+    drawn = [line.get_ydata() for line in axes.get_lines()]
+    np.testing.assert_allclose(drawn[0], np.maximum(known[0]['information_by_tokens'], look.LEAST_BITS))
+    np.testing.assert_allclose(drawn[1], np.full(6, look.LEAST_BITS))
+    assert axes.get_lines()[0].get_xdata().tolist() == known[0]['distances']
+    assert [line.get_color() for line in axes.get_lines()] == list(look.SHADES)
+    assert [text.get_color() for text in axes.texts[1:]] == list(look.SHADES)
+    low, high = axes.get_ylim()
+    assert all(0.8 * low < text.get_position()[1] < high for text in axes.texts[1:])
+    image = first.images[0].get_array()
+    assert image.mask.sum() == 1
+    assert 10 ** image[1, 0] == pytest.approx(known[0]['information_by_place'][1, 0])
+    assert (second.images[0].get_array() == np.log10(look.LEAST_BITS)).all()
+    assert [first.texts[place].get_text() for place in (0, 6)] == ['itself', '1.2']
+
+
+def test_the_measuring_tells_how_far_it_is(known):
+    done = [now for stage, now, total in known[1] if (stage, total) == ('measured', 42)]
+    assert done == list(range(43))  # 6 distances and 6 x 6 places
 
 
 def test_the_animation_has_every_frame_and_every_cell_in_its_colour():
@@ -127,7 +239,7 @@ def test_the_numbers_are_the_samples(shown, drawn):
     assert 0.8 < found['rule_score_quantiles'][0] <= found['rule_score_quantiles'][2] < 1.3
     assert unfiltered['rule_score_quantiles'][0] < 0.8
     assert found['change_rate'] == pytest.approx((np.diff(drawn.frames_SxTxYxX.astype(int), axis=1) != 0).mean())
-    assert found['next_cell_information'] == found['information_by_place'][1][0]
+    assert found['information_by_place'][0][0] is None
     assert len(found['information_by_tokens']) == len(found['distances']) == 33
     assert record['files'] == [str(shown / name) for name in PICTURES]
 
@@ -142,11 +254,60 @@ def test_one_json_object_and_nothing_else(file, tmp_path, capsys):
 
 
 def test_the_table_tells_both_sets(shown):
-    sets = json.loads((shown / 'statistics.json').read_text())['sets']
-    text = show.table(sets)
-    assert len({len(line) for line in text.splitlines()}) == 1
-    assert f'{sets[show.IN_BAND]["token_entropy"]:.3f}' in text
-    assert f'{100 * sets[show.UNFILTERED]["dead_share"]:.1f} %' in text
+    record = json.loads((shown / 'statistics.json').read_text())
+    *lines, _, _, _ = show.table(CONFIG, record['sets']).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    cells = {row[0]: row[1:] for row in ([cell.strip() for cell in line.split('|')[1:-1]] for line in lines)}
+    assert cells[''] == [show.IN_BAND, show.UNFILTERED]
+    found = list(record['sets'].values())
+    assert cells['token entropy, bits'] == [f'{v["token_entropy"]:.1f} (432 tokens)' for v in found]
+    assert cells['nothing changes'] == [f'{100 * v["still_share"]:.1f} %' for v in found]
+    assert cells['Zipf exponent; of shuffled cells'] == [
+        f'{v["pooled"]["exponent"]:.2f}; {v["pooled"]["exponent_shuffled"]:.2f}' for v in found
+    ]
+    assert cells['gzip ratio, first 4 frames, 5 / 50 / 95 %'] == [
+        ' / '.join(f'{q:.3f}' for q in v['sequence_score_quantiles']) for v in found
+    ]
+
+
+def test_a_short_sequences_score_says_of_how_few_frames_it_is():
+    assert [show.scored(CONFIG, frames) for frames in (2, 4, 9)] == [
+        'first 2 frames',
+        'first 4 frames',
+        'first 4 frames',
+    ]
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('number', [0, 204])
+def test_automata_that_stand_still_are_drawn(tmp_path, capsys, number):
+    """Of one colour for ever after the first step, or each cell as it was."""
+    words = f'experiments/nca_pretrain.py:family=elementary:{number},smoke'
+    assert show.main([f'--config={words}', '--sequences=4', f'--out={tmp_path}', '--json']) == 0
+    found = json.loads(capsys.readouterr().out)['sets'][show.IN_BAND]
+    assert found['still_share'] == 1
+    assert found['cell_entropy'] == pytest.approx(0 if number == 0 else 1, abs=0.1)
+    assert found['next_cell_information'] == pytest.approx(0 if number == 0 else 1, abs=0.1)
+    assert all(abs(bits) < 0.1 for row in found['information_by_place'] for bits in row[1:])
+
+
+def test_each_sets_stages_are_told_from_their_beginning(file):
+    told = []
+    config = command.load(str(file), [], None)
+    show.show(config, argparse.Namespace(rules=4, sequences=4), lambda *now: told.append(now))
+    stages = {stage: [now for now in told if now[0] == stage] for stage, _, _ in told}
+    drawn = [f'{stage} {name}' for name in (show.IN_BAND, show.UNFILTERED) for stage in ('rules', 'sequences')]
+    assert list(stages) == [*drawn, f'measured {show.IN_BAND}', f'measured {show.UNFILTERED}', 'pictures']
+    for ticks in stages.values():
+        assert ticks[0][1] == 0
+        assert ticks[-1][1] == ticks[-1][2]
+
+
+def test_the_strips_say_what_their_numbers_are(drawn):
+    figure = figures.film_strips({'rules': sample.chosen(drawn, 2)}, 3, 'gzip ratio, first 4 frames', style.LIGHT)
+    words = [text.get_text() for text in figure.texts]
+    scores = [f'{score:.2f}' for score in (drawn.scores_S.min(), drawn.scores_S.max())]
+    assert words == ['rules', *scores, 'gzip ratio, first 4 frames', 'successive frames →']
 
 
 @pytest.mark.parametrize(

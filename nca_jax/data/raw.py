@@ -2,6 +2,7 @@
 
 import bisect
 import dataclasses
+import errno
 import itertools
 import os
 import zlib
@@ -55,18 +56,27 @@ def open_raw(name: str, progress: Progress) -> RawCorpus:
     """
     if name in BUILT_IN:
         texts = []
+        progress(name, 0, None)
         for document in BUILT_IN[name]():
             texts.append(document.text.encode(errors='surrogatepass'))
-            progress('documents', len(texts), None)
+            progress(name, len(texts), None)
+        progress(name, len(texts), len(texts))
         return _corpus(name, [(text, len(text)) for text in texts])
-    root = Path(name).expanduser()
-    if not name or not (root.is_file() or root.is_dir()):
-        raise UserError(f'--text {name!r}: no such file or folder, and no corpus of {", ".join(BUILT_IN)}')
+    shown = name.encode(errors='backslashreplace').decode()  # a file's name may be no text
     try:
+        root = Path(name).expanduser()
+        if not name or not (root.is_file() or root.is_dir()):
+            raise UserError(f'--text {shown!r}: no such file or folder, and no corpus of {", ".join(BUILT_IN)}')
         files = [root] if root.is_file() else _files(root)
-        return _corpus(name, [(file, file.stat().st_size) for file in files])
+        for file in files:
+            if not os.access(file, os.R_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        sized = [(file, file.stat().st_size) for file in files]
     except OSError as error:
-        raise UserError(f'--text {name}: {error.filename}: {error.strerror}') from None
+        raise UserError(f'--text {shown}: {error.filename}: {error.strerror}') from None
+    except RuntimeError as error:  # ~ of a user that there isn't
+        raise UserError(f'--text {shown}: {error}') from None
+    return _corpus(shown, sized)
 
 
 def starts(corpus: RawCorpus, length: int, count: int, seed: int) -> Iterator[int]:

@@ -1,12 +1,13 @@
-"""The bands of scores between which a calibration chooses, and the words with which experiments ask for them."""
+"""The bands of scores between which a calibration chooses: the paper's for what it measured, fifths for all else."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
-from nca_jax.nca import complexity
+from nca_jax.nca import bank, complexity, score
 from nca_jax.nca.config import NCAConfig
+from nca_jax.nca.score import Progress
 
 PAPER_BANDS = {
     '<10': (0.0, 0.1),
@@ -16,52 +17,47 @@ PAPER_BANDS = {
     '40-50': (0.4, 0.5),
     '50+': (0.5, 2.0),
 }
-WORDS = ('20-30', '30-40', '40-50', '50+')  # what `band=` of the experiments knows of them
-PERCENTS = (0, 20, 40, 60, 80, 100)
+FIFTHS = {f'q{low}-{low + 20}': (low / 100, (low + 20) / 100) for low in range(0, 100, 20)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Band:
-    """Scores low < s < high, the share of unfiltered rules there, and how a command asks for them.
-
-    word: for experiments that have the word `band`, None where they don't know this one. flags: for every experiment.
-    """
+    """Scores low < s < high and the share of unfiltered rules there; `band` and `band_by` are the config's fields."""
 
     name: str
+    band: tuple[float, float]
+    band_by: str
     low: float
     high: float
     share: float
-    word: str | None
-    flags: str
 
 
 def has_paper_bands(config: NCAConfig) -> bool:
-    """Whether the scores are of the kind that the paper's bands divide: its patches, scored as it does."""
+    """Whether the paper's thresholds apply: to its patches of ten colours, as many of them, scored as it does."""
     scored, rule = config.complexity, config.rule
-    kind = (rule.family, rule.colours, config.patch, scored.measure, scored.bytes_per_token)
-    return kind == ('random', 10, 2, 'gzip', 4)
+    kind = rule.family, rule.colours, config.patch, scored.measure, scored.level, scored.bytes_per_token
+    return (*kind, config.scored_tokens) == ('random', 10, 2, 'gzip', 9, 4, 360)
 
 
-def make_bands(config: NCAConfig, scores_R: np.ndarray) -> list[Band]:
-    """The paper's bands for what it measured; for all else fifths of the unfiltered rules, of those that hold any."""
-
-    def band(name: str, limits: tuple[float, float], field: tuple[float, float], band_by: str, word: str | None):
-        share = float(complexity.in_band(scores_R, limits).mean())
-        return Band(name, *limits, share, word, f"--config.data.band='{field}' --config.data.band_by={band_by}")
-
+def make_bands(config: NCAConfig, scores_R: np.ndarray, progress: Progress) -> list[Band]:
+    """The paper's bands with their shares of the scores, or the fifths that training takes, of those that hold any."""
     if has_paper_bands(config):
-        return [
-            band(name, limits, limits, 'score', f'band={name}' if name in WORDS else None)
-            for name, limits in PAPER_BANDS.items()
-        ]
-    # As bank.thresholds has it: a rule on the upper edge belongs to the band, and one on the lower edge doesn't.
-    edges = np.quantile(scores_R, np.array(PERCENTS) / 100, method='inverted_cdf')
-    lows, highs = (-1.0, *edges[1:-1].tolist()), np.nextafter(edges[1:], np.inf).tolist()
-    fifths = []
-    for low, high, *limits in zip(PERCENTS[:-1], PERCENTS[1:], lows, highs, strict=True):
-        name = f'q{low}-{high}'
-        fifths.append(band(name, tuple(limits), (low / 100, high / 100), 'quantile', f'band={name}'))
-    return [found for found in fifths if found.share > 0]
+        band_by, limits = 'score', {name: (band, band) for name, band in PAPER_BANDS.items()}
+    else:
+        scores_R = score.survey(config, 0, config.band_sample, progress)
+        band_by, limits = 'quantile', {name: (band, bank.quantiles(scores_R, band)) for name, band in FIFTHS.items()}
+    found = [
+        Band(name, band, band_by, low, high, float(complexity.in_band(scores_R, (low, high)).mean()))
+        for name, (band, (low, high)) in limits.items()
+    ]
+    return [band for band in found if band.share > 0 or band_by == 'score']
+
+
+def shares(scores: np.ndarray) -> dict[str, float]:
+    """The share of scores in each of the paper's bands, which sum to 1: one on an edge counts above it."""
+    edges = [low for low, _ in PAPER_BANDS.values()][1:]
+    counts = np.bincount(np.searchsorted(edges, scores, side='right'), minlength=len(PAPER_BANDS))
+    return dict(zip(PAPER_BANDS, (counts / len(scores)).tolist(), strict=True))
 
 
 def nearest(bands: Sequence[Band], score: float) -> Band:

@@ -1,7 +1,8 @@
 """Sequences as a training would see them, drawn to be looked at, and their statistics."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,9 +15,10 @@ from nca_jax.nca.config import NCAConfig
 from nca_jax.progress import Progress
 
 BATCH = 64
-LEAST, LEAST_WITHIN = 10, 1  # occurrences that a rank needs in the Zipf fit: in all sequences, in the mean one
-PAIRS_PER_KIND = 10  # samples that a pair of tokens needs for their conditional entropy to mean something
-QUANTILES = (0.05, 0.5, 0.95)
+LEAST, LEAST_WITHIN = 10, 3  # occurrences that a rank needs in the Zipf fit: in all sequences, in one
+RANKS_WITHIN = 5  # and so many ranks in one sequence
+FEW = 5  # sequences whose own counts are kept to be drawn
+QUANTILES, QUARTILES = (0.05, 0.5, 0.95), (0.25, 0.5, 0.75)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +51,10 @@ def draw(
     whole = (length + 1) // data.tokens_per_grid
     if whole < 2:
         raise FieldError('config.model.length', length, f'must hold two grids of {data.tokens_per_grid} tokens')
-    found = stream.make_rules(data, seed, 'train', None, 1, lambda done, total: progress('rules', done, total))
+    found = stream.Rules(data, seed, 'train', None, 1, lambda done, total: progress('rules', done, total))
     batches = stream.make_stream(data, seed, 'train', BATCH, length, sharding, found)
+    progress('rules', 0, rules)
+    progress('sequences', 0, sequences)
     rows = []
     for step in range(-(-sequences // BATCH)):
         batch = jax.device_get(batches(step))
@@ -71,20 +75,39 @@ def token_distances(data: NCAConfig, frames: int) -> list[int]:
     return list(range(1, min(3 * data.tokens_per_grid + 6, (frames - 1) * data.tokens_per_grid) + 1))
 
 
-def describe(data: NCAConfig, sample: Sample, distances: Sequence[int]) -> dict[str, Any]:
-    """The statistics of a set, by the names that statistics.json has; information in bits."""
+def measure(data: NCAConfig, sample: Sample, distances: Sequence[int], progress: Progress) -> dict[str, Any]:
+    """The statistics of a set, by the names that statistics.json has.
+
+    Information is in bits, with what chance alone gives subtracted; of a cell and itself it is left out (NaN). Where
+    what is seen moves, chance gives more than `statistics.displaced` tells: an upper bound.
+    """
     colours, tokens, frames = data.rule.colours, sample.tokens_SxTxP, sample.frames_SxTxYxX
     cells = statistics.cells_of_tokens(tokens, colours, data.patch**2)
-    along = colours, data.tokens_per_grid, distances
-    across = colours, range(min(7, frames.shape[1])), range(min(7, data.rule.width // 2 + 1))
-    by_place = statistics.information_by_place(frames, frames, *across)
-    place_floor = statistics.information_by_place(frames, statistics.shuffled(frames, 0), *across)
-    net = by_place - place_floor
-    net[0, 0] = by_place[0, 0]  # a cell and itself: the entropy, no estimate of a dependence
-    alone_SxTxPxK = statistics.shuffled(cells, 1)
-    pooled, within = ranked(tokens, statistics.tokens_of_cells(alone_SxTxPxK, colours))
+    later = range(min(7, frames.shape[1]))
+    aside = range(min(7, (data.rule.width + 1) // 2))  # half a torus away all pairs would count twice
+    places, done = list(itertools.product(later, aside)), itertools.count()
+    total = len(distances) + len(places)
+
+    def ticked(items: Iterable) -> Iterator:
+        for item in items:
+            progress('measured', next(done), total)
+            yield item
+
+    def net(information: Callable[..., float], samples: np.ndarray, wheres: Iterable[tuple]) -> np.ndarray:
+        displaced = statistics.displaced(samples, 0)
+        found = [[information(samples, y, colours, *where) for y in (samples, displaced)] for where in ticked(wheres)]
+        return np.array([dependent - by_chance for dependent, by_chance in found])
+
+    by_tokens = net(statistics.information_by_tokens, cells, [(data.tokens_per_grid, d) for d in distances])
+    by_place = net(statistics.information_by_place, frames, places).reshape(len(later), len(aside))
+    by_place[0, 0] = np.nan
+    shuffled = statistics.tokens_of_cells(statistics.shuffled(cells, 2), colours)
+    pooled, within = laws(tokens, shuffled, spaced(sample.scores_S, FEW))
+    progress('measured', total, total)
+    counts_SxC = np.stack([np.bincount(row, minlength=colours) for row in frames.reshape(len(frames), -1)])
     return {
         'sequences': len(tokens),
+        'frames': frames.shape[1],
         'tokens': tokens.size,
         'candidates': sample.bank.candidates,
         'accepted': len(sample.bank.index_R),
@@ -92,49 +115,53 @@ def describe(data: NCAConfig, sample: Sample, distances: Sequence[int]) -> dict[
         'rule_score_quantiles': np.quantile(sample.bank.scores_R, QUANTILES),
         'sequence_score_quantiles': np.quantile(sample.scores_S, QUANTILES),
         'change_rate': complexity.change_rate(frames.swapaxes(0, 1)),
-        'dead_share': statistics.dead_share(frames),
+        'still_share': statistics.still_share(frames),
         'distinct_tokens': len(pooled['counts']),
         'token_entropy': float(statistics.entropy(pooled['counts'])),
-        'next_token_entropy': next_token_entropy(tokens),
-        'cell_entropy': by_place[0, 0],
-        'next_cell_information': net[1, 0],
-        'information_by_place': net,
+        'cell_entropy': float(statistics.entropy(counts_SxC).mean()),
+        'next_cell_information': by_place[1, 0],
+        'information_by_place': by_place,
         'distances': distances,
-        'information_by_tokens': statistics.information_by_tokens(cells, cells, *along),
-        'information_by_tokens_shuffled': statistics.information_by_tokens(cells, alone_SxTxPxK, *along),
+        'information_by_tokens': by_tokens,
         'pooled': pooled,
         'within': within,
     }
 
 
-def ranked(tokens_SxTxP: np.ndarray, shuffled_SxTxP: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Counts by rank and their Zipf law, of all sequences together and in one; beside them those of shuffled cells."""
-    both = tokens_SxTxP, shuffled_SxTxP
-    pooled = [statistics.rank_counts(tokens) for tokens in both]
-    within = [statistics.rank_counts_within(tokens.reshape(len(tokens), -1)) for tokens in both]
+def laws(tokens: np.ndarray, shuffled: np.ndarray, few: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Counts by rank and their Zipf exponents: of all sequences (S, ...) together, and of each by itself.
 
-    def law(counts: np.ndarray, of_shuffled: np.ndarray, least: float) -> dict[str, Any]:
-        ranks = statistics.zipf_range(counts, least)
-        exponent = statistics.zipf_exponent(counts, ranks)
-        return {'zipf_exponent': exponent, 'zipf_ranks': ranks, 'counts': counts, 'counts_shuffled': of_shuffled}
+    Beside them stands what shuffled cells give, and for each sequence as many tokens drawn uniformly from as many
+    kinds: sorted noise has a slope, too. The counts are those of all together and of the `few`.
+    """
+    pooled = {'': statistics.rank_counts(tokens), '_shuffled': statistics.rank_counts(shuffled)}
+    own, of_shuffled = ([statistics.rank_counts(row) for row in of.reshape(len(of), -1)] for of in (tokens, shuffled))
+    draw = np.random.default_rng(0)
+    uniform = [statistics.rank_counts(draw.integers(0, len(counts), counts.sum())) for counts in own]
+    exponents = {
+        kind: np.array([statistics.zipf_exponent(counts, LEAST_WITHIN, RANKS_WITHIN) for counts in of])
+        for kind, of in (('', own), ('_shuffled', of_shuffled), ('_uniform', uniform))
+    }
+    fitted_S = ~np.isnan(exponents[''])
+    together = {f'counts{kind}': counts for kind, counts in pooled.items()}
+    together |= {f'exponent{kind}': statistics.zipf_exponent(counts, LEAST) for kind, counts in pooled.items()}
+    alone = {f'exponent{kind}_quartiles': quartiles(found[fitted_S]) for kind, found in exponents.items()}
+    alone |= {'fitted': int(fitted_S.sum())}
+    return together, alone | {'counts': [own[s] for s in few], 'counts_uniform': uniform[few[len(few) // 2]]}
 
-    return law(*pooled, LEAST), law(*within, LEAST_WITHIN)
+
+def quartiles(values: np.ndarray) -> np.ndarray | None:
+    known = values[~np.isnan(values)]
+    return np.quantile(known, QUARTILES) if len(known) else None
 
 
-def next_token_entropy(tokens_SxTxP: np.ndarray) -> float | None:
-    """Entropy of a token given the one before it in the grid; None where there are too few pairs to tell."""
-    _, number = np.unique(tokens_SxTxP, return_inverse=True)
-    kinds = int(number.max()) + 1
-    number_SxTxP = number.reshape(tokens_SxTxP.shape)
-    before, after = number_SxTxP[..., :-1].ravel(), number_SxTxP[..., 1:].ravel()
-    if before.size < PAIRS_PER_KIND * kinds**2:
-        return None
-    pairs = np.bincount(before * kinds + after)
-    return float(statistics.entropy(pairs) - statistics.entropy(np.bincount(before)))
+def spaced(scores_S: np.ndarray, count: int) -> np.ndarray:
+    """Which so many sequences to take for an even choice of all when they are sorted by their score."""
+    order_S = np.argsort(scores_S, kind='stable')
+    return order_S[np.linspace(0, len(order_S) - 1, min(count, len(order_S))).round().astype(int)]
 
 
 def chosen(sample: Sample, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Frames and scores of so many sequences, evenly spaced when all are sorted by their score."""
-    order_S = np.argsort(sample.scores_S, kind='stable')
-    places = np.linspace(0, len(order_S) - 1, min(count, len(order_S))).round().astype(int)
-    return sample.frames_SxTxYxX[order_S[places]], sample.scores_S[order_S[places]]
+    """Frames and scores of so many sequences, from the lowest score to the highest."""
+    picked = spaced(sample.scores_S, count)
+    return sample.frames_SxTxYxX[picked], sample.scores_S[picked]

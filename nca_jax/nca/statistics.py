@@ -3,35 +3,12 @@
 Letters beside the README's: S sequences, N samples of a sequence, K cells of a patch.
 """
 
-import itertools
-import math
-from collections.abc import Sequence
-
 import numpy as np
 
 
 def rank_counts(tokens: np.ndarray) -> np.ndarray:
     """How often each token that occurs does so, the most frequent first."""
     return np.sort(np.unique(tokens, return_counts=True)[1])[::-1]
-
-
-def rank_counts_within(tokens_SxN: np.ndarray) -> np.ndarray:
-    """`rank_counts` of each sequence by itself, averaged over sequences rank by rank."""
-    ranked = [rank_counts(tokens_N) for tokens_N in tokens_SxN]
-    total = np.zeros(max(map(len, ranked)))
-    for counts in ranked:
-        total[: len(counts)] += counts
-    return total / len(ranked)
-
-
-def kinds_by_colours(colours: int, cells: int) -> list[int]:
-    """How many patches of so many cells have at most 1, 2, ... different colours."""
-
-    def exactly(k: int) -> int:
-        onto = sum((-1) ** j * math.comb(k, j) * (k - j) ** cells for j in range(k))
-        return math.comb(colours, k) * onto
-
-    return list(itertools.accumulate(exactly(k) for k in range(1, min(colours, cells) + 1)))
 
 
 def plugin_entropy(counts: np.ndarray) -> np.ndarray:
@@ -48,21 +25,17 @@ def entropy(counts: np.ndarray) -> np.ndarray:
     return plugin_entropy(counts) + (kinds - 1) / (2 * np.log(2) * counts.sum(-1))
 
 
-def zipf_range(counts: np.ndarray, least: float) -> tuple[int, int]:
-    """The ranks (first, last), from 1, whose count is at least `least`: beyond them noise sorts."""
-    return 1, int((np.asarray(counts) >= least).sum())
+def zipf_exponent(counts: np.ndarray, least: float, ranks: int = 2) -> float:
+    """Maximum-likelihood a of frequency ~ rank^-a over ranks that occur at least `least` times: beyond, noise sorts.
 
-
-def zipf_exponent(counts: np.ndarray, ranks: tuple[int, int]) -> float:
-    """Maximum-likelihood a of frequency ~ rank^-a over `ranks` (first and last, from 1); `counts` as of rank_counts.
-
-    The likelihood of a truncated Zipf law: its mean log rank is that of the samples. NaN with fewer than two ranks.
+    The likelihood of a truncated Zipf law: its mean log rank is that of the samples. `counts` are as of rank_counts.
+    It is a description: a finite sample of any law has some slope. NaN with fewer than so many `ranks` to fit.
     """
-    first, last = ranks
-    if last - first < 1:
+    chosen = np.asarray(counts, float)
+    chosen = chosen[chosen >= least]
+    if len(chosen) < ranks:
         return float('nan')
-    log_rank = np.log(np.arange(first, last + 1))
-    chosen = np.asarray(counts, float)[first - 1 : last]
+    log_rank = np.log(np.arange(1, len(chosen) + 1))
     wanted = chosen @ log_rank / chosen.sum()
     low, high = -20.0, 20.0
     for _ in range(60):
@@ -75,7 +48,8 @@ def zipf_exponent(counts: np.ndarray, ranks: tuple[int, int]) -> float:
 def mutual_information(x_SxN: np.ndarray, y_SxN: np.ndarray, size: int) -> np.ndarray:
     """Plug-in mutual information of x and y, both in 0..size-1, within each row, (S).
 
-    Biased upwards by about (size - 1)^2 / 2N nats: compare it with that of shuffled samples.
+    Biased upwards by about (size - 1)^2 / 2N nats, N counting samples that don't depend on one another: subtract that
+    of `displaced` samples.
     """
     rows = len(x_SxN)
     code_SxN = (np.arange(rows)[:, None] * size + x_SxN) * size + y_SxN
@@ -90,6 +64,17 @@ def shuffled(samples: np.ndarray, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permuted(rows_SxN, axis=1).reshape(samples.shape)
 
 
+def displaced(samples: np.ndarray, seed: int) -> np.ndarray:
+    """The places of each sequence (S, T, ...) in a random order of its own, the same in all its frames.
+
+    Each place keeps its values over time, so that slow cells are as alike by chance as before; where they are is lost.
+    """
+    places_SxTxN = samples.reshape(*samples.shape[:2], -1)
+    order_SxN = np.tile(np.arange(places_SxTxN.shape[2]), (len(samples), 1))
+    order_SxN = np.random.default_rng(seed).permuted(order_SxN, axis=1)
+    return np.take_along_axis(places_SxTxN, order_SxN[:, None], 2).reshape(samples.shape)
+
+
 def cells_of_tokens(tokens: np.ndarray, colours: int, count: int) -> np.ndarray:
     """The `count` cells of each patch token, along a new last axis."""
     return (np.asarray(tokens)[..., None] // colours ** np.arange(count) % colours).astype(np.uint8)
@@ -101,48 +86,34 @@ def tokens_of_cells(cells: np.ndarray, colours: int) -> np.ndarray:
 
 
 def information_by_tokens(
-    now_SxTxPxK: np.ndarray, later_SxTxPxK: np.ndarray, colours: int, tokens_per_grid: int, distances: Sequence[int]
-) -> np.ndarray:
-    """Mean over sequences of the information between a cell and its like in the patch so many tokens later, (D).
+    now_SxTxPxK: np.ndarray, later_SxTxPxK: np.ndarray, colours: int, tokens_per_grid: int, distance: int
+) -> float:
+    """Mean over sequences of the information between a cell and its like in the patch so many tokens later.
 
-    The second cell is taken from `later_SxTxPxK`: the same array again, or a shuffled one for what chance alone gives.
-    A frame takes `tokens_per_grid` = P + 2 tokens; its delimiters take part in the distance alone.
+    The second cell is taken from `later_SxTxPxK`: the same array again, or a `displaced` one for what chance alone
+    gives. A frame takes `tokens_per_grid` = P + 2 tokens; its delimiters take part in the distance alone. NaN where two
+    patches never are so far apart.
     """
     sequences, frames, patches, count = now_SxTxPxK.shape
     number_TxS = np.full((frames, tokens_per_grid), -1)
     number_TxS[:, 1:-1] = np.arange(frames * patches).reshape(frames, patches)
     number_L = number_TxS.ravel()
+    x_L, y_L = number_L[:-distance], number_L[distance:]
+    both = (x_L >= 0) & (y_L >= 0)
+    if not both.any():
+        return float('nan')
     now, later = (cells.reshape(sequences, -1, count) for cells in (now_SxTxPxK, later_SxTxPxK))
-    found = []
-    for distance in distances:
-        x_L, y_L = number_L[:-distance], number_L[distance:]
-        both = (x_L >= 0) & (y_L >= 0)
-        x_SxN, y_SxN = now[:, x_L[both]].reshape(sequences, -1), later[:, y_L[both]].reshape(sequences, -1)
-        found.append(mutual_information(x_SxN, y_SxN, colours).mean() if both.any() else np.nan)
-    return np.array(found)
+    x_SxN, y_SxN = now[:, x_L[both]].reshape(sequences, -1), later[:, y_L[both]].reshape(sequences, -1)
+    return mutual_information(x_SxN, y_SxN, colours).mean()
 
 
-def information_by_place(
-    now_SxTxYxX: np.ndarray,
-    later_SxTxYxX: np.ndarray,
-    colours: int,
-    frames_later: Sequence[int],
-    cells_aside: Sequence[int],
-) -> np.ndarray:
-    """Mean over sequences of the information between a cell and the one dt frames later and dx cells to its right.
-
-    Shape (dt, dx), on the torus. The second cell is taken from `later_SxTxYxX`, as in `information_by_tokens`; of an
-    array with itself, (0, 0) is the cells' entropy.
-    """
+def information_by_place(now_SxTxYxX: np.ndarray, later_SxTxYxX: np.ndarray, colours: int, dt: int, dx: int) -> float:
+    """As `information_by_tokens`, of a cell and the one dt frames later and dx cells to its right on the torus."""
     sequences, frames = now_SxTxYxX.shape[:2]
-
-    def at(dt: int, dx: int) -> float:
-        x, y = now_SxTxYxX[:, : frames - dt], np.roll(later_SxTxYxX[:, dt:], -dx, axis=3)
-        return mutual_information(x.reshape(sequences, -1), y.reshape(sequences, -1), colours).mean()
-
-    return np.array([[at(dt, dx) for dx in cells_aside] for dt in frames_later])
+    x, y = now_SxTxYxX[:, : frames - dt], np.roll(later_SxTxYxX[:, dt:], -dx, axis=3)
+    return mutual_information(x.reshape(sequences, -1), y.reshape(sequences, -1), colours).mean()
 
 
-def dead_share(frames_SxTxYxX: np.ndarray) -> float:
+def still_share(frames_SxTxYxX: np.ndarray) -> float:
     """Share of the trajectories in which nothing ever changes."""
     return float((frames_SxTxYxX == frames_SxTxYxX[:, :1]).all((1, 2, 3)).mean())

@@ -17,7 +17,7 @@ FRAME_MS, LAST_FRAME_MS = 160, 1200
 
 
 def gif(
-    blocks: Mapping[str, tuple[np.ndarray, np.ndarray]], colours: int, score: str, columns: int, theme: style.Theme
+    blocks: Mapping[str, tuple[np.ndarray, np.ndarray]], colours: int, note: str, columns: int, theme: style.Theme
 ) -> bytes:
     """Blocks of trajectories side by side, each with its score above: frames (R, T, Y, X) and scores (R), row by row.
 
@@ -38,7 +38,7 @@ def gif(
             y = TITLE + index // columns * (SIDE + LABEL + GAP) + LABEL
             figure.text(x / width, 1 - (y - 4) / height, f'{found:.2f}', fontsize=8, color=theme.muted)
             places.append((x, y, frames_TxYxX))
-    figure.text(MARGIN / width, 9 / height, f'above each: its {score}', fontsize=8, color=theme.muted)
+    figure.text(MARGIN / width, 9 / height, f'above each: {note}', fontsize=8, color=theme.muted)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     paper = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).quantize(GREYS, dither=Image.Dither.NONE)

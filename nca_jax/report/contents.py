@@ -109,25 +109,26 @@ def _nca_blocks(study: runs.Study) -> list[page.Block]:
 
 
 def _automata_blocks(run: runs.Run, suffix: str) -> list[page.Block]:
-    blocks: list[page.Block] = []
     path, found = run.folder / 'automata.npz', run.json('complexity.json')
+    if found is None:  # it is written last
+        return []
+    missing = [field for field in COMPLEXITY if field not in found]
+    if missing:
+        raise errors.UserError(f'{run.folder / "complexity.json"}: field {missing[0]!r} is missing')
+    for field in ('edges', 'counts', 'band'):
+        if not all(isinstance(number, int | float) for number in found[field]):
+            raise errors.UserError(f'{run.folder / "complexity.json"}: {field} must be numbers')
+    blocks: list[page.Block] = []
     if path.is_file():
-        arrays = _load(path)
+        arrays, score = _load(path), style.score_name(found['score'])
         caption = f'Nine rules of `{run.name}`, three a level, labelled with how complex their first frames are.'
-        values = arrays['frames'], arrays['ratios'], arrays['level'], int(arrays['colours'])
+        values = arrays['frames'], arrays['ratios'], arrays['level'], int(arrays['colours']), score
         blocks.append(_picture(f'automata{suffix}', caption, lambda theme: figures.automata(*values, theme)))
-    if found is not None:
-        missing = [field for field in COMPLEXITY if field not in found]
-        if missing:
-            raise errors.UserError(f'{run.folder / "complexity.json"}: field {missing[0]!r} is missing')
-        for field in ('edges', 'counts', 'band'):
-            if not all(isinstance(number, int | float) for number in found[field]):
-                raise errors.UserError(f'{run.folder / "complexity.json"}: {field} must be numbers')
-        caption = (
-            f'{found["candidates"]:,} random rules before filtering, by {score_in_words(found)}. Only rules within the '
-            'shaded band are used.'
-        )
-        blocks.append(_picture(f'complexity{suffix}', caption, lambda theme: figures.complexity(found, theme)))
+    caption = (
+        f'{found["candidates"]:,} random rules before filtering, by {score_in_words(found)}. Only rules within the '
+        'shaded band are used.'
+    )
+    blocks.append(_picture(f'complexity{suffix}', caption, lambda theme: figures.complexity(found, theme)))
     return blocks
 
 

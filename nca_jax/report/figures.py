@@ -92,21 +92,29 @@ def _curves(axes: Axes) -> list:
 
 
 def automata(
-    frames_RxTxYxX: np.ndarray, ratios_R: np.ndarray, levels_R: np.ndarray, colours: int, theme: style.Theme
+    frames_RxTxYxX: np.ndarray,
+    scores_R: np.ndarray,
+    levels_R: np.ndarray,
+    colours: int,
+    score: str,
+    theme: style.Theme,
 ) -> Figure:
-    """Film strips of rules in blocks of low, medium and high gzip ratio."""
+    """Film strips of rules in blocks of low, medium and high complexity; `score` names what was measured."""
     blocks = {}
     for level in ('low', 'medium', 'high'):
         rows = np.flatnonzero(levels_R == level)
-        rows = rows[np.argsort(ratios_R[rows])]
-        blocks[f'{level} complexity'] = frames_RxTxYxX[rows], ratios_R[rows]
-    return film_strips(blocks, colours, 'gzip ratio', theme)
+        rows = rows[np.argsort(scores_R[rows])]
+        blocks[f'{level} complexity'] = frames_RxTxYxX[rows], scores_R[rows]
+    return film_strips(blocks, colours, score, theme)
 
 
 def film_strips(
-    blocks: Mapping[str, tuple[np.ndarray, np.ndarray]], colours: int, score: str, theme: style.Theme
+    blocks: Mapping[str, tuple[np.ndarray, np.ndarray]], colours: int, note: str, theme: style.Theme
 ) -> Figure:
-    """A film strip a rule, its first frames in time: blocks of frames (R, T, Y, X) and scores (R), in their order."""
+    """A film strip a rule, its first frames in time: blocks of frames (R, T, Y, X) and scores (R), in their order.
+
+    `note` says what the scores are.
+    """
     palette = style.cell_colours(colours)
     count = min(10, *(frames.shape[1] for frames, _ in blocks.values()))
     left, size, gap, space = 0.8, 0.74, 0.05, 0.22  # inches
@@ -124,8 +132,8 @@ def film_strips(
             axes.axis('off')
             figure.text(0.1 / width, (y + size / 2) / height, f'{found:.2f}', va='center', fontsize=11)
         y -= space
-    figure.text(0.1 / width, 0.1 / height, score, color=theme.muted, fontsize=8)
-    figure.text(left / width, 0.1 / height, 'successive frames →', color=theme.muted, fontsize=8)
+    figure.text(0.1 / width, 0.1 / height, note, color=theme.muted, fontsize=8)
+    figure.text(1 - gap / width, 1 - 0.21 / height, 'successive frames →', ha='right', color=theme.muted, fontsize=8)
     return figure
 
 
@@ -144,7 +152,7 @@ def _strip(frames_TxYxX3: np.ndarray, gap: float) -> np.ndarray:
 
 
 def complexity(found: Mapping[str, Any], theme: style.Theme) -> Figure:
-    """Histogram of the gzip ratio of random rules, unfiltered, with the accepted band."""
+    """Histogram of the scores of random rules, unfiltered, with the accepted band."""
     edges, counts = np.asarray(found['edges'], float), np.asarray(found['counts'], float)
     used = min(len(counts), 3 + max(np.flatnonzero(counts), default=0))  # empty bins beyond say nothing
     edges, counts = edges[: used + 1], counts[:used]
@@ -159,7 +167,7 @@ def complexity(found: Mapping[str, Any], theme: style.Theme) -> Figure:
     axes.axvspan(max(low, edges[0]), min(high, edges[-1]), color=style.ARMS[2], alpha=0.13, linewidth=0)
     axes.bar(edges[:-1], shares, np.diff(edges), align='edge', color=shades, edgecolor=theme.paper, linewidth=0.8)
     top = 1.22 * max(shares.max(), 1e-9)
-    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, top), ylabel='% of rules', xlabel=f'{found["score"]} ratio')
+    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, top), ylabel='% of rules', xlabel=style.score_name(found['score']))
     axes.grid(visible=False, axis='x')
     middle = (max(low, edges[0]) + min(high, edges[-1])) / 2
     note = f'accepted {low:g} to {high:g}\n{found["accepted"]:,} of {found["candidates"]:,}'

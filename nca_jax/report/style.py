@@ -29,6 +29,11 @@ LIGHT = Theme(ink='#1f2328', muted='#6b7280', paper='#ffffff', rule='#e5e7eb')
 DARK = Theme(ink='#e6e6e6', muted='#9ca3af', paper='#16181c', rule='#30343b')
 
 
+def score_name(measure: str) -> str:
+    """What a measure of complexity gives, for labels."""
+    return 'change rate' if measure == 'change_rate' else f'{measure} ratio'
+
+
 def settings(theme: Theme) -> dict:
     """Matplotlib's settings for a theme; use inside `matplotlib.rc_context`."""
     return {
@@ -109,9 +114,11 @@ def spread(positions: Sequence[float], gap: float) -> list[float]:
 
 def label_ends(axes: matplotlib.axes.Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """Writes (y, text, colour) labels just right of the axes at their curves' ends; call when limits are final."""
-    low, high = axes.get_ylim()
+    scale = axes.yaxis.get_transform()
+    low, high = scale.transform(np.array(axes.get_ylim()))
     height = axes.get_figure().get_size_inches()[1] * axes.get_position().height
-    positions = spread([y for y, _, _ in ends], gap=abs(high - low) * 0.16 / height)
+    ys = scale.transform(np.array([y for y, _, _ in ends]))
+    positions = scale.inverted().transform(spread(ys, gap=abs(high - low) * 0.16 / height))
     for y, (_, text, colour) in zip(positions, ends, strict=True):
         place = axes.get_yaxis_transform()
         axes.text(1.015, y, text, color=colour, transform=place, va='center', fontsize=9, fontweight='bold')
