@@ -1,1 +1,1 @@
-"""Text: corpora, tokenizer, token shards and the windows that train on them."""
+"""Every source of batches but automata: text (corpora, tokenizer, shards, windows), Dyck, controls."""
