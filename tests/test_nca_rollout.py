@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
 
 import jax
@@ -168,6 +169,15 @@ def test_impossible_colours_are_never_drawn():
     for hot in range(4):
         counts = draws(np.eye(4)[hot], 1e-4, 'inverse_cdf')
         assert counts[hot] == counts.sum()
+
+
+@pytest.mark.parametrize('sampler', ['inverse_cdf', 'gumbel'])
+def test_every_update_has_random_numbers_of_its_own(sampler):
+    hot = dataclasses.replace(SPEC, height=60, width=50, temperature=1e6, sampler=sampler)  # every colour alike
+    trajectory = rollout.RolloutSpec(hot, burn_in=1, stride=1, frames=4)
+    frames_TxYxX = rollout.rollout(trajectory, random_weights(hot, 0), jax.random.key(0))
+    for one, other in itertools.combinations(np.asarray(frames_TxYxX), 2):
+        assert stats.binomtest(int((one == other).sum()), one.size, 1 / 3).pvalue > 1e-4
 
 
 def test_starts_are_uniform_or_from_one_softmax_per_trajectory():
