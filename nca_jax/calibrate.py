@@ -33,6 +33,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from tokenizers import Tokenizer
 
 from nca_jax import command
 from nca_jax.command import Result
@@ -74,14 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def calibrate(config: Config, args: argparse.Namespace, progress: Progress) -> Result:
     """Measures texts and rules."""
     data, seed, start = config.data, config.seed, time.perf_counter()
-    measure, usable = data.complexity.measure, ', '.join(complexity.COMPRESSORS)
-    named = f'must be one of {usable}: text has no cells that could change'
-    check(measure in complexity.COMPRESSORS, 'config.data.complexity.measure', measure, named)
-    for flag in ('rules', 'windows'):
-        check(getattr(args, flag) >= LEAST, f'--{flag}', getattr(args, flag), f'must be at least {LEAST}')
-    bpe = tokenizer.load(args.tokenizer) if args.tokenizer else None
-    size, width = bpe.get_vocab_size() if bpe else 0, data.complexity.bytes_per_token
-    check(size <= 256**width, 'config.data.complexity.bytes_per_token', width, f'enough for {size} tokens')
+    bpe = check_input(data, args)
 
     def told(stage: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(stage, done, total)
@@ -125,6 +119,19 @@ def calibrate(config: Config, args: argparse.Namespace, progress: Progress) -> R
     with matplotlib.rc_context(style.settings(style.LIGHT)):
         picture = style.png(calibration.calibration(scores_R, on_scale, record, style.LIGHT))
     return Result(record, {'calibration.png': picture}, calibration.tables(record))
+
+
+def check_input(data: NCAConfig, args: argparse.Namespace) -> Tokenizer | None:
+    """The tokenizer, if one is named. Raises UserError for what can't be measured."""
+    measure, usable = data.complexity.measure, ', '.join(complexity.COMPRESSORS)
+    named = f'must be one of {usable}: text has no cells that could change'
+    check(measure in complexity.COMPRESSORS, 'config.data.complexity.measure', measure, named)
+    for flag in ('rules', 'windows'):
+        check(getattr(args, flag) >= LEAST, f'--{flag}', getattr(args, flag), f'must be at least {LEAST}')
+    bpe = tokenizer.load(args.tokenizer) if args.tokenizer else None
+    size, width = bpe.get_vocab_size() if bpe else 0, data.complexity.bytes_per_token
+    check(size <= 256**width, 'config.data.complexity.bytes_per_token', width, f'enough for {size} tokens')
+    return bpe
 
 
 def summary(scores: np.ndarray) -> dict[str, Any]:
