@@ -34,22 +34,4 @@ def get_config(arg: str = '') -> ConfigDict:
     smoke."""
     words = common.words(arg, source='dyck', size='400m', recipe='paper', seed=0, smoke=False)
     stage, data = common.choose(SOURCES, words.source, 'source')
-    release = common.is_release(words.recipe)
-    model = common.model(words.size, length=1024, dropout=0.1)
-    model.update({'tied': not release, 'head_bias': release})
-    optimizer, train = common.first_stage(words.recipe)
-    config = common.experiment(
-        name='baselines',
-        arm=words.source,
-        stage=stage,
-        seed=words.seed,
-        smoke=words.smoke,
-        data=ConfigDict(data),
-        model=model,
-        optimizer=optimizer,
-        train=train,
-        eval={'batch': 32, 'batches': 16},
-    )
-    if words.smoke:
-        common.shrink(config)
-    return config
+    return common.pre_pretraining('baselines', words.source, stage, ConfigDict(data), words)

@@ -228,6 +228,29 @@ def experiment(**blocks: Any) -> ConfigDict:
     return ConfigDict({**common, **blocks}).lock()
 
 
+def pre_pretraining(name: str, arm: str, stage: str, data: ConfigDict, words: ConfigDict) -> ConfigDict:
+    """An experiment of the first stage, by the words size, recipe, seed and smoke: only its data differ."""
+    release = is_release(words.recipe)
+    llama = model(words.size, length=1024, dropout=0.1)
+    llama.update({'tied': not release, 'head_bias': release})
+    optimizer, train = first_stage(words.recipe)
+    config = experiment(
+        name=name,
+        arm=arm,
+        stage=stage,
+        seed=words.seed,
+        smoke=words.smoke,
+        data=data,
+        model=llama,
+        optimizer=optimizer,
+        train=train,
+        eval={'batch': 32, 'batches': 16},
+    )
+    if words.smoke:
+        shrink(config)
+    return config
+
+
 def shrink(config: ConfigDict) -> None:
     """`smoke`: the same code paths at a size that says nothing, in seconds on a CPU."""
     config.model.update({'layers': 2, 'width': 32, 'heads': 2, 'ffn': 64, 'length': 64, 'remat': True, 'unroll': 1})

@@ -47,25 +47,8 @@ def get_config(arg: str = '') -> ConfigDict:
         seed=0,
         smoke=False,
     )
-    release = common.is_release(words.recipe)
-    model = common.model(words.size, length=1024, dropout=0.1)
-    model.update({'tied': not release, 'head_bias': release})
-    optimizer, train = common.first_stage(words.recipe)
-    config = common.experiment(
-        name='nca_pretrain',
-        arm=' '.join(['nca', *(word for word in (words.family, words.rules, words.shuffle) if word not in PLAIN)]),
-        stage='nca',
-        seed=words.seed,
-        smoke=words.smoke,
-        data=automata(words),
-        model=model,
-        optimizer=optimizer,
-        train=train,
-        eval={'batch': 32, 'batches': 16},
-    )
-    if words.smoke:
-        common.shrink(config)
-    return config
+    arm = ' '.join(['nca', *(word for word in (words.family, words.rules, words.shuffle) if word not in PLAIN)])
+    return common.pre_pretraining('nca_pretrain', arm, 'nca', automata(words), words)
 
 
 def automata(words: ConfigDict) -> ConfigDict:
