@@ -30,8 +30,9 @@ SOURCES = {
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """Words: source (dyck, shuffle_dyck, copy, noise), size, recipe (paper or release, where they differ), seed,
-    smoke."""
-    words = common.words(arg, source='dyck', size='400m', recipe='paper', seed=0, smoke=False)
+    """Words: source (dyck, shuffle_dyck, copy, noise), size, recipe (paper or release, where they differ), optimizer
+    (adam, adamw or muon; without one the published, which is adam), seed, smoke."""
+    words = common.words(arg, source='dyck', size='400m', recipe='paper', optimizer='', seed=0, smoke=False)
     stage, data = common.choose(SOURCES, words.source, 'source')
-    return common.pre_pretraining('baselines', words.source, stage, ConfigDict(data), words)
+    arm = f'{words.source} {words.optimizer}'.strip()
+    return common.pre_pretraining('baselines', arm, stage, ConfigDict(data), words)

@@ -77,15 +77,18 @@ def model(size: str, *, length: int, dropout: float) -> ConfigDict:
             'tied': False,
             'head_bias': False,
             'init': {'std': 0.02, 'residual': 'flat', 'table_std': 0.02, 'head': 'uniform'},
-            'remat': True,
+            'remat': 'full',
             'unroll': 1,
+            'attention': 'einsum',
+            'loss_chunks': 1,
             'dtype': 'bfloat16',
+            'param_dtype': 'float32',
         }
     )
 
 
 def adamw(lr: float, *, warmup: str, horizon: str, final: float = 0.0, weight_decay: float = 0.0) -> ConfigDict:
-    """The paper's AdamW: clip 1.0 on the mean gradient, cosine."""
+    """The paper's AdamW, cosine. `name` 'muon' changes the rule alone: at this RMS the learning rate may stay."""
     return ConfigDict(
         {
             'name': 'adamw',
@@ -97,7 +100,12 @@ def adamw(lr: float, *, warmup: str, horizon: str, final: float = 0.0, weight_de
             'decay': ('.*',),
             'clip': config_dict.placeholder(float),
             'clip_on': 'mean',
-            'schedule': {'warmup': warmup, 'horizon': horizon, 'final': final},
+            'schedule': {'kind': 'cosine', 'warmup': warmup, 'horizon': horizon, 'final': final, 'decay': '20%'},
+            'state_dtype': 'float32',
+            'ema': config_dict.placeholder(float),
+            'lr_scale': (),
+            'frozen': (),
+            'muon': {'beta': 0.95, 'steps': 5, 'adam_lr': 1.0, 'consistent_rms': 0.2},
         }
     )
 
@@ -198,8 +206,8 @@ def loop(*, batch: int, stop: str, keep: tuple[str, ...] = (), every: str = '250
 
 
 def init_from(run: str, plan: tuple, step: int | None = None) -> ConfigDict:
-    """The parent run's folder, its step (None: the newest) and what is carried."""
-    block = ConfigDict({'run': run, 'step': config_dict.placeholder(int), 'plan': plan})
+    """The parent run's folder, its step (None: the newest), which of its weights ('params' or 'ema'), what of them."""
+    block = ConfigDict({'run': run, 'step': config_dict.placeholder(int), 'weights': 'params', 'plan': plan})
     block.step = step
     return block
 
@@ -223,8 +231,12 @@ def transfer_plan(transfer: str, writers: float, tables: tuple = FRESH_TABLES) -
 
 
 def experiment(**blocks: Any) -> ConfigDict:
-    """A locked experiment with the fields that every run has. One mesh axis takes all devices: data parallelism."""
-    common = {'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1}, 'init_from': None}
+    """A locked experiment with the fields that every run has. One mesh axis takes all devices: data parallelism.
+
+    `profile` names the updates to trace ('10-12'), `track` where the run is shown besides TensorBoard ('wandb').
+    """
+    mesh = {'data': -1, 'fsdp': 1, 'tensor': 1, 'shard_optimizer': False}
+    common = {'mesh': mesh, 'profile': '', 'track': '', 'init_from': None}
     return ConfigDict({**common, **blocks}).lock()
 
 
@@ -234,6 +246,7 @@ def pre_pretraining(name: str, arm: str, stage: str, data: ConfigDict, words: Co
     llama = model(words.size, length=1024, dropout=0.1)
     llama.update({'tied': not release, 'head_bias': release})
     optimizer, train = first_stage(words.recipe)
+    optimizer.name = words.optimizer or optimizer.name
     config = experiment(
         name=name,
         arm=arm,
@@ -253,7 +266,7 @@ def pre_pretraining(name: str, arm: str, stage: str, data: ConfigDict, words: Co
 
 def shrink(config: ConfigDict) -> None:
     """`smoke`: the same code paths at a size that says nothing, in seconds on a CPU."""
-    config.model.update({'layers': 2, 'width': 32, 'heads': 2, 'ffn': 64, 'length': 64, 'remat': True, 'unroll': 1})
+    config.model.update({'layers': 2, 'width': 32, 'heads': 2, 'ffn': 64, 'length': 64, 'remat': 'full', 'unroll': 1})
     config.model.dtype = 'float32'
     config.train.update({'batch': 8, 'accumulate': 1, 'stop': '6 steps', 'keep': ()})
     config.train.update({'log_every': '1 steps', 'eval_every': '3 steps', 'save_every': '3 steps'})

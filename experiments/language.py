@@ -38,7 +38,8 @@ PARENTS = {'nca': True, 'dyck': True, 'copy': True, 'noise': True, 'text': False
 def get_config(arg: str = '') -> ConfigDict:
     """Words: size, corpus, path, field, tokenizer, tokens (164M or 1.6B, of c4), parent (the folder of a run; none is
     scratch), parent_stage (nca, dyck, copy, noise, or text for a run of this file), transfer, writers, arm (the name
-    that reports group seeds under, where the usual one wouldn't tell parents apart), recipe, seed, smoke."""
+    that reports group seeds under, where the usual one wouldn't tell parents apart), recipe, optimizer
+    (adamw, adam or muon; without one the published), seed, smoke."""
     words = common.words(
         arg,
         size='400m',
@@ -53,6 +54,7 @@ def get_config(arg: str = '') -> ConfigDict:
         writers=1.0,
         arm='',
         recipe='paper',
+        optimizer='',
         seed=0,
         smoke=False,
     )
@@ -75,6 +77,7 @@ def get_config(arg: str = '') -> ConfigDict:
         optimizer.update({'clip': 1.0, 'clip_on': 'sum' if release else 'mean'})
         train = common.loop(batch=512, stop=length)
         train.accumulate = 32
+    optimizer.name = words.optimizer or optimizer.name
     tables = common.FRESH_TIED_TABLE
     if release:
         tables = common.FRESH_TABLES_DROP_BIAS if biased else common.FRESH_TABLES
@@ -82,6 +85,7 @@ def get_config(arg: str = '') -> ConfigDict:
     arm = 'scratch' if stage else f'C4 {words.tokens or "164M"}'
     if words.parent:
         arm = f'{words.parent_stage} {words.transfer} x{words.writers:g}'
+    arm = f'{arm} {words.optimizer}'.strip()
     config = common.experiment(
         name='language',
         arm=words.arm or arm,

@@ -29,13 +29,14 @@ PLAIN = ('random', 'none', '')  # words that an arm's name leaves out
 def get_config(arg: str = '') -> ConfigDict:
     """Words: size, band (20-30, 30-40, 40-50, 50+, or quantiles like q50-100; without one 50+ for the paper's 144
     cells of ten colours in 2 x 2 patches scored by gzip, and the upper half for all others), recipe (paper or release,
-    where they differ), colours, patch, height, width, measure, family, rules (fresh, once, fixed), shuffle, seed,
-    smoke."""
+    where they differ), optimizer (adam, adamw or muon; without one the published, which is adam), colours, patch,
+    height, width, measure, family, rules (fresh, once, fixed), shuffle, seed, smoke."""
     words = common.words(
         arg,
         size='400m',
         band='',
         recipe='paper',
+        optimizer='',
         colours=0,
         patch=2,
         height=12,
@@ -47,7 +48,8 @@ def get_config(arg: str = '') -> ConfigDict:
         seed=0,
         smoke=False,
     )
-    arm = ' '.join(['nca', *(word for word in (words.family, words.rules, words.shuffle) if word not in PLAIN)])
+    apart = (words.family, words.rules, words.shuffle, words.optimizer)
+    arm = ' '.join(['nca', *(word for word in apart if word not in PLAIN)])
     return common.pre_pretraining('nca_pretrain', arm, 'nca', automata(words), words)
 
 

@@ -44,7 +44,7 @@ def get_config(arg: str = '') -> ConfigDict:
 def model(table_std: float) -> ConfigDict:
     """1.3M parameters: small enough for a core, large enough to infer a rule in context."""
     config = common.model('tiny', length=256, dropout=0.0)
-    config.update({'layers': 4, 'width': 128, 'heads': 4, 'ffn': 512, 'remat': False, 'unroll': 4, 'dtype': 'float32'})
+    config.update({'layers': 4, 'width': 128, 'heads': 4, 'ffn': 512, 'remat': 'none', 'unroll': 4, 'dtype': 'float32'})
     config.init.update({'residual': 'scaled', 'table_std': table_std, 'head': 'normal'})
     return config
 

@@ -18,32 +18,45 @@ from nca_jax.evals.config import EvalConfig
 from nca_jax.mesh import MeshConfig
 from nca_jax.model.config import ModelConfig
 from nca_jax.nca.config import NCAConfig
+from nca_jax.train import profiler
 from nca_jax.train.loop import LoopConfig
 from nca_jax.train.optimizer import OptimizerConfig
+from nca_jax.train.tracking import TRACKERS
 
 # What `data` is in each stage.
 DATA = {'nca': NCAConfig, 'text': TextConfig, 'dyck': DyckConfig, 'copy': CopyConfig, 'noise': NoiseConfig}
 
 # What an identity leaves out: where things lie on this machine. What they hold is in the manifest, by hash.
 PATHS = ('data.path', 'data.cache', 'data.tokenizer', 'init_from.run')
+# And what changes no result: a run may go on with other devices, and watched in another way.
+HOW_IT_RUNS = ('mesh', 'profile', 'track')
 
 
 @dataclasses.dataclass(frozen=True)
 class InitFrom:
-    """The parent run: its folder, the step (None: its newest) and the plan, leaf by leaf (see checkpoint.graft)."""
+    """The parent run: its folder, the step (None: its newest) and the plan, leaf by leaf (see checkpoint.graft).
+
+    weights: what is carried, the parent's 'params' or its 'ema', the average that optimizer.ema keeps.
+    """
 
     run: str
     step: int | None
+    weights: str
     plan: tuple
 
     def __post_init__(self):
         check(bool(self.run), 'run', self.run, 'must be the folder of the parent run')
+        check(self.weights in ('params', 'ema'), 'weights', self.weights, "must be 'params' or 'ema'")
         graft.parse(self.plan)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run. stage says what `data` is; arm is the name that reports group seeds under."""
+    """One run. stage says what `data` is; arm is the name that reports group seeds under.
+
+    profile: the updates of which a trace is written ('10-12'), '' for none. track: 'wandb' shows the run in Weights &
+    Biases too, '' doesn't.
+    """
 
     name: str
     arm: str
@@ -56,10 +69,14 @@ class Config:
     train: LoopConfig
     eval: EvalConfig
     mesh: MeshConfig
+    profile: str
+    track: str
     init_from: InitFrom | None
 
     def __post_init__(self):
         check(0 <= self.seed < 2**32, 'seed', self.seed, 'must be in 0..2^32 - 1')
+        profiler.updates(self.profile)
+        check(self.track in TRACKERS, 'track', self.track, 'must be one of ' + ', '.join(map(repr, TRACKERS)))
         batch, accumulate = self.train.batch, self.train.accumulate
         check(batch % accumulate == 0, 'train.accumulate', accumulate, f'must divide train.batch = {batch}')
 
@@ -83,8 +100,8 @@ def to_dict(config: Config) -> dict:
 
 
 def identity(config: Config, parent: dict | None) -> str:
-    """sha256 of the config without paths; the parent's identity and step stand in place of its folder."""
-    content = to_dict(config)
+    """sha256 of the config without PATHS and HOW_IT_RUNS; the parent's identity and step stand for its folder."""
+    content = {name: value for name, value in to_dict(config).items() if name not in HOW_IT_RUNS}
     for path in PATHS:
         block, field = path.split('.')
         if content[block] is not None and field in content[block]:

@@ -30,10 +30,12 @@ from nca_jax.checkpoint.manifest import environment
 from nca_jax.checkpoint.store import Store
 from nca_jax.config import Config
 from nca_jax.errors import UserError
+from nca_jax.model.config import step_flops
 from nca_jax.nca.examples import write_examples
 from nca_jax.progress import bars
-from nca_jax.train import loop
+from nca_jax.train import loop, tracking
 from nca_jax.train.metrics import MetricWriter
+from nca_jax.train.profiler import Profiler, updates
 
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'An experiment, e.g. experiments/nca_pretrain.py:size=10m,smoke; --config.a.b=c changes one field.'
@@ -89,6 +91,7 @@ def train_from_flags(argv: list[str]) -> None:
 def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> None:
     """One run in one folder, from wherever it stands to its end."""
     start = time.perf_counter()
+    tracking.check_installed(config.track)
     mesh = meshes.make_mesh(config.mesh)
     run.check_fit(config, mesh)
     parent = run.parent_manifest(config.init_from)
@@ -105,9 +108,10 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
             write_record(folder, about)
             if config.stage == 'nca':
                 write_examples(config.data, config.seed, folder)
-            writer = MetricWriter(
-                folder, int(state.step), program.plan.stop, f'{config.name}/{config.arm}/{config.seed}'
-            )
+            title = f'{config.name}/{config.arm}/{config.seed}'
+            tracker = tracking.make_tracker(config.track, about, folder, print)
+            writer = MetricWriter(folder, int(state.step), program.plan.stop, title, tracker)
+            profiler = Profiler(updates(config.profile), folder / 'profile', print)
             try:
                 loop.train(
                     state,
@@ -116,13 +120,16 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
                     stream=program.stream,
                     evaluators=program.evaluators,
                     schedule=program.schedule,
+                    flops=step_flops(config.model, program.vocab, config.train.batch),
                     store=store,
                     manifest=lambda step: about | {'tokens': step * program.plan.tokens_per_step},
                     writer=writer,
+                    profiler=profiler,
                     preemption=preemption,
                     before={'prepare': time.perf_counter() - start - data_seconds, 'data': data_seconds},
                 )
             finally:
+                profiler.close()
                 writer.close()
 
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
-import numpy as np
 
 from nca_jax import trees
+from nca_jax.batch import VOCAB_MULTIPLE
 from nca_jax.errors import UserError, check
 
 AXES = ('data', 'fsdp', 'tensor')
@@ -31,16 +32,23 @@ LARGE_LEAF_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis. `data = -1` takes all that the other two leave; one device is the 1 x 1 x 1 case."""
+    """Devices along each axis. `data = -1` takes all that the other two leave; one device is the 1 x 1 x 1 case.
+
+    shard_optimizer splits the optimizer's state over `data` as well, where parameters are whole: each device then
+    updates its piece and gathers the rest.
+    """
 
     data: int
     fsdp: int
     tensor: int
+    shard_optimizer: bool = False
 
     def __post_init__(self):
         check(self.data > 0 or self.data == -1, 'data', self.data, 'must be positive, or -1 for all that are left')
         check(self.fsdp > 0, 'fsdp', self.fsdp, 'must be positive')
         check(self.tensor > 0, 'tensor', self.tensor, 'must be positive')
+        whole = f'must divide {VOCAB_MULTIPLE}, of which every vocabulary is padded to a multiple'
+        check(VOCAB_MULTIPLE % self.tensor == 0, 'tensor', self.tensor, whole)
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -70,6 +78,13 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> ja
 def use(mesh: jax.sharding.Mesh) -> Iterator[None]:
     """Traces inside it resolve the model's logical constraints on this mesh."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield
+
+
+@contextlib.contextmanager
+def within_replicas() -> Iterator[None]:
+    """What is mapped over `data` already, with that as its spmd_axis_name, has its rows split over fsdp alone."""
+    with nn.logical_axis_rules([(name, 'fsdp' if name == 'batch' else axis) for name, axis in RULES]):
         yield
 
 
@@ -106,7 +121,7 @@ def param_shardings(mesh: jax.sharding.Mesh, logical_axes: dict, abstract_params
                 raise UserError(
                     f'{path}: axis of size {size} is not divisible by mesh axis {axis} = {mesh.shape[axis]}'
                 )
-        pieces = int(np.prod([mesh.shape[axis] for axis in used]))
+        pieces = math.prod(mesh.shape[axis] for axis in used)
         whole = leaf.size * leaf.dtype.itemsize
         if mesh.shape['fsdp'] * mesh.shape['tensor'] > 1 and pieces == 1 and whole > LARGE_LEAF_BYTES:
             raise UserError(
@@ -116,12 +131,29 @@ def param_shardings(mesh: jax.sharding.Mesh, logical_axes: dict, abstract_params
     return trees.map_with_path(lambda path, _: shardings[path], abstract_params)
 
 
-def state_shardings(mesh: jax.sharding.Mesh, abstract_state, params_shardings: dict):
-    """Shardings of a whole train state: moments follow their parameter (same path ending), scalars are replicated."""
+def optimizer_shardings(mesh: jax.sharding.Mesh, abstract_params: dict, params_shardings: dict) -> dict:
+    """For a parameter's moments: split as it is, and besides over `data` along the first axis that divides."""
+
+    def also_over_data(path: str, leaf) -> jax.sharding.NamedSharding:
+        axes = [axis or () for axis in (*by_path[path].spec, *(None,) * leaf.ndim)][: leaf.ndim]
+        axes = [(axis,) if isinstance(axis, str) else axis for axis in axes]
+        for i, size in enumerate(leaf.shape):
+            more = (*axes[i], 'data')
+            if size % math.prod(mesh.shape[axis] for axis in more) == 0:
+                return jax.NamedSharding(mesh, jax.P(*axes[:i], more, *axes[i + 1 :]))
+        return by_path[path]
+
     by_path = trees.flatten(params_shardings)
+    return trees.map_with_path(also_over_data, abstract_params)
+
+
+def state_shardings(mesh: jax.sharding.Mesh, abstract_state, params_shardings: dict, moments_shardings: dict):
+    """Shardings of a whole train state: moments follow their parameter (same path ending), scalars are replicated."""
+    by_path = {'params': trees.flatten(params_shardings), 'opt_state': trees.flatten(moments_shardings)}
 
     def sharding_of(path: str, leaf) -> jax.sharding.NamedSharding:
-        parameter = next((name for name in by_path if path == name or path.endswith('/' + name)), None)
-        return replicated(mesh) if parameter is None or leaf.ndim == 0 else by_path[parameter]
+        known = by_path['opt_state' if path.startswith('opt_state/') else 'params']
+        parameter = next((name for name in known if path == name or path.endswith('/' + name)), None)
+        return replicated(mesh) if parameter is None or leaf.ndim == 0 else known[parameter]
 
     return trees.map_with_path(sharding_of, abstract_state)

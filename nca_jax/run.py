@@ -18,11 +18,11 @@ from nca_jax.config import Config, InitFrom
 from nca_jax.errors import UserError, check
 from nca_jax.model import transformer
 from nca_jax.progress import Progress, silent
-from nca_jax.train import loop
+from nca_jax.train import loop, profiler
 from nca_jax.train.duration import to_steps
-from nca_jax.train.optimizer import make_optimizer, make_schedule
-from nca_jax.train.state import TrainState, init_state
-from nca_jax.train.step import make_sum_loss, make_train_step
+from nca_jax.train.optimizer import check_paths, make_optimizer, make_schedule
+from nca_jax.train.state import TrainState, first_average, init_state
+from nca_jax.train.step import hold, make_sum_loss, make_train_step
 
 Say = Callable[[str], None]
 
@@ -52,45 +52,56 @@ def build(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progres
     check_fit(config, mesh)
     data = stages.prepare_data(config, mesh, folder, progress)
     tokens_per_step = config.train.batch * config.model.length
-    optimizer = make_optimizer(config.optimizer, tokens_per_step)
-
-    def initialise() -> TrainState:
-        return init_state(transformer.init_params(config.model, data.vocab, keys.key(config.seed, 'init')), optimizer)
-
-    shapes = jax.eval_shape(initialise)
-    for pattern in config.optimizer.decay:
-        matched = any(trees.matches(path, [pattern]) for path in trees.flatten(shapes.params))
-        check(matched, 'config.optimizer.decay', pattern, 'must match the whole path of a parameter')
-    logical_axes = transformer.logical_axes(config.model, data.vocab)
-    shardings = meshes.state_shardings(mesh, shapes, meshes.param_shardings(mesh, logical_axes, shapes.params))
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    step = make_train_step(
-        make_sum_loss(config.model, data.vocab),
-        optimizer,
-        seed=config.seed,
-        dropout=config.model.dropout > 0,
-        accumulate=config.train.accumulate,
-        gradient_scale=float(config.train.accumulate) if config.optimizer.clip_on == 'sum' else 1.0,
-    )
-    batch_sharding, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
+    abstract, init, train_step = make_update(config, mesh, data.vocab)
     return Program(
         config=config,
         mesh=mesh,
         vocab=data.vocab,
         plan=_plan(config, tokens_per_step),
         abstract=abstract,
-        init=jax.jit(initialise, out_shardings=shardings),
-        train_step=jax.jit(
-            step,
-            in_shardings=(shardings, batch_sharding),
-            out_shardings=(shardings, whole),
-            donate_argnums=0,
-        ),
+        init=init,
+        train_step=train_step,
         stream=data.stream,
         evaluators=data.evaluators,
         schedule=make_schedule(config.optimizer, tokens_per_step),
         data=data.hashes,
     )
+
+
+def make_update(config: Config, mesh: jax.sharding.Mesh, vocab: Vocab) -> tuple[TrainState, Callable, Callable]:
+    """(abstract state, init, train_step) of a Program: what takes no data, so that it also compiles ahead of time."""
+    optimizer = make_optimizer(config.optimizer, config.train.batch * config.model.length)
+
+    def initialise() -> TrainState:
+        params = transformer.init_params(config.model, vocab, keys.key(config.seed, 'init'))
+        return init_state(params, optimizer, average=config.optimizer.ema is not None)
+
+    shapes = jax.eval_shape(initialise)
+    logical_axes = transformer.logical_axes(config.model, vocab)
+    of_params = of_moments = meshes.param_shardings(mesh, logical_axes, shapes.params)
+    if config.mesh.shard_optimizer:
+        of_moments = meshes.optimizer_shardings(mesh, shapes.params, of_params)
+    shardings = meshes.state_shardings(mesh, shapes, of_params, of_moments)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    step = make_train_step(
+        hold(make_sum_loss(config.model, vocab), config.optimizer.frozen),
+        optimizer,
+        seed=config.seed,
+        dropout=config.model.dropout > 0,
+        accumulate=config.train.accumulate,
+        gradient_scale=float(config.train.accumulate) if config.optimizer.clip_on == 'sum' else 1.0,
+        replicas=mesh.shape['data'],
+        gradient_shardings=of_moments if config.mesh.shard_optimizer else None,
+        ema=config.optimizer.ema,
+    )
+    batch_sharding, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
+    train_step = jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding),
+        out_shardings=(shardings, whole),
+        donate_argnums=0,
+    )
+    return abstract, jax.jit(initialise, out_shardings=shardings), train_step
 
 
 def check_fit(config: Config, mesh: jax.sharding.Mesh) -> None:
@@ -114,9 +125,15 @@ def check_fit(config: Config, mesh: jax.sharding.Mesh) -> None:
         config.model.width,
         f'must be a multiple of mesh.fsdp = {mesh.shape["fsdp"]}',
     )
+    platform = mesh.devices.flat[0].platform
+    backends = ('einsum', *{'gpu': ('cudnn',), 'tpu': ('splash',)}.get(platform, ()))
+    allowed = f'must be one of those that a {platform} has: {", ".join(backends)}'
+    check(config.model.attention in backends, 'config.model.attention', config.model.attention, allowed)
     tokens_per_step = config.train.batch * config.model.length
     _plan(config, tokens_per_step)
     make_schedule(config.optimizer, tokens_per_step)
+    if config.optimizer.names_leaves:
+        check_paths(config.optimizer, trees.flatten(transformer.abstract_params(config.model, Vocab(1))))
 
 
 def start(program: Program, store: Store, parent: dict | None, say: Say = print) -> tuple[TrainState, dict | None]:
@@ -135,6 +152,9 @@ def start(program: Program, store: Store, parent: dict | None, say: Say = print)
     if parent is None:
         return state, None
     params, lineage = carry(program, state.params, parent, say)
+    if state.ema is not None:  # it begins at the carried weights
+        layout = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.ema)
+        state = state.replace(ema=jax.jit(first_average, out_shardings=layout)(params))
     return state.replace(params=params), lineage
 
 
@@ -143,14 +163,17 @@ def carry(program: Program, fresh: dict, parent: dict, say: Say = print) -> tupl
     init_from = program.config.init_from
     plan = graft.parse(init_from.plan)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.params)
-    saved = saved_params(parent, shardings)
-    resolved = graft.resolve(plan, saved, program.abstract.params, parent['vocab_size'], program.vocab.size)
-    source, _ = restore_params(checkpoints(init_from.run), parent['step'], graft.wanted(resolved), saved)
+    params = saved_params(parent, shardings)
+    resolved = graft.resolve(plan, params, program.abstract.params, parent['vocab_size'], program.vocab.size)
+    saved, wanted = saved_params(parent, shardings, init_from.weights), graft.wanted(resolved)
+    source, _ = restore_params(checkpoints(init_from.run), parent['step'], wanted, saved, init_from.weights)
+    source = trees.map_with_path(lambda path, leaf: leaf.astype(params[path].dtype), source)  # an average is float32
     params, report = graft.graft(source, fresh, resolved, out_shardings=shardings)
     for line in report.lines():
         say(line)
     lineage = {name: parent[name] for name in ('identity', 'name', 'step', 'tokens')}
-    return params, lineage | {'plan': [entry.to_json() for entry in plan], 'graft': report.to_json()}
+    lineage |= {'weights': init_from.weights, 'plan': [entry.to_json() for entry in plan]}
+    return params, lineage | {'graft': report.to_json()}
 
 
 def parent_manifest(init_from: InitFrom | None) -> dict[str, Any] | None:
@@ -164,6 +187,9 @@ def parent_manifest(init_from: InitFrom | None) -> dict[str, Any] | None:
     if init_from.step is None and manifest['step'] < manifest['stop']:
         progress = f'is at step {manifest["step"]} of {manifest["stop"]}'
         raise UserError(f'{init_from.run} {progress}: finish it, or name the step in config.init_from.step')
+    kept = bool(saved_params(manifest, weights=init_from.weights))
+    allowed = f"must be 'params': {init_from.run} kept no average of them (its optimizer.ema is None)"
+    check(kept, 'config.init_from.weights', init_from.weights, allowed)
     return manifest
 
 
@@ -171,13 +197,17 @@ def checkpoints(folder: str | pathlib.Path) -> pathlib.Path:
     return pathlib.Path(folder).absolute() / 'checkpoints'
 
 
-def load(folder: pathlib.Path, mesh: jax.sharding.Mesh) -> tuple[Program, dict, dict[str, Any]]:
-    """A finished run as (program, parameters, manifest of its newest valid checkpoint)."""
+def load(
+    folder: pathlib.Path, mesh: jax.sharding.Mesh, weights: str = 'params'
+) -> tuple[Program, dict, dict[str, Any]]:
+    """A finished run as (program, parameters or their 'ema', manifest of its newest valid checkpoint)."""
     config = configs.from_dict(read_record(folder)['config'])
     program = build(config, mesh, folder)
     manifest = read_manifest(checkpoints(folder))
-    abstract = trees.flatten(program.abstract.params)
-    params, manifest = restore_params(checkpoints(folder), manifest['step'], abstract.keys(), abstract)
+    abstract = trees.flatten({'params': program.abstract.params, 'ema': program.abstract.ema}[weights])
+    if not abstract:
+        raise UserError(f'{folder}: kept no average of its weights (its optimizer.ema is None)')
+    params, manifest = restore_params(checkpoints(folder), manifest['step'], abstract.keys(), abstract, weights)
     return program, params, manifest
 
 
@@ -202,6 +232,8 @@ def _plan(config: Config, tokens_per_step: int) -> loop.Plan:
         return found
 
     stop = steps('stop')
+    traced = profiler.updates(config.profile)
+    check(not traced or traced[-1] <= stop, 'config.profile', config.profile, f'the last update is {stop}')
     keep = {named: to_steps(named, tokens_per_step, 'config.train.keep') for named in config.train.keep}
     for named, step in keep.items():
         check(step <= stop, 'config.train.keep', named, f'step {step} comes after the last, {stop}')

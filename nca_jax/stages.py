@@ -11,7 +11,7 @@ import jax
 from nca_jax import mesh as meshes
 from nca_jax.batch import MAX_VOCAB, Batch, Vocab
 from nca_jax.config import Config
-from nca_jax.data import controls, dyck, generated, prepare, text
+from nca_jax.data import controls, dyck, generated, prepare, recipes, text, tokenizer
 from nca_jax.errors import FieldError, check
 from nca_jax.evals import held_out, nca_grid, perplexity
 from nca_jax.nca import stream as nca_stream
@@ -33,6 +33,17 @@ def prepare_data(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, 
     """The data of the config's stage, prepared under `folder` or where the config says."""
     stages = {'nca': _nca, 'text': _text, 'dyck': _dyck, 'copy': _copy, 'noise': _noise}
     return stages[config.stage](config, mesh, folder, progress)
+
+
+def vocabulary(config: Config) -> Vocab:
+    """The vocabulary that `prepare_data` brings, without any data: a text's from its tokenizer's file or size."""
+    data = config.data
+    if config.stage != 'text':
+        return data.vocab
+    if data.tokenizer:
+        return Vocab(tokenizer.load(data.tokenizer).get_vocab_size())
+    published = recipes.RECIPES.get(data.corpus)  # which name the tokenizer that they must be given
+    return Vocab(published.vocab_size if published else data.vocab_size)
 
 
 def _nca(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:

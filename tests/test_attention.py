@@ -1,11 +1,15 @@
 """Blocked causal attention against the textbook's, and the hand-written gradient of a product against autodiff's."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nca_jax import mesh as meshes
 from nca_jax.model.attention import causal_attention
+from nca_jax.model.fused_attention import splash_attention
 from nca_jax.model.product import product
 
 
@@ -13,7 +17,7 @@ def textbook(q, k, v, drop):
     length = q.shape[2]
     causal = jnp.tril(jnp.ones((length, length), bool))
     scores = jnp.where(causal[None, None], q @ k.swapaxes(2, 3), -jnp.inf)
-    return drop(jax.nn.softmax(scores, axis=-1)) @ v
+    return drop(jax.nn.softmax(scores, axis=-1), 0) @ v
 
 
 def assert_close(found, expected):
@@ -28,10 +32,29 @@ def test_blocks_change_nothing(length):
     q, k, v, cotangent = (jax.random.normal(key, (1, 2, length, 4)) for key in jax.random.split(jax.random.key(0), 4))
 
     def with_gradients(attend):
-        mixed, pull = jax.vjp(lambda *qkv: attend(*qkv, lambda weights: weights**2), q, k, v)
+        mixed, pull = jax.vjp(lambda *qkv: attend(*qkv, lambda weights, start: weights**2), q, k, v)
         return mixed, pull(cotangent)
 
     assert_close(jax.jit(with_gradients, static_argnums=0)(causal_attention), with_gradients(textbook))
+
+
+@pytest.mark.parametrize('shape', [None, (2, 1, 2)])
+def test_splash_attention_equals_the_textbook(shape):
+    """The kernel itself, interpreted, on one device and on rows and heads over four."""
+    q, k, v, cotangent = (jax.random.normal(key, (2, 2, 256, 8)) for key in jax.random.split(jax.random.key(0), 4))
+
+    def with_gradients(attend):
+        mixed, pull = jax.vjp(attend, q, k, v)
+        return mixed, pull(cotangent)
+
+    def splash(*qkv):
+        spec = jax.P() if shape is None else jax.P(('data', 'fsdp'), 'tensor', None, None)
+        return splash_attention(*qkv, spec, interpret=True)
+
+    mesh = None if shape is None else meshes.make_mesh(meshes.MeshConfig(*shape), jax.devices()[:4])
+    with contextlib.nullcontext() if mesh is None else meshes.use(mesh):
+        found = jax.jit(lambda: with_gradients(splash))()
+    assert_close(found, with_gradients(lambda *qkv: textbook(*qkv, lambda weights, start: weights)))
 
 
 @pytest.mark.parametrize('equation', ['bld,dhk->bhlk', 'bhlk,hkd->bld', 'bld,df->blf', 'bld,vd->blv'])

@@ -14,6 +14,7 @@ from nca_jax.checkpoint import graft
 from nca_jax.errors import UserError
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
+START = {'run': 'p', 'step': None, 'weights': 'params', 'plan': ()}
 WORDS = {
     'quickstart': ['', 'arm=automata', 'arm=nca,parent=p', 'arm=only_attn,seed=3,parent=p,smoke'],
     'nca_pretrain': [
@@ -28,12 +29,13 @@ WORDS = {
         'rules=once,shuffle=tokens',
         'shuffle=frames,band=q25-75,smoke',
         'patch=1,smoke',
+        'optimizer=muon,recipe=release',
         'colours=3,patch=3,smoke',
     ],
     'baselines': [
         '',
         'source=shuffle_dyck,size=1b6,recipe=release',
-        'source=copy,seed=1',
+        'source=copy,seed=1,optimizer=adamw',
         'source=copy,smoke',
         'source=noise,recipe=release,smoke',
     ],
@@ -44,7 +46,8 @@ WORDS = {
         'corpus=c4,path=p,tokenizer=t,tokens=1.6B',
         'corpus=text_files,path=p,field=text,size=tiny',
         'corpus=tfds:gsm8k,path=p,field=question,smoke',
-        'parent=p,transfer=only_attn',
+        'parent=p,transfer=only_attn,optimizer=muon',
+        'corpus=c4,path=p,optimizer=muon',
         'parent=p,arm=nca tokens',
         'parent=p,recipe=release,smoke',
         'parent=p,parent_stage=dyck,recipe=release',
@@ -154,6 +157,19 @@ def changed(path: str, value: object) -> configs.Config:
         ('optimizer.decay', ('(',), r"config.optimizer.decay = '\(': not a regular expression"),
         ('model.rope_theta', -1, r'config.model.rope_theta = -1.0: must be positive'),
         ('optimizer.decay', 'x', r"config.optimizer.decay = 'x': must be a tuple"),
+        ('optimizer.name', 'lion', r"config.optimizer.name = 'lion': must be one of adamw, adam, muon"),
+        ('optimizer.schedule.kind', 'flat', r"schedule.kind = 'flat': must be one of cosine, wsd, constant"),
+        ('optimizer.state_dtype', 'int8', r"config.optimizer.state_dtype = 'int8': must be 'float32' or 'bfloat16'"),
+        ('optimizer.ema', 1.0, r'config.optimizer.ema = 1.0: must be between 0 and 1, or None'),
+        ('optimizer.frozen', ('[',), r"config.optimizer.frozen = '\[': not a regular expression"),
+        ('optimizer.lr_scale', (('(', 2.0),), r"config.optimizer.lr_scale = '\(': not a regular expression"),
+        ('optimizer.lr_scale', (('head/.*', 0.0),), r"lr_scale = \('head/\.\*', 0.0\): the factor must be positive"),
+        ('optimizer.lr_scale', ('head/.*', 2.0), r"config.optimizer.lr_scale\[0\] = 'head/\.\*': must be a tuple"),
+        ('optimizer.lr_scale', (('head/.*',),), r"lr_scale\[0\] = \('head/\.\*',\): must have 2 entries"),
+        ('optimizer.muon.steps', 0, r'config.optimizer.muon.steps = 0: must be positive'),
+        ('optimizer.muon.beta', 1.0, r'config.optimizer.muon.beta = 1.0: must be in \[0, 1\)'),
+        ('optimizer.muon.adam_lr', 0.0, r'config.optimizer.muon.adam_lr = 0.0: must be positive, a multiple of lr'),
+        ('optimizer.muon.consistent_rms', -1.0, r'muon.consistent_rms = -1.0: must not be negative'),
         ('train.keep', (3,), r'config.train.keep\[0\] = 3: must be str'),
         ('train.accumulate', 3, r'config.train.accumulate = 3: must divide train.batch = 16'),
         ('mesh', 3, r'config.mesh = 3: must be a block with data, fsdp, tensor'),
@@ -161,10 +177,13 @@ def changed(path: str, value: object) -> configs.Config:
         ('stage', 'nlp', r"config.stage = 'nlp': must be one of nca, text, dyck, copy, noise"),
         ('stage', ['nca'], r"config.stage = \['nca'\]: must be one of"),
         ('stage', 'dyck', r'config.data.[a-z_]+ = .*: unknown field; config.data has kinds, depth'),
+        ('profile', '3-1', r"config.profile = '3-1': must be updates, first-last, such as '10-12'"),
+        ('track', 'tensorboard', r"config.track = 'tensorboard': must be one of '', 'wandb'"),
         ('seed', -1, r'config.seed = -1'),
         ('seed', 2**32, r'config.seed = 4294967296: must be in 0..2\^32 - 1'),
-        ('init_from', {'run': '', 'step': None, 'plan': ()}, r"config.init_from.run = ''"),
-        ('init_from', {'run': 'p', 'step': None, 'plan': (('.*', 'copy'),)}, r'the action must be one of carry'),
+        ('init_from', START | {'run': ''}, r"config.init_from.run = ''"),
+        ('init_from', START | {'weights': 'mean'}, r"config.init_from.weights = 'mean': must be 'params' or 'ema'"),
+        ('init_from', START | {'plan': (('.*', 'copy'),)}, r'the action must be one of carry'),
     ],
 )
 def test_mistakes_are_one_line(path, value, said):
@@ -182,6 +201,30 @@ def test_identity_ignores_where_things_lie():
     assert configs.identity(base, parent | {'step': 6}) != configs.identity(base, parent)
     assert configs.identity(changed('optimizer.lr', 1e-5), None) != configs.identity(base, None)
     json.dumps(configs.to_dict(config))
+
+
+@pytest.mark.parametrize('name', ['quickstart', 'nca_pretrain'])
+def test_every_other_field_changes_the_identity(name):
+    """One after another, in a copy that nothing checks; what a run is watched by and runs on doesn't count."""
+    words = {'quickstart': 'arm=nca,parent=p', 'nca_pretrain': ''}[name]
+    config = configs.resolve(experiment(name, words))
+    identity, left_out = configs.identity(config, None), set()
+
+    def visit(block, path: str) -> None:
+        for field in dataclasses.fields(block):
+            kept, here = getattr(block, field.name), f'{path}{field.name}'
+            if dataclasses.is_dataclass(kept):
+                visit(kept, f'{here}.')
+                continue
+            object.__setattr__(block, field.name, 'another')
+            if configs.identity(config, None) == identity:
+                left_out.add(here)
+            object.__setattr__(block, field.name, kept)
+
+    visit(config, '')
+    mesh = {f'mesh.{field.name}' for field in dataclasses.fields(config.mesh)}
+    text = {'quickstart': {'data.path', 'data.cache', 'data.tokenizer', 'init_from.run'}, 'nca_pretrain': set()}[name]
+    assert left_out == {'profile', 'track', *mesh, *text}
 
 
 def test_named_plans_carry_what_they_say():

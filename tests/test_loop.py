@@ -1,56 +1,132 @@
-"""What the loop says while it trains: which metrics it reads when, and the rate that it reports."""
+"""The loop around a model of three numbers: what it records, and the trace that it writes."""
 
-import time
-import types
+import functools
+import gzip
+import json
+import pathlib
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
+from nca_jax.batch import Batch
+from nca_jax.checkpoint.store import Store
+from nca_jax.errors import FieldError
 from nca_jax.train import loop
+from nca_jax.train.metrics import MetricWriter
+from nca_jax.train.profiler import Profiler, updates
+from nca_jax.train.state import TrainState, init_state
 
-PLAN = loop.Plan(stop=100, log_every=2, eval_every=10, save_every=10, keep=frozenset(), tokens_per_step=64)
-
-
-@pytest.fixture
-def records() -> list[dict]:
-    return []
+PLAN = loop.Plan(stop=6, log_every=2, eval_every=4, save_every=6, keep=frozenset(), tokens_per_step=64)
 
 
-@pytest.fixture
-def logger(records) -> loop._Logger:
-    writer = types.SimpleNamespace(write=records.append, advance=lambda step: None)
-    return loop._Logger(PLAN, lambda step: 0.1 * step, writer)
+@functools.cache
+def train_step():
+    def step(state: TrainState, batch: Batch):
+        loss, grads = jax.value_and_grad(lambda w: jnp.mean((w[None] - batch.inputs_BxL) ** 2))(state.params['w'])
+        params = {'w': state.params['w'] - 0.1 * grads}
+        return TrainState(state.step + 1, params, state.opt_state), {'loss': loss, 'grad_norm': optax.tree.norm(grads)}
+
+    return jax.jit(step, donate_argnums=0)
 
 
-def metrics(loss: float) -> dict:
-    return {'loss': jnp.float32(loss)}
+def stream(step: int) -> Batch:
+    with jax.transfer_guard('allow'):
+        return Batch(*[jnp.full((2, 3), float(step))] * 3)
 
 
-def test_a_step_is_read_once_the_next_is_queued(logger, records):
-    logger.queue(1, metrics(1.0))
-    logger.queue(2, metrics(2.0))
-    assert not records
-    logger.queue(3, metrics(3.0))
-    assert [(record['step'], record['loss'], record['tokens']) for record in records] == [(2, 2.0, 128)]
-    assert records[0]['lr'] == pytest.approx(0.1)  # of the update that made the step
-    logger.queue(4, metrics(4.0))
-    logger.flush()
-    assert [record['step'] for record in records] == [2, 4]
+def train(folder: pathlib.Path, profile: str = '', stream=stream, said=None) -> tuple[np.ndarray, list[dict]]:
+    """The final weights, and the records."""
+    folder.mkdir()
+    state = init_state({'w': jnp.zeros(3)}, optax.identity())
+    writer = MetricWriter(folder, 0, PLAN.stop, 'toy')
+    profiler = Profiler(updates(profile), folder / 'profile', [].append if said is None else said.append)
+    with Store(folder / 'checkpoints', keep=1) as store:
+        try:
+            state = loop.train(
+                state,
+                plan=PLAN,
+                train_step=train_step(),
+                stream=stream,
+                evaluators={'toy': lambda params, step: {'loss': 1.0}},
+                schedule=lambda step: 0.1 + 0 * step,
+                flops=1e6,
+                store=store,
+                manifest=lambda step: {'identity': 'x', 'vocab_size': 1, 'parent': None},
+                writer=writer,
+                profiler=profiler,
+                preemption=loop.Preemption(),
+                before={},
+            )
+        finally:
+            profiler.close()
+            writer.close()
+    records = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    return np.asarray(state.params['w']), records
 
 
-def test_what_is_pending_is_checked_before_anything_is_saved(logger, records):
-    logger.queue(1, metrics(float('nan')))
-    with pytest.raises(loop.NotFiniteError, match=r'step 1: .*nan.* stream\(0\)'):
-        logger.flush()
-    assert not records
+def traced_updates(folder: pathlib.Path) -> list[int]:
+    (file,) = folder.rglob('*.trace.json.gz')
+    events = json.loads(gzip.decompress(file.read_bytes()))['traceEvents']
+    return sorted(int(event['args']['step_num']) for event in events if event.get('name') == 'update')
 
 
-def test_the_rate_counts_the_steps_between_two_reads(logger, records):
-    """A step takes 20 ms here, whether its record is the first after a pause, one of many, or the last before one."""
-    for step in range(1, 9):
-        time.sleep(0.02)
-        logger.queue(step, metrics(1.0))
-    logger.flush()
-    rates = [record['tokens_per_s'] for record in records]
-    assert len(rates) == 4
-    assert all(rate < 1.05 * 64 / 0.02 for rate in rates)
+@pytest.fixture(scope='module')
+def plain(tmp_path_factory):
+    return train(tmp_path_factory.mktemp('loop') / 'plain')
+
+
+def test_records_hold_what_one_looks_for(plain):
+    weights, records = plain
+    rows = [record for record in records if record['kind'] == 'train']
+    assert [row['step'] for row in rows] == [2, 4, 6]
+    measured = {'loss', 'grad_norm', 'param_norm', 'lr', 'tokens_per_s', 'data_wait'}
+    for row in rows:
+        assert row.keys() == measured | {'kind', 'step', 'tokens', 'time'}
+        assert 0 <= row['data_wait'] <= 1
+    assert rows[-1]['param_norm'] == pytest.approx(np.linalg.norm(weights))
+    assert rows[-1]['loss'] == pytest.approx(last_loss(), rel=1e-5)
+
+
+def last_loss() -> float:
+    weight = 0.0
+    for step in range(PLAN.stop):
+        loss = (weight - step) ** 2
+        weight -= 0.1 * 2 * (weight - step) / 3
+    return loss
+
+
+def test_a_trace_holds_the_updates_asked_for_and_changes_nothing(plain, tmp_path):
+    said = []
+    weights, records = train(tmp_path / 'run', '3-4', said=said)
+    np.testing.assert_array_equal(weights, plain[0])
+    assert [row.get('loss') for row in records] == [row.get('loss') for row in plain[1]]
+    folder = tmp_path / 'run' / 'profile'
+    assert traced_updates(folder) == [3, 4]
+    assert all(path.stat().st_size > 1000 for path in folder.rglob('*.xplane.pb'))  # what TensorBoard reads
+    assert said == [f'the trace that begins with update 3 is in {folder}']
+
+
+def test_a_trace_is_written_even_if_the_run_ends_within_it(tmp_path):
+    class CrashError(Exception):
+        pass
+
+    def failing(step: int) -> Batch:
+        if step == 4:
+            raise CrashError
+        return stream(step)
+
+    with pytest.raises(CrashError):
+        train(tmp_path / 'run', '4-6', stream=failing)
+    assert traced_updates(tmp_path / 'run' / 'profile') == [4, 5]  # the fifth failed at its batch
+
+
+def test_updates_to_trace():
+    assert list(updates('10-12')) == [10, 11, 12]
+    assert list(updates('7')) == [7]
+    assert list(updates('')) == []
+    for wrong in ('0-2', '5-3', '3-', '1,2', 'all', '-3'):
+        with pytest.raises(FieldError, match=r"profile = .*: must be updates, first-last, such as '10-12'"):
+            updates(wrong)

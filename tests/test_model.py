@@ -6,18 +6,19 @@ import itertools
 import math
 import pathlib
 
-import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import common
 from nca_jax import trees
-from nca_jax.batch import Vocab
+from nca_jax.batch import Batch, Vocab
 from nca_jax.errors import FieldError
-from nca_jax.model import transformer
-from nca_jax.model.config import InitConfig, ModelConfig, body_parameters
+from nca_jax.model import attention, transformer
+from nca_jax.model.config import InitConfig, ModelConfig, body_parameters, step_flops
+from nca_jax.model.dropout import Dropout, drop
 from nca_jax.model.loss import cross_entropy
 
 VOCAB = Vocab(200)
@@ -33,9 +34,12 @@ CONFIG = ModelConfig(
     tied=False,
     head_bias=False,
     init=InitConfig(std=0.2, residual='flat', table_std=0.5, head='normal'),
-    remat=False,
+    remat='none',
     unroll=3,
+    attention='einsum',
+    loss_chunks=1,
     dtype='float32',
+    param_dtype='float32',
 )
 
 
@@ -51,8 +55,8 @@ def tokens() -> jax.Array:
 
 @functools.cache
 def logits(config: ModelConfig = CONFIG, seed: int | None = None) -> jax.Array:
-    key = None if seed is None else jax.random.key(seed)
-    return jax.jit(lambda p, x: transformer.apply(config, p, x, VOCAB, key))(params(), tokens())
+    dropout = None if seed is None else Dropout(jax.random.key(seed), jnp.arange(4))
+    return jax.jit(lambda p, x: transformer.apply(config, p, x, VOCAB, dropout))(params(), tokens())
 
 
 def reference_logits(p: dict, tokens_BxL: np.ndarray, config: ModelConfig) -> np.ndarray:
@@ -137,12 +141,21 @@ def test_padded_logits_are_masked():
     assert np.all(np.asarray(jax.nn.softmax(logits()))[..., VOCAB.size :] == 0)
 
 
-@pytest.mark.parametrize('changes', [{'unroll': 1}, {'remat': True, 'unroll': 1}, {'remat': True}])
+@pytest.mark.parametrize('changes', [{'unroll': 1}, {'remat': 'full', 'unroll': 1}, {'remat': 'full'}])
 def test_how_layers_run_changes_nothing(changes):
     np.testing.assert_allclose(logits(dataclasses.replace(CONFIG, **changes)), logits(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('changes', [{'unroll': 1}, {'remat': True, 'unroll': 1}])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'unroll': 1},
+        {'remat': 'full', 'unroll': 1},
+        {'remat': 'projections', 'unroll': 1},
+        {'remat': 'projections'},
+        {'remat': 'dots', 'unroll': 1},
+    ],
+)
 def test_how_layers_run_changes_no_gradient(changes):
     def gradient(config):
         return jax.jit(jax.grad(lambda p: transformer.apply(config, p, tokens(), VOCAB)[..., :200].var()))(params())
@@ -173,22 +186,32 @@ def test_dropout_falls_on_attention_only_in_training():
     assert np.abs(logits(wet, seed=1) - logits(wet, seed=2)).max() > 1e-2
 
 
-def test_layers_draw_dropout_apart():
-    wet, tree = dataclasses.replace(CONFIG, dropout=0.5, unroll=1), params()
-    masks = []
+def test_layers_rows_and_blocks_of_queries_draw_dropout_apart(monkeypatch):
+    """Which weights each call leaves over, written down on the way."""
+    wet, masks = dataclasses.replace(CONFIG, dropout=0.5, unroll=1), []
 
-    def record(next_function, args, kwargs, context):
-        result = next_function(*args, **kwargs)
-        if isinstance(context.module, nn.Dropout):
-            jax.debug.callback(lambda mask: masks.append(np.asarray(mask)), result == 0)
-        return result
+    def recorded(x_Bx, rate, dropout, start):
+        result_Bx = drop(x_Bx, rate, dropout, start)
+        jax.debug.callback(lambda result: masks.extend(np.asarray(result)[:, :, -1] == 0), result_Bx)
+        return result_Bx
 
-    with nn.intercept_methods(record):
-        transformer.apply(wet, tree, tokens(), VOCAB, jax.random.key(0))
+    monkeypatch.setattr(transformer, 'drop', recorded)
+    monkeypatch.setattr(attention, 'LEAST_BLOCK', 6)
+    dropout = Dropout(jax.random.key(0), jnp.arange(4))
+    transformer.apply(wet, params(), tokens(), VOCAB, dropout)
     jax.effects_barrier()
-    assert len(masks) == CONFIG.layers
-    for one, other in itertools.combinations(masks, 2):
-        assert np.any(one != other)
+    assert len(masks) == CONFIG.layers * 2 * 4
+    for one, other in itertools.combinations([mask[:, :6].tobytes() for mask in masks], 2):
+        assert one != other
+
+
+def test_a_rows_dropout_is_its_own_wherever_it_stands():
+    """Rows in another order, and fewer of them, keep their logits."""
+    wet = dataclasses.replace(CONFIG, dropout=0.5)
+    row_B = jnp.array([2, 0])
+    dropout = Dropout(jax.random.key(1), row_B)
+    found = transformer.apply(wet, params(), tokens()[row_B], VOCAB, dropout)
+    np.testing.assert_allclose(found, logits(wet, seed=1)[row_B], rtol=1e-5, atol=1e-6)
 
 
 def test_bfloat16_is_close_and_parameters_stay_float32():
@@ -237,9 +260,56 @@ def test_cross_entropy_and_its_gradient_equal_autodiff():
         ('dropout', 1.0, 'must be in'),
         ('dtype', 'float16', 'float32'),
         ('unroll', 4, '1..3'),
+        ('remat', 'some', 'one of none, full, projections, dots'),
+        ('param_dtype', 'int8', 'one of float32, bfloat16'),
+        ('attention', 'flash', 'one of einsum, cudnn, splash'),
+        ('loss_chunks', 5, 'must divide length 12'),
     ],
 )
 def test_impossible_sizes(field, value, said):
     with pytest.raises(FieldError, match=said) as error:
         dataclasses.replace(CONFIG, **{field: value})
     assert error.value.field == field
+
+
+@pytest.mark.parametrize(
+    ('changes', 'said'),
+    [
+        ({'attention': 'splash', 'length': 128, 'dropout': 0.1}, "dropout = 0.1: needs attention 'einsum'"),
+        ({'attention': 'splash'}, 'length = 12: must be a multiple of 128'),
+        ({'attention': 'cudnn'}, "dtype = 'float32': must be bfloat16"),
+        ({'attention': 'cudnn', 'dtype': 'bfloat16', 'width': 512}, 'heads = 2: must leave heads of at most 128'),
+    ],
+)
+def test_what_fused_attention_cannot_do(changes, said):
+    with pytest.raises(FieldError, match=said):
+        dataclasses.replace(CONFIG, **changes)
+
+
+def test_parameters_in_half_precision():
+    half = dataclasses.replace(CONFIG, dtype='bfloat16', param_dtype='bfloat16', head_bias=True)
+    tree = transformer.init_params(half, VOCAB, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype('bfloat16')}
+    batch = Batch(tokens(), tokens(), jnp.ones((4, 12)))
+    loss, gradient = jax.jit(jax.value_and_grad(lambda p: transformer.sum_loss(half, p, batch, VOCAB)))(tree)
+    assert loss.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype('bfloat16')}
+
+
+@pytest.mark.parametrize('name', common.SIZES)
+def test_named_sizes_have_the_parameters_of_the_closed_form(name):
+    values = common.model(name, length=1024, dropout=0.1).to_dict()
+    config = ModelConfig(**values | {'init': InitConfig(**values['init'])})
+    assert trees.count(transformer.abstract_params(config, VOCAB)['blocks']) + config.width == body_parameters(config)
+    expected = {'400m': 402.7e6, '600m': 604.1e6, '1b6': 1_610_713_088}
+    if name in expected:
+        assert body_parameters(config) == pytest.approx(expected[name], rel=1e-4)
+
+
+def test_flops_of_an_update():
+    """Counted product by product: a parameter multiplies six times a token, and attention needs half of its scores."""
+    products = sum(leaf.size for path, leaf in trees.flatten(params()).items() if path.startswith('blocks'))
+    head = VOCAB.size * CONFIG.width
+    scores = CONFIG.layers * CONFIG.length**2 * CONFIG.width  # q k of all heads; as many for the weighted values
+    expected = 3 * 4 * (2 * CONFIG.length * (products + head) + 2 * (scores + scores) / 2)
+    assert step_flops(CONFIG, VOCAB, 4) == pytest.approx(expected, rel=0.02)

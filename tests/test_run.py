@@ -20,7 +20,7 @@ from nca_jax.checkpoint.store import committed, read_manifest
 from nca_jax.errors import UserError
 from nca_jax.train import loop
 
-WALL_CLOCK = ('time', 'tokens_per_s', 'seconds')
+WALL_CLOCK = ('time', 'tokens_per_s', 'data_wait', 'seconds')
 
 
 @pytest.fixture(scope='module')
@@ -136,6 +136,31 @@ def test_sigterm_before_the_first_step_ends_it_at_once(cache, tmp_path, monkeypa
             train(config(cache, 'arm=scratch'), tmp_path / 'run')
     assert stopped.value.code == 75
     assert committed(tmp_path / 'run' / 'checkpoints') == []
+
+
+def test_a_run_goes_on_with_other_devices_and_watched_otherwise(cache, scratch, tmp_path, monkeypatch):
+    """What isn't part of its identity: the mesh, a trace, a tracker."""
+    with monkeypatch.context() as patched:
+        interrupt(patched, at=4, how=crash)
+        with pytest.raises(CrashError):
+            train(config(cache, 'arm=scratch'), tmp_path / 'run')
+    watched = config(cache, 'arm=scratch', mesh__fsdp=2)
+    watched = dataclasses.replace(watched, profile='5-6', track='wandb')
+    monkeypatch.delenv('WANDB_MODE', raising=False)
+    train(watched, tmp_path / 'run')
+    found, whole = metrics(tmp_path / 'run'), metrics(scratch)
+    assert [record['step'] for record in found] == [record['step'] for record in whole]
+    losses, expected = ([record['loss'] for record in records if 'loss' in record] for records in (found, whole))
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert {'profile', 'wandb'} <= {path.name for path in (tmp_path / 'run').iterdir()}
+
+
+def test_a_watcher_that_cannot_be_had_stops_a_run_before_it_starts(cache, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    wanted = dataclasses.replace(config(cache, 'arm=scratch'), track='wandb')
+    refuse(wanted, tmp_path / 'run', "config.track = 'wandb': the package isn't installed")
+    late = dataclasses.replace(config(cache, 'arm=scratch'), profile='5-7')
+    refuse(late, tmp_path / 'run', "config.profile = '5-7': the last update is 6")
 
 
 def test_named_steps_are_kept_for_good(cache, tmp_path):

@@ -25,7 +25,6 @@ from nca_jax import trees
 from nca_jax.checkpoint import manifest as manifest_lib
 from nca_jax.errors import UserError, check
 
-PARAMS = 'params/'  # the parameters' place in the state
 ORBAX = os.path.dirname(ocp.__file__)
 ORBAX_DETAILS = ' See full TensorStore details'  # pages follow it in a message
 T = TypeVar('T')
@@ -123,10 +122,15 @@ def read_manifest(folder: epath.PathLike, step: int | None = None) -> dict[str, 
     return _first(folder, step, _read_manifest)[0]
 
 
-def saved_params(manifest: Mapping[str, Any], shardings: trees.Tree | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-    """What parameters a checkpoint holds, `{path: shape struct}`; with the sharding of that path where one is given."""
-    layout = {} if shardings is None else trees.flatten(shardings)
-    rows = {row['path'].removeprefix(PARAMS): row for row in manifest['leaves'] if row['path'].startswith(PARAMS)}
+def saved_params(
+    manifest: Mapping[str, Any], shardings: trees.Tree | None = None, weights: str = 'params'
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What parameters a checkpoint holds, `{path: shape struct}`; with the sharding of that path where one is given.
+
+    `weights` is the subtree of the state: 'params', or 'ema', their average, of which there may be none.
+    """
+    layout, prefix = {} if shardings is None else trees.flatten(shardings), f'{weights}/'
+    rows = {row['path'].removeprefix(prefix): row for row in manifest['leaves'] if row['path'].startswith(prefix)}
     return {
         path: jax.ShapeDtypeStruct(tuple(row['shape']), jnp.dtype(row['dtype']), sharding=layout.get(path))
         for path, row in rows.items()
@@ -134,9 +138,9 @@ def saved_params(manifest: Mapping[str, Any], shardings: trees.Tree | None = Non
 
 
 def restore_params(
-    folder: epath.PathLike, step: int | None, paths: Collection[str], abstract: trees.Tree
+    folder: epath.PathLike, step: int | None, paths: Collection[str], abstract: trees.Tree, weights: str = 'params'
 ) -> tuple[trees.Tree, dict[str, Any]]:
-    """The parameters at `paths` as a nested dict, and the manifest; no other leaf is read.
+    """The parameters at `paths` as a nested dict, and the manifest; no other leaf is read. For `weights` see above.
 
     With `step` None the newest checkpoint in which these leaves are valid is taken, and newer ones are named in a
     warning. `abstract`, nested or by path, has the saved shape, the dtype and the sharding of at least these leaves.
@@ -147,9 +151,9 @@ def restore_params(
         raise KeyError(f'abstract lacks {sorted(set(paths) - set(leaves))}')
     if not leaves:
         return {}, read_manifest(folder, step)
-    wanted = {'params': flax.traverse_util.unflatten_dict(leaves, sep='/')}
+    wanted = {weights: flax.traverse_util.unflatten_dict(leaves, sep='/')}
     (tree, manifest), _ = _first(folder, step, lambda path: _load(path, wanted, partial=True))
-    return tree['params'], manifest
+    return tree[weights], manifest
 
 
 def _absolute(folder: epath.PathLike) -> epath.Path:

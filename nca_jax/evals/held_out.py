@@ -13,6 +13,21 @@ from nca_jax.model.config import ModelConfig
 from nca_jax.model.loss import cross_entropy
 
 
+def make_sums(
+    model: ModelConfig, vocab: Vocab, measure: Callable[[jax.Array, Batch], dict[str, jax.Array]]
+) -> Callable[[dict, Batch], dict[str, jax.Array]]:
+    """A jitted `sums(params, batch)`: `nll` in nats, `weight`, and the sums that `measure(logits, batch)` adds."""
+
+    @jax.jit
+    def sums(params: dict, batch: Batch) -> dict[str, jax.Array]:
+        logits_BxLxV = transformer.apply(model, params, batch.inputs_BxL, vocab)
+        nll_BxL = cross_entropy(logits_BxLxV, batch.targets_BxL)
+        both = {'nll': jnp.sum(nll_BxL * batch.weights_BxL), 'weight': jnp.sum(batch.weights_BxL)}
+        return both | measure(logits_BxLxV, batch)
+
+    return sums
+
+
 def make_totals(
     model: ModelConfig,
     vocab: Vocab,
@@ -21,14 +36,8 @@ def make_totals(
     batches: int,
     measure: Callable[[jax.Array, Batch], dict[str, jax.Array]],
 ) -> Callable[[dict], dict[str, float]]:
-    """`totals(params)`: `nll` in nats, `weight`, and the sums that `measure(logits, batch)` adds, over all batches."""
-
-    @jax.jit
-    def sums(params: dict, batch: Batch) -> dict[str, jax.Array]:
-        logits_BxLxV = transformer.apply(model, params, batch.inputs_BxL, vocab)
-        nll_BxL = cross_entropy(logits_BxLxV, batch.targets_BxL)
-        both = {'nll': jnp.sum(nll_BxL * batch.weights_BxL), 'weight': jnp.sum(batch.weights_BxL)}
-        return both | measure(logits_BxLxV, batch)
+    """`totals(params)`: the sums of `make_sums` over all batches."""
+    sums = make_sums(model, vocab, measure)
 
     def totals(params: dict) -> dict[str, float]:
         with meshes.use(mesh):

@@ -1,4 +1,7 @@
-"""Cross-entropy whose backward pass reuses the log-sum-exp of the forward one."""
+"""Cross-entropy whose backward pass reuses what the forward one has computed: log-sum-exp, or the gradient itself."""
+
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -25,3 +28,55 @@ def _backward(saved, cotangent_BxL):
 
 
 cross_entropy.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def sum_cross_entropy(
+    logits_of: Callable[[jax.Array, dict], jax.Array],
+    chunks: int,
+    x_BxLxD: jax.Array,
+    head: dict,
+    targets_BxL: jax.Array,
+    weights_BxL: jax.Array,
+) -> jax.Array:
+    """The sum of weights * nll, float32, where `logits_of(x, head)` makes the logits of `chunks` pieces of the length.
+
+    Under differentiation a piece's gradient is taken while its logits are there, and only that is kept: (B, L, V) never
+    exists with several chunks, and nothing is computed twice. Differentiable in x and head, not in the weights.
+    """
+    total, _ = jax.lax.scan(
+        lambda total, piece: (total + _piece(logits_of, head, *piece), None),
+        jnp.zeros(()),
+        _pieces(chunks, x_BxLxD, targets_BxL, weights_BxL),
+    )
+    return total
+
+
+def _pieces(chunks: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]).swapaxes(0, 1) for x in arrays)
+
+
+def _piece(logits_of, head, x_BxMxD, targets_BxM, weights_BxM):
+    return jnp.sum(cross_entropy(logits_of(x_BxMxD, head), targets_BxM) * weights_BxM)
+
+
+def _sum_forward(logits_of, chunks, x_BxLxD, head, targets_BxL, weights_BxL):
+    def add(carry, piece):
+        total, head_gradient = carry
+        x_BxMxD, *rest = piece
+        loss, pull = jax.vjp(lambda head, x: _piece(logits_of, head, x, *rest), head, x_BxMxD)
+        of_head, x_gradient_BxMxD = pull(jnp.ones(()))
+        return (total + loss, jax.tree.map(jnp.add, head_gradient, of_head)), x_gradient_BxMxD
+
+    start = jnp.zeros(()), jax.tree.map(jnp.zeros_like, head)
+    pieces = _pieces(chunks, x_BxLxD, targets_BxL, weights_BxL)
+    (total, head_gradient), x_gradient = jax.lax.scan(add, start, pieces)
+    return total, (head_gradient, x_gradient.swapaxes(0, 1).reshape(x_BxLxD.shape))
+
+
+def _sum_backward(logits_of, chunks, saved, cotangent):
+    head_gradient, x_gradient_BxLxD = jax.tree.map(lambda g: (g * cotangent).astype(g.dtype), saved)
+    return x_gradient_BxLxD, head_gradient, None, None
+
+
+sum_cross_entropy.defvjp(_sum_forward, _sum_backward)

@@ -1,20 +1,26 @@
-"""The transformer, behind three functions: `init_params`, `abstract_params` and `apply`. Nothing else sees a module.
+"""The transformer, behind `init_params`, `abstract_params`, `apply` and `sum_loss`. Nothing else sees a module.
 
 Parameters are plain nested dicts. Every leaf under `blocks` is stacked over the layers on axis 0, however the layers
 are run, so a checkpoint doesn't depend on `unroll` or `remat`. Logical axis names (`vocab`, `embed`, `heads`, `ffn`,
 `layers`, `batch`, ...) meet the device mesh in `nca_jax.mesh` alone.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from nca_jax.batch import Vocab
-from nca_jax.model.attention import MASKED, causal_attention
+from nca_jax.batch import Batch, Vocab
+from nca_jax.model.attention import MASKED, Cache, cached_attention, causal_attention
 from nca_jax.model.config import ModelConfig
+from nca_jax.model.dropout import Dropout, drop
+from nca_jax.model.fused_attention import SAVED, cudnn_attention, splash_attention
+from nca_jax.model.loss import sum_cross_entropy
 from nca_jax.model.product import product
 
 
@@ -25,24 +31,25 @@ class Projection(nn.Module):
     axes: tuple[str, ...]
     equation: str
     std: float
+    dtype: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param('kernel', _named(nn.initializers.normal(self.std), self.axes), self.shape)
-        return product(self.equation, x, kernel)
+        init = _named(nn.initializers.normal(self.std), self.axes)
+        return product(self.equation, x, self.param('kernel', init, self.shape, jnp.dtype(self.dtype)))
 
 
 class RMSNorm(nn.Module):
     """x / rms(x) * scale over the last axis, computed in float32."""
 
-    width: int
-    eps: float
+    config: ModelConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale_D = self.param('scale', _named(nn.initializers.ones, ('embed',)), (self.width,))
+        c = self.config
+        scale_D = self.param('scale', _named(nn.initializers.ones, ('embed',)), (c.width,), jnp.dtype(c.param_dtype))
         x32 = x.astype(jnp.float32)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + c.norm_eps)
         return (normed * scale_D[(None,) * (x.ndim - 1)]).astype(x.dtype)
 
 
@@ -52,19 +59,41 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BxLxD: jax.Array, rotation: tuple[jax.Array, jax.Array], train: bool) -> jax.Array:
+    def __call__(
+        self,
+        x_BxLxD: jax.Array,
+        rotation: tuple[jax.Array, jax.Array],
+        dropout: Dropout | None,
+        cached: tuple[Cache, jax.Array] | None,
+    ) -> tuple[jax.Array, Cache | None]:
         c = self.config
         shape, axes = (c.width, c.heads, c.head_width), ('embed', 'heads', 'head')
 
         def project(name: str) -> jax.Array:
-            return Projection(shape, axes, 'bld,dhk->bhlk', c.init.std, name=name)(x_BxLxD)
+            return Projection(shape, axes, 'bld,dhk->bhlk', c.init.std, c.param_dtype, name=name)(x_BxLxD)
 
         q_BxHxLxDh = _rotate(project('q'), rotation) * (c.head_width**-0.5)
         k_BxHxLxDh, v_BxHxLxDh = _rotate(project('k'), rotation), project('v')
-        drop = nn.Dropout(c.dropout, deterministic=not train)
-        mixed_BxHxLxDh = causal_attention(q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh, drop)
+        qkv = tuple(checkpoint_name(x, SAVED) for x in (q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh))
+        if cached is None:
+            mixed_BxHxLxDh, cache = self._attend(*qkv, dropout), None
+        else:
+            mixed_BxHxLxDh, cache = cached_attention(*qkv, *cached)
+        mixed_BxHxLxDh = checkpoint_name(mixed_BxHxLxDh, SAVED)
         out_shape, out_axes = (c.heads, c.head_width, c.width), ('heads', 'head', 'embed')
-        return Projection(out_shape, out_axes, 'bhlk,hkd->bld', writer_std(c), name='o')(mixed_BxHxLxDh)
+        out = Projection(out_shape, out_axes, 'bhlk,hkd->bld', writer_std(c), c.param_dtype, name='o')
+        return out(mixed_BxHxLxDh), cache
+
+    def _attend(self, q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh, dropout: Dropout | None) -> jax.Array:
+        """Over the sequence itself, by the backend that the config names."""
+        c, qkv = self.config, (q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh)
+        if c.attention != 'einsum':
+            spec = nn.logical_to_mesh_axes(('batch', 'heads', 'length', 'head'))
+            return {'cudnn': cudnn_attention, 'splash': splash_attention}[c.attention](*qkv, spec)
+        if dropout is None:
+            return causal_attention(*qkv, lambda weights_BxHxRxM, start: weights_BxHxRxM)
+        draws = dropout._replace(key=self.make_rng('dropout'))  # the layer's own
+        return causal_attention(*qkv, lambda weights_BxHxRxM, start: drop(weights_BxHxRxM, c.dropout, draws, start))
 
 
 class MLP(nn.Module):
@@ -76,42 +105,54 @@ class MLP(nn.Module):
     def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
         c = self.config
         shape, axes = (c.width, c.ffn), ('embed', 'ffn')
-        gate_BxLxF = Projection(shape, axes, 'bld,df->blf', c.init.std, name='gate')(x_BxLxD)
-        up_BxLxF = Projection(shape, axes, 'bld,df->blf', c.init.std, name='up')(x_BxLxD)
-        hidden_BxLxF = nn.with_logical_constraint(nn.silu(gate_BxLxF) * up_BxLxF, ('batch', 'length', 'ffn'))
-        return Projection(shape[::-1], axes[::-1], 'blf,fd->bld', writer_std(c), name='down')(hidden_BxLxF)
+
+        def project(name: str) -> jax.Array:
+            projection = Projection(shape, axes, 'bld,df->blf', c.init.std, c.param_dtype, name=name)
+            return checkpoint_name(projection(x_BxLxD), SAVED)
+
+        hidden_BxLxF = nn.silu(project('gate')) * project('up')
+        hidden_BxLxF = nn.with_logical_constraint(hidden_BxLxF, ('batch', 'length', 'ffn'))
+        down = Projection(shape[::-1], axes[::-1], 'blf,fd->bld', writer_std(c), c.param_dtype, name='down')
+        return down(hidden_BxLxF)
 
 
 class Block(nn.Module):
-    """One layer. Its carry is the residual stream, as `nn.scan` wants it."""
+    """One layer, of training and of decoding. Its carry is the residual stream, as `nn.scan` wants it.
+
+    Without `cached` it sees its input alone; with a (Cache, start_B) what the cache has as well, and gives it back.
+    """
 
     config: ModelConfig
-    train: bool
 
     @nn.compact
-    def __call__(self, x_BxLxD: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    def __call__(
+        self,
+        x_BxLxD: jax.Array,
+        rotation: tuple[jax.Array, jax.Array],
+        dropout: Dropout | None,
+        cached: tuple[Cache, jax.Array] | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
         c = self.config
-        attended = Attention(c, name='attn')(
-            RMSNorm(c.width, c.norm_eps, name='attn_norm')(x_BxLxD), rotation, self.train
-        )
+        attended, cache = Attention(c, name='attn')(RMSNorm(c, name='attn_norm')(x_BxLxD), rotation, dropout, cached)
         x_BxLxD = nn.with_logical_constraint(x_BxLxD + attended, ('batch', 'length', 'residual'))
-        x_BxLxD = x_BxLxD + MLP(c, name='mlp')(RMSNorm(c.width, c.norm_eps, name='mlp_norm')(x_BxLxD))
-        return nn.with_logical_constraint(x_BxLxD, ('batch', 'length', 'residual')), None
+        x_BxLxD = checkpoint_name(x_BxLxD, SAVED)
+        x_BxLxD = x_BxLxD + MLP(c, name='mlp')(RMSNorm(c, name='mlp_norm')(x_BxLxD))
+        return nn.with_logical_constraint(x_BxLxD, ('batch', 'length', 'residual')), cache
 
 
 class Transformer(nn.Module):
-    """Tokens (B, L) to float32 logits (B, L, V) with V padded; the padding's logits are masked."""
+    """Tokens (B, L) to the last layer's normed states (B, L, D), of which the head makes logits."""
 
     config: ModelConfig
     vocab: Vocab
 
     @nn.compact
-    def __call__(self, tokens_BxL: jax.Array, train: bool) -> jax.Array:
-        c, dtype = self.config, jnp.dtype(self.config.dtype)
-        embed = Table(self.vocab.padded, c.width, c.init.table_std, name='embed')
-        x_BxLxD = nn.with_logical_constraint(embed(tokens_BxL).astype(dtype), ('batch', 'length', 'residual'))
+    def __call__(self, tokens_BxL: jax.Array, dropout: Dropout | None) -> jax.Array:
+        c = self.config
+        x_BxLxD = Table(self.vocab.padded, c, name='embed')(tokens_BxL).astype(jnp.dtype(c.dtype))
+        x_BxLxD = nn.with_logical_constraint(x_BxLxD, ('batch', 'length', 'residual'))
         layers = nn.scan(
-            nn.remat(Block, prevent_cse=c.unroll > 1) if c.remat else Block,
+            _rematerialised(c),
             variable_axes={'params': 0},
             split_rngs={'params': True, 'dropout': True},
             in_axes=nn.broadcast,
@@ -119,61 +160,59 @@ class Transformer(nn.Module):
             unroll=c.unroll,
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )
-        x_BxLxD, _ = layers(c, train, name='blocks')(x_BxLxD, _rotation(c, tokens_BxL.shape[1]))
-        x_BxLxD = RMSNorm(c.width, c.norm_eps, name='final_norm')(x_BxLxD)
-        if c.tied:
-            logits_BxLxV = product('bld,vd->blv', x_BxLxD, embed.table(), jnp.float32)
-        else:
-            logits_BxLxV = Head(c, self.vocab.padded, name='head')(x_BxLxD)
-        logits_BxLxV = nn.with_logical_constraint(logits_BxLxV, ('batch', 'length', 'vocab'))
-        if self.vocab.padded == self.vocab.size:
-            return logits_BxLxV
-        real_V = jnp.arange(self.vocab.padded) < self.vocab.size
-        return jnp.where(real_V[None, None], logits_BxLxV, MASKED)
+        rotation = rotation_at(c, jnp.arange(tokens_BxL.shape[1])[None])
+        x_BxLxD, _ = layers(c, name='blocks')(x_BxLxD, rotation, dropout)
+        if self.is_initializing() and not c.tied:
+            Head(c, self.vocab.padded, name='head')()
+        return RMSNorm(c, name='final_norm')(x_BxLxD)
+
+
+def _rematerialised(config: ModelConfig) -> type[Block]:
+    policies = jax.checkpoint_policies
+    policy = {
+        'full': policies.nothing_saveable,
+        'projections': policies.save_only_these_names(SAVED),
+        'dots': policies.dots_with_no_batch_dims_saveable,
+    }
+    if config.remat == 'none':
+        return Block
+    return nn.remat(Block, policy=policy[config.remat], prevent_cse=config.unroll > 1)
 
 
 class Table(nn.Module):
-    """The input embedding; `table()` lends its weights to a tied head."""
+    """The input embedding."""
 
     rows: int
-    width: int
-    std: float
+    config: ModelConfig
 
-    def setup(self):
-        init = _named(nn.initializers.normal(self.std), ('vocab', 'embed'))
-        self.weights_VxD = self.param('table', init, (self.rows, self.width))
-
-    def table(self) -> jax.Array:
-        return self.weights_VxD
-
+    @nn.compact
     def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
-        return self.weights_VxD[tokens_BxL]
+        c = self.config
+        init = _named(nn.initializers.normal(c.init.table_std), ('vocab', 'embed'))
+        return self.param('table', init, (self.rows, c.width), jnp.dtype(c.param_dtype))[tokens_BxL]
 
 
 class Head(nn.Module):
-    """The untied output head, with the bias of the release's NCA stage where the config asks for it."""
+    """Makes the weights of an untied head, with the bias of the release's NCA stage where the config asks for it."""
 
     config: ModelConfig
     rows: int
 
     @nn.compact
-    def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
-        c, bound = self.config, self.config.width**-0.5
+    def __call__(self) -> None:
+        c, bound, dtype = self.config, self.config.width**-0.5, jnp.dtype(self.config.param_dtype)
         uniform = nn.initializers.uniform(2 * bound)
         init = {
             'normal': nn.initializers.normal(c.init.table_std),
-            'uniform': lambda *args: uniform(*args) - bound,
+            'uniform': lambda *args: uniform(*args) - jnp.asarray(bound, dtype),
         }[c.init.head]
-        kernel_DxV = self.param('kernel', _named(init, ('embed', 'vocab')), (c.width, self.rows))
-        logits_BxLxV = product('bld,dv->blv', x_BxLxD, kernel_DxV, jnp.float32)
+        self.param('kernel', _named(init, ('embed', 'vocab')), (c.width, self.rows), dtype)
         if c.head_bias:
-            bias_V = self.param('bias', _named(nn.initializers.zeros, ('vocab',)), (self.rows,))
-            logits_BxLxV = logits_BxLxV + bias_V[None, None]
-        return logits_BxLxV
+            self.param('bias', _named(nn.initializers.zeros, ('vocab',)), (self.rows,), dtype)
 
 
 def init_params(config: ModelConfig, vocab: Vocab, key: jax.Array) -> dict:
-    """Fresh float32 parameters; see `InitConfig` for their distributions."""
+    """Fresh parameters of the config's param_dtype; see `InitConfig` for their distributions."""
     return nn.meta.unbox(_boxed_init(config, vocab)(key))
 
 
@@ -188,11 +227,53 @@ def logical_axes(config: ModelConfig, vocab: Vocab) -> dict:
 
 
 def apply(
-    config: ModelConfig, params: dict, tokens_BxL: jax.Array, vocab: Vocab, dropout_key: jax.Array | None = None
+    config: ModelConfig, params: dict, tokens_BxL: jax.Array, vocab: Vocab, dropout: Dropout | None = None
 ) -> jax.Array:
-    """Next-token logits, float32 (B, L, V padded). Dropout is on when a `dropout_key` is given."""
-    rngs = None if dropout_key is None else {'dropout': dropout_key}
-    return Transformer(config, vocab).apply({'params': params}, tokens_BxL, train=dropout_key is not None, rngs=rngs)
+    """Next-token logits, float32 (B, L, V padded), with dropout where it is given what to draw from."""
+    x_BxLxD = _states(config, params, tokens_BxL, vocab, dropout)
+    return logits_of(vocab, x_BxLxD, head_of(params))
+
+
+def sum_loss(
+    config: ModelConfig, params: dict, batch: Batch, vocab: Vocab, dropout: Dropout | None = None
+) -> jax.Array:
+    """The sum of weights * nll in nats, float32. Its logits exist in `loss_chunks` pieces, one at a time."""
+    x_BxLxD = _states(config, params, batch.inputs_BxL, vocab, dropout)
+    return sum_cross_entropy(
+        functools.partial(logits_of, vocab),
+        config.loss_chunks,
+        x_BxLxD,
+        head_of(params),
+        batch.targets_BxL,
+        batch.weights_BxL,
+    )
+
+
+def _states(
+    config: ModelConfig, params: dict, tokens_BxL: jax.Array, vocab: Vocab, dropout: Dropout | None
+) -> jax.Array:
+    rngs = None if dropout is None else {'dropout': dropout.key}
+    return Transformer(config, vocab).apply({'params': params}, tokens_BxL, dropout, rngs=rngs)
+
+
+def head_of(params: dict) -> dict:
+    """The weights that make logits: those of the head, or the input table where there is none."""
+    return params['head'] if 'head' in params else params['embed']
+
+
+def logits_of(vocab: Vocab, x_BxLxD: jax.Array, head: dict) -> jax.Array:
+    """Float32 logits (B, L, V) of normed states; those of the vocabulary's padding are masked."""
+    if 'table' in head:
+        logits_BxLxV = product('bld,vd->blv', x_BxLxD, head['table'], jnp.float32)
+    else:
+        logits_BxLxV = product('bld,dv->blv', x_BxLxD, head['kernel'], jnp.float32)
+    if 'bias' in head:
+        logits_BxLxV = logits_BxLxV + head['bias'].astype(jnp.float32)[None, None]
+    logits_BxLxV = nn.with_logical_constraint(logits_BxLxV, ('batch', 'length', 'vocab'))
+    if vocab.padded == vocab.size:
+        return logits_BxLxV
+    real_V = jnp.arange(vocab.padded) < vocab.size
+    return jnp.where(real_V[None, None], logits_BxLxV, MASKED)
 
 
 def writer_std(config: ModelConfig) -> float:
@@ -201,23 +282,24 @@ def writer_std(config: ModelConfig) -> float:
 
 
 def _boxed_init(config: ModelConfig, vocab: Vocab) -> Callable[[jax.Array], dict]:
+    module = Transformer(dataclasses.replace(config, attention='einsum'), vocab)  # runs anywhere
     tokens_BxL = jnp.zeros((1, 2), jnp.int32)
-    return lambda key: Transformer(config, vocab).init(key, tokens_BxL, train=False)['params']
+    return lambda key: module.init(key, tokens_BxL, None)['params']
 
 
 def _named(init: Callable, axes: tuple[str, ...]) -> Callable:
     return nn.with_logical_partitioning(init, axes)
 
 
-def _rotation(config: ModelConfig, length: int) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines (L, Dh/2) of the rotary position embedding, float32."""
+def rotation_at(config: ModelConfig, position_BxL: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines (B, 1, L, Dh/2) of the rotary position embedding, float32; B is 1 where all rows are alike."""
     exponents = jnp.arange(0, config.head_width, 2, dtype=jnp.float32) / config.head_width
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * (config.rope_theta**-exponents)[None]
+    angles = position_BxL[:, None, :, None].astype(jnp.float32) * (config.rope_theta**-exponents)[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def _rotate(x_BxHxLxDh: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotates each half-split pair (x[i], x[i + Dh/2]) by its position's angle, as Llama does."""
-    cos, sin = (table[None, None].astype(x_BxHxLxDh.dtype) for table in rotation)
+    cos, sin = (table.astype(x_BxHxLxDh.dtype) for table in rotation)
     first, second = jnp.split(x_BxHxLxDh, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -13,7 +13,9 @@ import numpy as np
 from nca_jax.batch import Batch
 from nca_jax.checkpoint.store import Store
 from nca_jax.errors import check
+from nca_jax.train.logger import Logger, NotFiniteError, make_observe
 from nca_jax.train.metrics import MetricWriter
+from nca_jax.train.profiler import Profiler
 from nca_jax.train.state import TrainState
 
 EXIT_PREEMPTED = 75  # what sysexits.h calls a temporary failure: start the same command again
@@ -54,10 +56,6 @@ class Plan:
     tokens_per_step: int
 
 
-class NotFiniteError(RuntimeError):
-    """A loss was NaN or infinite; what checkpoints there are come from before it."""
-
-
 class Preempted(SystemExit):
     """SIGTERM arrived and everything worth keeping is saved; the process exits with code 75."""
 
@@ -95,9 +93,11 @@ def train(
     stream: Callable[[int], Batch],
     evaluators: dict[str, Callable[[Any, int], dict]],
     schedule: Callable[[int], float],
+    flops: float,
     store: Store,
     manifest: Callable[[int], dict],
     writer: MetricWriter,
+    profiler: Profiler,
     preemption: Preemption,
     before: dict[str, float],
 ) -> TrainState:
@@ -105,7 +105,8 @@ def train(
 
     Metrics of a step are read after the next one is queued, so that reading never stalls the device. At a boundary
     the order is: metrics, evaluation, checkpoint. A crash between any two of them loses nothing but time. The `done`
-    record says where this process spent its seconds, those that were spent `before` the loop included.
+    record says where this process spent its seconds, those that were spent `before` the loop included. `flops` are
+    those that the model needs for one update.
     """
     seconds = dict.fromkeys(('prepare', 'data', 'compile', 'train', 'eval', 'checkpoint'), 0.0) | before
     step = int(state.step)
@@ -118,8 +119,11 @@ def train(
 
     def evaluate() -> None:
         with timed('eval'):
-            for name, evaluator in evaluators.items():
-                result = evaluator(state.params, step)
+            scored = [(name, evaluator, state.params) for name, evaluator in evaluators.items()]
+            if state.ema is not None:
+                scored += [(f'{name}_ema', evaluator, state.ema) for name, evaluator in evaluators.items()]
+            for name, evaluator, params in scored:
+                result = evaluator(params, step)
                 if not np.isfinite(result['loss']):
                     raise NotFiniteError(f'step {step}: the loss of {name} is {result["loss"]}')
                 writer.write(
@@ -131,22 +135,36 @@ def train(
             writer.sync()
             store.save(step, state, manifest(step), wait=wait)
 
-    logger = _Logger(plan, schedule, writer)
+    def trace(turn: Callable[[TrainState], None]) -> None:
+        with timed('train'):
+            logger.flush()
+            turn(state)
+            logger.start(step)
+
+    observe = make_observe(schedule)
     with jax.transfer_guard('disallow'):  # nothing is trained that isn't saved: SIGTERM may end it at once
         if step == 0:
             evaluate()
         if step < plan.stop:
             with timed('compile'):
                 train_step = train_step.lower(state, stream(step)).compile()
+                observe = observe.lower(state).compile()
     with preemption.deferred(), jax.transfer_guard('disallow'):
-        logger.start()
+        logger = Logger(every=plan.log_every, tokens=plan.tokens_per_step, flops=flops, observe=observe, writer=writer)
+        logger.start(step)
         while step < plan.stop:
-            with timed('data'):
-                batch = stream(step)
-            with timed('train'):
-                state, metrics = train_step(state, batch)
-                step += 1
-                logger.queue(step, metrics)
+            if profiler.begins(step + 1):
+                trace(profiler.start)
+            with profiler.update(step + 1):
+                waited = seconds['data']
+                with timed('data'):
+                    batch = stream(step)
+                with timed('train'):
+                    state, metrics = train_step(state, batch)
+                    step += 1
+                    logger.queue(step, state, metrics, seconds['data'] - waited)
+            if profiler.ends(step):
+                trace(profiler.stop)
             evaluating = step % plan.eval_every == 0 or step == plan.stop
             saving = step % plan.save_every == 0 or step == plan.stop or step in plan.keep
             if evaluating or saving or preemption.requested:
@@ -158,54 +176,6 @@ def train(
                     save(wait=preemption.requested or step == plan.stop)
                 if preemption.requested:
                     raise Preempted
-                logger.start()
+                logger.start(step)
         writer.write({'kind': 'done', 'step': step, 'tokens': step * plan.tokens_per_step, 'seconds': seconds})
     return state
-
-
-class _Logger:
-    """Reads each step's metrics one step late, checks them, and writes a record every `log_every` steps."""
-
-    def __init__(self, plan: Plan, schedule: Callable[[int], float], writer: MetricWriter):
-        self._plan, self._schedule, self._writer = plan, schedule, writer
-        self._pending: tuple[int, dict] | None = None
-        self.start()
-
-    def start(self) -> None:
-        """The rate counts from here: evaluations and checkpoints are not training time."""
-        self._reads: list[tuple[int, float]] = []  # step and time of each, with one step in flight behind it
-
-    def queue(self, step: int, metrics: dict) -> None:
-        previous, self._pending = self._pending, (step, metrics)
-        if previous is not None:
-            self._read(*previous, in_flight=True)
-
-    def flush(self) -> None:
-        """Reads what is pending; afterwards every loss up to this step is known to be finite."""
-        if self._pending is not None:
-            self._read(*self._pending, in_flight=False)
-            self._pending = None
-
-    def _read(self, step: int, metrics: dict, in_flight: bool) -> None:
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not all(np.isfinite(value) for value in values.values()):
-            raise NotFiniteError(
-                f'step {step}: {values}; its batch is stream({step - 1}). Checkpoints are of earlier steps; '
-                'a lower optimizer.lr or a clip may help.'
-            )
-        self._writer.advance(step)
-        if in_flight:
-            self._reads.append((step, time.perf_counter()))
-        if step % self._plan.log_every == 0:
-            with jax.transfer_guard('allow'):
-                lr = float(self._schedule(step - 1))
-            tokens = step * self._plan.tokens_per_step
-            self._writer.write({'kind': 'train', 'step': step, 'tokens': tokens, **values, 'lr': lr} | self._rate())
-            self._reads = self._reads[-1:]
-
-    def _rate(self) -> dict[str, float]:
-        """`tokens_per_s` since the last record; nothing where fewer than two reads can be compared."""
-        if len(self._reads) < 2:
-            return {}
-        (first, start), (last, end) = self._reads[0], self._reads[-1]
-        return {'tokens_per_s': (last - first) * self._plan.tokens_per_step / max(end - start, 1e-9)}

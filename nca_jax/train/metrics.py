@@ -1,5 +1,6 @@
 """What a run says of itself: `metrics.jsonl` for programs, TensorBoard for browsing, a bar for the terminal."""
 
+import datetime
 import json
 import os
 import pathlib
@@ -10,15 +11,20 @@ import rich.console
 import rich.progress
 import tensorboardX
 
+from nca_jax.train.tracking import Tracker
+
+SHOWN = ('loss', 'perplexity', 'bits_per_byte', 'accuracy', 'cell_accuracy', 'grid_accuracy')
+
 
 class MetricWriter:
-    """Owns the folder's `metrics.jsonl`, its TensorBoard files and the terminal's progress.
+    """Owns the folder's `metrics.jsonl`, its TensorBoard files, the tracker and the terminal's progress.
 
     On opening, records past `step` (the checkpoint that training resumes from) are cut off, so that the file reads as
     if the run had never stopped; a half-written last line goes with them.
     """
 
-    def __init__(self, folder: pathlib.Path, step: int, stop: int, title: str):
+    def __init__(self, folder: pathlib.Path, step: int, stop: int, title: str, tracker: Tracker | None = None):
+        self._tracker, self._done = tracker, False
         self._path = folder / 'metrics.jsonl'
         kept = _records_until(self._path, step)
         _replace_text(self._path, ''.join(kept))
@@ -31,10 +37,14 @@ class MetricWriter:
         record = record | {'time': time.time()}
         self._file.write(json.dumps(record, allow_nan=False) + '\n')
         self._file.flush()
+        self._done = record['kind'] == 'done'
         prefix = record.get('evaluator', record['kind'])
-        for name, value in record.items():
-            if isinstance(value, float) and name != 'time':
-                self._board.add_scalar(f'{prefix}/{name}', value, record['step'])
+        measured = {name: value for name, value in record.items() if isinstance(value, float) and name != 'time'}
+        scalars = {f'{prefix}/{name}': value for name, value in measured.items()}
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, record['step'])
+        if self._tracker is not None and scalars:
+            self._tracker.write(scalars, record['step'])
         self._terminal.show(record)
 
     def advance(self, step: int) -> None:
@@ -49,21 +59,22 @@ class MetricWriter:
         self._terminal.close()
         self._board.close()
         self._file.close()
+        if self._tracker is not None:
+            self._tracker.close(self._done)
 
 
 def describe(record: dict) -> str:
     """A record in a few words: loss and what else its kind has to tell."""
-    shown = ('loss', 'perplexity', 'bits_per_byte', 'accuracy', 'cell_accuracy', 'grid_accuracy', 'tokens_per_s')
-    parts = [
-        f'{name} {record[name]:,.0f}' if name == 'tokens_per_s' else f'{name} {record[name]:.4f}'
-        for name in shown
-        if name in record
-    ]
+    parts = [f'{name} {record[name]:.4f}' for name in SHOWN if name in record]
+    if 'tokens_per_s' in record:
+        parts.append(f'{record["tokens_per_s"]:,.0f} tokens/s')
+    if 'mfu' in record:
+        parts.append(f'MFU {record["mfu"]:.1%}')
     return f'{record.get("evaluator", record["kind"])}: ' + ', '.join(parts)
 
 
 class _Bar:
-    """For people: one bar with loss, rate and time left; evaluations scroll above it."""
+    """For people: one bar with loss, tokens/s, MFU and time left; evaluations scroll above it."""
 
     def __init__(self, title: str, step: int, stop: int):
         progress = rich.progress
@@ -79,8 +90,7 @@ class _Bar:
 
     def show(self, record: dict) -> None:
         if record['kind'] == 'train':
-            rate = f'  {record["tokens_per_s"]:,.0f} tokens/s' if 'tokens_per_s' in record else ''
-            self._progress.update(self._task, status=f'loss {record["loss"]:.3f}{rate}')
+            self._progress.update(self._task, status=describe(record).partition(': ')[2])
         elif record['kind'] == 'eval':
             self.say(f'step {record["step"]}  {describe(record)}')
 
@@ -107,7 +117,7 @@ class _Lines:
         step = record['step']
         self._first = self._first or (step, record['time'])
         done, seconds = step - self._first[0], record['time'] - self._first[1]
-        left = f', {(self._stop - step) * seconds / done:,.0f} s left' if done else ''
+        left = f', {datetime.timedelta(seconds=round((self._stop - step) * seconds / done))} left' if done else ''
         self.say(f'{self._title}  step {step}/{self._stop}  {describe(record)}{left}')
 
     def say(self, line: str) -> None:

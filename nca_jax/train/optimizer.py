@@ -1,37 +1,88 @@
-"""AdamW and Adam with the schedules of the paper's stages, assembled from optax."""
+"""AdamW, Adam and Muon, learning-rate schedules, and what is frozen or slowed down by path; assembled from optax."""
 
 import dataclasses
 import re
+from collections.abc import Collection
 
+import jax
+import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers
 
 from nca_jax import trees
 from nca_jax.errors import FieldError, check
 from nca_jax.train.duration import to_steps
 
+# Of a block's kernel, stacked over the layers on axis 0, the axes into and out of its matrix. Muon orthogonalises each
+# layer's matrix for itself, attention's with the heads side by side: D x (H Dh) and (H Dh) x D.
+MATRICES = {
+    'blocks/attn/[qkv]/kernel': MuonDimensionNumbers((1,), (2, 3)),
+    'blocks/attn/o/kernel': MuonDimensionNumbers((1, 2), (3,)),
+    'blocks/mlp/(gate|up|down)/kernel': MuonDimensionNumbers((1,), (2,)),
+}
+NAMES = ('adamw', 'adam', 'muon')
+KINDS = ('cosine', 'wsd', 'constant')
+
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """Linear warm-up from 0, then cosine to `final` times the peak rate at `horizon`, constant from there.
+    """Linear warm-up from 0 to the peak rate, then as `kind` says.
+
+    kind 'cosine' falls along a half cosine to `final` times the peak at `horizon` and stays there; 'wsd' (warm-up,
+    stable, decay; arXiv 2404.06395) stays at the peak and falls in a straight line over the last `decay` of the
+    horizon; 'constant' stays at the peak. `final` and the end of the horizon mean nothing to 'constant', and `decay`
+    nothing to the others but 'wsd'.
 
     `horizon` is the length of the schedule, not of the run: the paper's NCA stage stops after 5,000 updates of a
-    50,000-update schedule. Both are durations; `warmup` may be a share of the horizon ('10%').
+    50,000-update schedule. All three are durations; `warmup` and `decay` may be a share of the horizon ('10%').
     """
 
+    kind: str
     warmup: str
     horizon: str
     final: float
+    decay: str
 
     def __post_init__(self):
+        check(self.kind in KINDS, 'kind', self.kind, f'must be one of {", ".join(KINDS)}')
         check(0 <= self.final <= 1, 'final', self.final, 'must be in [0, 1], a share of the peak rate')
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """name 'adamw' or 'adam'. clip: bound on the gradient's global norm, None for none.
+class MuonConfig:
+    """What `name` 'muon' alone reads. beta: of its (Nesterov) momentum. steps: of the Newton-Schulz iteration.
 
-    clip_on 'mean' bounds the mean gradient (the paper). 'sum' feeds the optimizer the sum over micro-batches, as the
-    release does: its clip then acts on 1/accumulate of the bound. decay: patterns of the leaves that decay.
+    adam_lr: learning rate of the leaves that are Adam's, as a multiple of `lr`. consistent_rms: a matrix's update is
+    scaled by this times sqrt(max(in, out)), which gives its entries an RMS of about this, like Adam's at 0.2 (arXiv
+    2502.16982); 0 scales by sqrt(max(1, out / in)) instead, which wants a larger `lr`.
+    """
+
+    beta: float
+    steps: int
+    adam_lr: float
+    consistent_rms: float
+
+    def __post_init__(self):
+        check(0 <= self.beta < 1, 'beta', self.beta, 'must be in [0, 1)')
+        check(self.steps > 0, 'steps', self.steps, 'must be positive')
+        check(self.adam_lr > 0, 'adam_lr', self.adam_lr, 'must be positive, a multiple of lr')
+        check(self.consistent_rms >= 0, 'consistent_rms', self.consistent_rms, 'must not be negative')
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """name 'adamw', 'adam' or 'muon': Muon for the kernels in the blocks, AdamW for tables, head, norms and biases.
+
+    clip: bound on the gradient's global norm, None for none. clip_on 'mean' bounds the mean gradient (the paper).
+    'sum' feeds the optimizer the sum over micro-batches, as the release does: its clip then acts on 1/accumulate of the
+    bound. state_dtype: in which first moments (Adam's mean, Muon's momentum) are kept from one update to the next.
+    Adam's second moment is always float32: at b2 = 0.999 it changes by less than bfloat16 can show. Whatever
+    the dtypes, the arithmetic is float32. ema: decay per update of an average of the weights, None for none; it begins
+    at the initial weights.
+
+    Leaves are chosen by patterns that match their whole path, as in a plan (checkpoint.graft). decay: those that decay,
+    by lr x weight_decay. frozen: those that stay as they are, without gradient or optimizer state. lr_scale:
+    `(pattern, factor)`, the first that matches multiplies a leaf's update, decay included.
     """
 
     name: str
@@ -44,50 +95,156 @@ class OptimizerConfig:
     clip: float | None
     clip_on: str
     schedule: ScheduleConfig
+    state_dtype: str
+    ema: float | None
+    lr_scale: tuple[tuple[str, float], ...]
+    frozen: tuple[str, ...]
+    muon: MuonConfig
 
     def __post_init__(self):
-        check(self.name in ('adamw', 'adam'), 'name', self.name, "must be 'adamw' or 'adam'")
+        check(self.name in NAMES, 'name', self.name, f'must be one of {", ".join(NAMES)}')
         check(self.lr > 0, 'lr', self.lr, 'must be positive')
         check(0 <= self.b1 < 1 and 0 <= self.b2 < 1, 'b1, b2', (self.b1, self.b2), 'must be in [0, 1)')
         check(self.eps > 0, 'eps', self.eps, 'must be positive')
         check(self.weight_decay >= 0, 'weight_decay', self.weight_decay, 'must not be negative')
-        check(self.name == 'adamw' or self.weight_decay == 0, 'weight_decay', self.weight_decay, "'adam' has none")
+        check(self.name != 'adam' or self.weight_decay == 0, 'weight_decay', self.weight_decay, "'adam' has none")
         check(self.clip is None or self.clip > 0, 'clip', self.clip, 'must be positive or None')
-        for pattern in self.decay:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise FieldError('decay', pattern, f'not a regular expression: {error}') from None
         check(self.clip_on in ('mean', 'sum'), 'clip_on', self.clip_on, "must be 'mean' or 'sum'")
+        known = self.state_dtype in ('float32', 'bfloat16')
+        check(known, 'state_dtype', self.state_dtype, "must be 'float32' or 'bfloat16'")
+        check(self.ema is None or 0 < self.ema < 1, 'ema', self.ema, 'must be between 0 and 1, or None')
+        for field, patterns in self.patterns().items():
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise FieldError(field, pattern, f'not a regular expression: {error}') from None
+        for pattern, factor in self.lr_scale:
+            check(factor > 0, 'lr_scale', (pattern, factor), "the factor must be positive; 'frozen' keeps leaves still")
+
+    @property
+    def names_leaves(self) -> bool:
+        """Whether any pattern says more than "all decay"."""
+        return self.decay != ('.*',) or bool(self.frozen or self.lr_scale)
+
+    def patterns(self) -> dict[str, tuple[str, ...]]:
+        """The patterns of each field that chooses leaves."""
+        scaled = tuple(pattern for pattern, _ in self.lr_scale)
+        return {'decay': self.decay, 'frozen': self.frozen, 'lr_scale': scaled}
+
+
+def check_paths(config: OptimizerConfig, paths: Collection[str]) -> None:
+    """Raises FieldError for a pattern that does nothing to parameters of these paths, or where all would be frozen."""
+    trained = [path for path in paths if not trees.matches(path, config.frozen)]
+    for field, patterns in config.patterns().items():
+        for pattern in patterns:
+            matched = any(trees.matches(path, [pattern]) for path in paths)
+            check(matched, f'config.optimizer.{field}', pattern, 'must match the whole path of a parameter')
+    check(bool(trained), 'config.optimizer.frozen', config.frozen, 'must leave a parameter to train')
+    for number, entry in enumerate(config.lr_scale):
+        earlier = [pattern for pattern, _ in config.lr_scale[:number]]
+        acts = any(trees.matches(path, entry[:1]) and not trees.matches(path, earlier) for path in trained)
+        check(acts, 'config.optimizer.lr_scale', entry, 'all that it matches is frozen or claimed by earlier entries')
 
 
 def make_schedule(config: OptimizerConfig, tokens_per_step: int) -> optax.Schedule:
     """Step (0-based count of updates done) to learning rate."""
-    path = 'config.optimizer.schedule'
-    horizon = to_steps(config.schedule.horizon, tokens_per_step, f'{path}.horizon')
-    warmup = to_steps(config.schedule.warmup, tokens_per_step, f'{path}.warmup', whole=horizon)
-    check(warmup < horizon, f'{path}.warmup', config.schedule.warmup, f'must end before the horizon ({horizon} steps)')
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup else config.lr,
-        peak_value=config.lr,
-        warmup_steps=warmup,
-        decay_steps=horizon,
-        end_value=config.lr * config.schedule.final,
-    )
+    path, schedule = 'config.optimizer.schedule', config.schedule
+    horizon = to_steps(schedule.horizon, tokens_per_step, f'{path}.horizon')
+    warmup = to_steps(schedule.warmup, tokens_per_step, f'{path}.warmup', whole=horizon)
+    check(warmup < horizon, f'{path}.warmup', schedule.warmup, f'must end before the horizon ({horizon} steps)')
+    start, peak, final = 0.0 if warmup else config.lr, config.lr, config.lr * schedule.final
+    if schedule.kind == 'cosine':
+        return optax.warmup_cosine_decay_schedule(start, peak, warmup, horizon, final)
+    stable = optax.warmup_constant_schedule(start, peak, warmup)
+    if schedule.kind == 'constant':
+        return stable
+    decay = to_steps(schedule.decay, tokens_per_step, f'{path}.decay', whole=horizon)
+    allowed = f'must be 1 to {horizon - warmup} steps, what the warm-up leaves of the horizon'
+    check(0 < decay <= horizon - warmup, f'{path}.decay', schedule.decay, allowed)
+    return optax.join_schedules([stable, optax.linear_schedule(peak, final, decay)], [horizon - decay])
 
 
 def make_optimizer(config: OptimizerConfig, tokens_per_step: int) -> optax.GradientTransformation:
-    """Clipping, then the update rule. Its input is the gradient that `clip_on` names."""
+    """Clipping, the update rule, factors by path. Its input is the gradient that `clip_on` names."""
     schedule = make_schedule(config, tokens_per_step)
-    if config.name == 'adamw':
-        rule = optax.adamw(
-            schedule,
-            config.b1,
-            config.b2,
-            config.eps,
-            weight_decay=config.weight_decay,
-            mask=lambda params: trees.mask(params, config.decay),
-        )
-    else:
-        rule = optax.adam(schedule, config.b1, config.b2, config.eps)
-    return optax.chain(optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip), rule)
+    rule = {'adamw': _adamw, 'adam': _adam, 'muon': _muon}[config.name](config, schedule)
+    parts = [optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip), rule]
+    if config.lr_scale:
+        parts.append(_scale_by_path(config.lr_scale))
+    optimizer = _in_float32(optax.chain(*parts), config.state_dtype)
+    if not config.frozen:
+        return optimizer
+
+    def labels(params: trees.Tree) -> trees.Tree:
+        return jax.tree.map(lambda frozen: 'frozen' if frozen else 'trained', trees.mask(params, config.frozen))
+
+    return optax.partition({'trained': optimizer, 'frozen': optax.set_to_zero()}, labels)
+
+
+def _adam(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adam(schedule, config.b1, config.b2, config.eps)
+
+
+def _adamw(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(
+        schedule,
+        config.b1,
+        config.b2,
+        config.eps,
+        weight_decay=config.weight_decay,
+        mask=lambda params: trees.mask(params, config.decay),
+    )
+
+
+def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Muon for MATRICES, AdamW for the rest. (What optax's muon has for the rest is Nesterov's and decays unmasked.)"""
+
+    def label(path: str, leaf: jax.Array) -> str:
+        return 'adam' if _matrix(path) is None else 'muon'
+
+    muon = optax.contrib.muon(
+        schedule,
+        ns_steps=config.muon.steps,
+        beta=config.muon.beta,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        weight_decay_mask=lambda params: trees.mask(params, config.decay),
+        muon_weight_dimension_numbers=lambda params: trees.map_with_path(lambda path, _: _matrix(path), params),
+        consistent_rms=config.muon.consistent_rms or None,
+    )
+    adam = _adamw(config, lambda step: config.muon.adam_lr * schedule(step))
+    return optax.partition({'muon': muon, 'adam': adam}, lambda params: trees.map_with_path(label, params))
+
+
+def _matrix(path: str) -> MuonDimensionNumbers | None:
+    """The axes of the leaf's matrices, or None if it is Adam's."""
+    return next((axes for pattern, axes in MATRICES.items() if re.fullmatch(pattern, path)), None)
+
+
+def _scale_by_path(factors: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
+    def scale(path: str, update: jax.Array) -> jax.Array:
+        factor = next((factor for pattern, factor in factors if re.fullmatch(pattern, path)), 1.0)
+        return factor * update
+
+    return optax.stateless(lambda updates, _: trees.map_with_path(scale, updates))
+
+
+def _in_float32(rule: optax.GradientTransformation, kept: str) -> optax.GradientTransformation:
+    """`rule` with its arithmetic and state in float32, whatever the parameters are, but first moments kept as `kept`.
+
+    optax's own `mu_dtype` also multiplies in it: the moment by a decay that is rounded, 0.9 to 0.8984 in bfloat16.
+    """
+
+    def first_moments(state: optax.OptState, dtype: str) -> optax.OptState:
+        return trees.map_with_path(lambda path, x: x.astype(dtype) if 'mu' in path.split('/') else x, state)
+
+    def init(params: trees.Tree) -> optax.OptState:
+        return first_moments(rule.init(optax.tree.cast(params, jnp.float32)), kept)
+
+    def update(grads: trees.Tree, state: optax.OptState, params: trees.Tree) -> tuple[trees.Tree, optax.OptState]:
+        grads, params = optax.tree.cast((grads, params), jnp.float32)
+        updates, state = rule.update(grads, first_moments(state, 'float32'), params)
+        return updates, first_moments(state, kept)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,126 @@
+"""When the loop's metrics are read, and what becomes of them: a record every `log_every` updates."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from nca_jax import chips
+from nca_jax.train.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+class NotFiniteError(RuntimeError):
+    """A loss was NaN or infinite; what checkpoints there are come from before it."""
+
+
+class Writer(Protocol):
+    """What the logger needs of a MetricWriter."""
+
+    def write(self, record: dict) -> None: ...
+
+    def advance(self, step: int) -> None: ...
+
+
+class Mark(NamedTuple):
+    """A moment: updates known to be done by then, its time, and the seconds that the loop had waited for data."""
+
+    step: int
+    time: float
+    waited: float
+
+
+def make_observe(schedule: Callable[[jax.Array], jax.Array]) -> Callable[[TrainState], Metrics]:
+    """`observe(state)` -> float32 scalars: `param_norm`, over all parameters, and `lr`, of the update just done.
+
+    A program apart from the update, since only records need it: it's queued behind the update and waits for nothing.
+    """
+
+    def observe(state: TrainState) -> Metrics:
+        params32 = optax.tree.cast(state.params, jnp.float32)
+        lr = jnp.asarray(schedule(state.step - 1), jnp.float32)
+        return {'param_norm': optax.tree.norm(params32), 'lr': lr}
+
+    return jax.jit(observe)
+
+
+class Logger:
+    """Reads each update's metrics one update late, checks them, and writes a record every `log_every` updates.
+
+    A record holds `loss`, `grad_norm`, `param_norm` and `lr`, and since the record before:
+    tokens_per_s: tokens trained on a second, over all devices. A pause that ended with `start` doesn't count.
+    mfu: the model's FLOPs a second over the peak of all devices in dense bfloat16, whatever the config's dtype. The
+    model's FLOPs are those of `nca_jax.model.config.step_flops`: attention's causal half alone, nothing for remat.
+    Absent where the device isn't in `nca_jax.chips`, as on a CPU.
+    data_wait: the share of the time in which the loop waited for the stream, 0 to 1.
+    hbm_bytes, hbm_peak_bytes: in use now, and the most so far, on the fullest device of this process. Absent where the
+    backend doesn't count.
+    """
+
+    def __init__(
+        self, *, every: int, tokens: int, flops: float, observe: Callable[[TrainState], Metrics], writer: Writer
+    ):
+        """`tokens` and the model's `flops` are those of one update."""
+        self._every, self._tokens, self._flops, self._observe, self._writer = every, tokens, flops, observe, writer
+        self._pending: tuple[int, Metrics] | None = None
+        self._waited = 0.0
+        chip = chips.KINDS[kind] if (kind := jax.devices()[0].device_kind) in chips.KINDS else None
+        self._peak = None if chip is None else chip.flops * jax.device_count()
+
+    def start(self, step: int) -> None:
+        """Time counts from here, with nothing in flight: evaluations and checkpoints are not training time."""
+        self._begin = Mark(step, time.perf_counter(), self._waited)
+        self._reads: list[Mark] = []  # with one update in flight behind each
+
+    def queue(self, step: int, state: TrainState, metrics: Metrics, waited: float) -> None:
+        """`state` and `metrics` are what update `step` gives, which may still be running; `waited` are the seconds that
+        the loop waited for its batch."""
+        self._waited += waited
+        if step % self._every == 0:
+            metrics = metrics | self._observe(state)
+        previous, self._pending = self._pending, (step, metrics)
+        if previous is not None:
+            self._read(*previous, in_flight=True)
+
+    def flush(self) -> None:
+        """Reads what is pending; afterwards every loss up to this step is known to be finite."""
+        if self._pending is not None:
+            self._read(*self._pending, in_flight=False)
+            self._pending = None
+
+    def _read(self, step: int, metrics: Metrics, in_flight: bool) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not all(np.isfinite(value) for value in values.values()):
+            raise NotFiniteError(
+                f'step {step}: {values}; its batch is stream({step - 1}). Checkpoints are of earlier steps; '
+                'a lower optimizer.lr or a clip may help.'
+            )
+        self._writer.advance(step)
+        now = Mark(step, time.perf_counter(), self._waited)
+        if in_flight:
+            self._reads.append(now)
+        if step % self._every == 0:
+            record = {'kind': 'train', 'step': step, 'tokens': step * self._tokens, **values}
+            self._writer.write(record | self._speed(now) | memory())
+            self._reads = self._reads[-1:]
+
+    def _speed(self, now: Mark) -> dict[str, float]:
+        """Between two reads, which both have an update behind them; from the last pause where there aren't two."""
+        first, last = (self._reads[0], self._reads[-1]) if len(self._reads) > 1 else (self._begin, now)
+        seconds = max(last.time - first.time, 1e-9)
+        rate = (last.step - first.step) / seconds
+        speed = {'tokens_per_s': rate * self._tokens, 'data_wait': min((last.waited - first.waited) / seconds, 1.0)}
+        return speed if self._peak is None else speed | {'mfu': rate * self._flops / self._peak}
+
+
+def memory() -> dict[str, float]:
+    """`hbm_bytes` and `hbm_peak_bytes` of the fullest local device; nothing where the backend doesn't count."""
+    found = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    names = {'hbm_bytes': 'bytes_in_use', 'hbm_peak_bytes': 'peak_bytes_in_use'}
+    counted = {ours: [stats[theirs] for stats in found if theirs in stats] for ours, theirs in names.items()}
+    return {name: float(max(values)) for name, values in counted.items() if values}

@@ -1,0 +1,94 @@
+"""Weights & Biases beside TensorBoard, for who asks for it. It never stops a run: what fails there is a warning."""
+
+import contextlib
+import importlib.util
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from nca_jax.errors import UserError
+
+TRACKERS = ('', 'wandb')
+# That a run waits for the server before it trains, and at its end for an upload: SLURM kills 30 s after SIGTERM.
+START_SECONDS, FINISH_SECONDS = 30.0, 20.0
+
+
+class Tracker(Protocol):
+    """Shows numbers of a run somewhere; neither method raises."""
+
+    def write(self, scalars: dict[str, float], step: int) -> None: ...
+
+    def close(self, done: bool) -> None: ...
+
+
+def check_installed(track: str) -> None:
+    """Raises UserError where the package that `config.track` asks for isn't there."""
+    if track == 'wandb' and importlib.util.find_spec('wandb') is None:
+        raise UserError("config.track = 'wandb': the package isn't installed; pip install wandb, or set it to ''")
+
+
+def make_tracker(track: str, about: dict[str, Any], folder: pathlib.Path, say: Callable[[str], None]) -> Tracker | None:
+    """What `config.track` asks for. `about` is the run's record, with its identity and config."""
+    return Wandb(about, folder, say) if track == 'wandb' else None
+
+
+class Wandb:
+    """A run of Weights & Biases, whose id follows from our run's identity: one that is resumed goes on under it.
+
+    Offline unless WANDB_MODE says otherwise: files in `folder/wandb`, which `wandb sync` uploads. The project is
+    nca_jax unless WANDB_PROJECT is set. Offline, every start writes files of its own, and the same id joins them when
+    they are uploaded.
+    """
+
+    def __init__(self, about: dict[str, Any], folder: pathlib.Path, say: Callable[[str], None]):
+        self._say, self._run = say, None
+        with self._never_fatal('start'):
+            self._run = _start(about, folder)
+            where = pathlib.Path(self._run.dir).parent if self._run.offline else self._run.url
+            say(f'Weights & Biases: {where}')
+
+    def write(self, scalars: dict[str, float], step: int) -> None:
+        if self._run is not None:
+            with self._never_fatal('log'):
+                self._run.log(scalars, step=step)
+
+    def close(self, done: bool) -> None:
+        """Waits a little for an upload; a run that isn't done shows as failed until it is resumed."""
+        if self._run is not None:
+            with self._never_fatal('finish'):
+                self._run.finish(exit_code=0 if done else 1)
+
+    @contextlib.contextmanager
+    def _never_fatal(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever it is: the run is worth more
+            self._run = None
+            reason = ' '.join(str(error).split())
+            self._say(f'warning: Weights & Biases failed to {what} and is left out from here: {reason}')
+
+
+def _start(about: dict[str, Any], folder: pathlib.Path) -> Any:
+    import wandb
+
+    mode = os.environ.get('WANDB_MODE', 'offline')
+    return wandb.init(
+        project=None if 'WANDB_PROJECT' in os.environ else 'nca_jax',
+        id=about['identity'][:16],
+        name=f'{about["name"]}/{about["arm"]}/{about["seed"]}',
+        group=about['arm'],
+        job_type=about['stage'],
+        config=about['config'] | {name: value for name, value in about.items() if name != 'config'},
+        dir=folder,
+        mode=mode,
+        resume='allow' if mode == 'online' else None,
+        settings=wandb.Settings(
+            silent=True,
+            console='off',
+            disable_git=True,
+            disable_code=True,
+            init_timeout=START_SECONDS,
+            finish_timeout=FINISH_SECONDS,
+        ),
+    )
