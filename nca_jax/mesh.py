@@ -21,6 +21,7 @@ RULES = (
     ('heads', 'tensor'),
     ('ffn', 'tensor'),
     ('embed', 'fsdp'),
+    ('gathered', None),
     ('layers', None),
     ('head', None),
     ('length', None),

@@ -17,6 +17,7 @@ from nca_jax.checkpoint.store import Store, read_manifest, restore_params, saved
 from nca_jax.config import Config, InitFrom
 from nca_jax.errors import UserError, check
 from nca_jax.model import transformer
+from nca_jax.model.fused_attention import check_cudnn
 from nca_jax.progress import Progress, silent
 from nca_jax.train import loop, profiler
 from nca_jax.train.duration import to_steps
@@ -129,6 +130,8 @@ def check_fit(config: Config, mesh: jax.sharding.Mesh) -> None:
     backends = ('einsum', *{'gpu': ('cudnn',), 'tpu': ('splash',)}.get(platform, ()))
     allowed = f'must be one of those that a {platform} has: {", ".join(backends)}'
     check(config.model.attention in backends, 'config.model.attention', config.model.attention, allowed)
+    if config.model.attention == 'cudnn':
+        check_cudnn(config.model.head_width)
     tokens_per_step = config.train.batch * config.model.length
     _plan(config, tokens_per_step)
     make_schedule(config.optimizer, tokens_per_step)

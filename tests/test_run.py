@@ -367,9 +367,11 @@ def test_what_stops_a_run_before_it_starts(cache, automata, scratch, tmp_path):
     refuse(config(cache, f'arm=nca,parent={tmp_path}/empty'), new, 'no valid checkpoint')
     refuse(config(cache, 'arm=scratch', train__batch=12), new, r'config.train.batch = 12: .*multiple of 8 devices')
     refuse(config(cache, 'arm=scratch', mesh__tensor=8), new, r'config.model.heads = 2: .*mesh.tensor = 8')
+    fused = {'model__attention': 'splash', 'model__length': 128}
+    refuse(config(cache, 'arm=scratch', **fused), new, r"attention = 'splash': .* that a cpu has: einsum$")
     refuse(config(cache, 'arm=scratch', train__stop='soon'), new, r"config.train.stop = 'soon'")
     refuse(config(cache, 'arm=scratch', train__keep=('7 steps',)), new, r"config.train.keep = '7 steps': step 7 comes")
-    schedule = {'warmup': '10%', 'horizon': 'soon', 'final': 0.1}
+    schedule = {'kind': 'cosine', 'warmup': '10%', 'horizon': 'soon', 'final': 0.1, 'decay': '20%'}
     bad = config(cache, 'arm=automata', optimizer__schedule=schedule)
     refuse(bad, new, r"config.optimizer.schedule.horizon = 'soon'")
     (tmp_path / 'file').write_text('')

@@ -5,7 +5,10 @@ rows and heads: `spec` says how (B, H, L, Dh) is split, as the mesh that is in u
 """
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+from nca_jax.errors import UserError
 
 SAVED = 'saved'  # the name of what remat 'projections' keeps
 LARGEST_BLOCK = 1024  # the default of 128 is slower than plain products
@@ -22,6 +25,16 @@ def cudnn_attention(q_BxHxLxDh: jax.Array, k_BxHxLxDh: jax.Array, v_BxHxLxDh: ja
         return mixed_BxLxHxDh.swapaxes(1, 2)
 
     return _on_each_device(attend, spec)(q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh)
+
+
+def check_cudnn(head_width: int) -> None:
+    """UserError where cuDNN can't do it: its versions and GPUs differ in what they take, and only a try tells."""
+    qkv = (jnp.zeros((1, 1, 128, head_width), jnp.bfloat16),) * 3
+    try:
+        jax.block_until_ready(jax.jit(cudnn_attention, static_argnums=3)(*qkv, jax.P()))
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        said = str(error).partition('\n')[0]
+        raise UserError(f"config.model.attention = 'cudnn': refused here ({said}); choose 'einsum'") from None
 
 
 def splash_attention(

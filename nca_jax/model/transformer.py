@@ -36,7 +36,8 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         init = _named(nn.initializers.normal(self.std), self.axes)
-        return product(self.equation, x, self.param('kernel', init, self.shape, jnp.dtype(self.dtype)))
+        kernel = self.param('kernel', init, self.shape, jnp.dtype(self.dtype))
+        return product(self.equation, x, kernel, self.axes)
 
 
 class RMSNorm(nn.Module):
@@ -264,9 +265,9 @@ def head_of(params: dict) -> dict:
 def logits_of(vocab: Vocab, x_BxLxD: jax.Array, head: dict) -> jax.Array:
     """Float32 logits (B, L, V) of normed states; those of the vocabulary's padding are masked."""
     if 'table' in head:
-        logits_BxLxV = product('bld,vd->blv', x_BxLxD, head['table'], jnp.float32)
+        logits_BxLxV = product('bld,vd->blv', x_BxLxD, head['table'], ('vocab', 'embed'), jnp.float32)
     else:
-        logits_BxLxV = product('bld,dv->blv', x_BxLxD, head['kernel'], jnp.float32)
+        logits_BxLxV = product('bld,dv->blv', x_BxLxD, head['kernel'], ('embed', 'vocab'), jnp.float32)
     if 'bias' in head:
         logits_BxLxV = logits_BxLxV + head['bias'].astype(jnp.float32)[None, None]
     logits_BxLxV = nn.with_logical_constraint(logits_BxLxV, ('batch', 'length', 'vocab'))
