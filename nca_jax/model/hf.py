@@ -1,6 +1,6 @@
 """The same model under Hugging Face's names: parameters and config of LlamaForCausalLM, out and in.
 
-One table, TENSORS, says for both directions where each parameter goes. Nothing here reads or writes a file: tensors are
+One table, TENSORS, says for both directions where each parameter goes. Nothing here reads or writes a file: theirs are
 NumPy arrays by name.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.traverse_util
+import jax.numpy as jnp
 import numpy as np
 
 from nca_jax import trees
@@ -138,16 +139,17 @@ def exported(llama: Llama, params: trees.Tree, vocab: Vocab, dtype: np.dtype) ->
 def imported(
     llama: Llama, read: Callable[[str], np.ndarray], vocab: Vocab, dtype: np.dtype
 ) -> dict[str, dict[str, Any]]:
-    """Our parameters of `dtype`, from tensors that `read` gives by Hugging Face's names, one at a time.
+    """Our parameters of `dtype` on the default device, from what `read` gives for Hugging Face's names, one by one.
 
     Tables get the first `vocab.size` of their rows, and zeros in the vocabulary's padding.
     """
     leaves = {}
     for row in llama.rows:
         layers = (llama.layers,) if row.path.startswith(STACKED) else ()
-        leaves[row.path] = np.zeros(layers + llama.shape(row, vocab.padded), dtype)
-        for name, view in _views(llama, row, leaves[row.path]):
+        leaf = np.zeros(layers + llama.shape(row, vocab.padded), dtype)
+        for name, view in _views(llama, row, leaf):
             view[_real(row, vocab)] = read(name)[_real(row, vocab)]
+        leaves[row.path] = jnp.asarray(leaf)
     return flax.traverse_util.unflatten_dict(leaves, sep='/')
 
 
