@@ -1,0 +1,355 @@
+"""Compiles a run for TPUs that aren't here: does it fit, what does it move, and how fast would it be, by estimate.
+
+    python -m nca_jax.aot --config=experiments/nca_pretrain.py:size=1b6 --topology=v5e:4x4 --config.mesh.fsdp=4
+    python -m nca_jax.aot --config=experiments/language.py:size=1b6,corpus=openwebtext --topology=v5p:2x2x4 --search
+
+The very train step of nca_jax.main is lowered and compiled by libtpu's compiler, and so are the evaluation's step and,
+of automata, the generator of a batch. No data is read: a text's vocabulary is its tokenizer's, or as large as the config
+says. Bytes are exact. Times are estimates: cycles as the compiler predicts them, loops multiplied out, over a clock at
+which one large product of matrices reaches the published peak; to that come all collectives, from bytes over the
+bandwidth of the links, as if none were hidden. Nothing of it was ever measured.
+
+--search tries sequences a chip, remat and loss_chunks, and shows the best estimate that fits. It takes a compilation for
+each, some minutes at the largest size. Exit codes: 0 it fits, 1 it doesn't (one line says by how much), 2 bad input.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nca_jax import config as configs
+from nca_jax import experiment, run, stages, trees
+from nca_jax import mesh as meshes
+from nca_jax.batch import Batch, Vocab, to_batch
+from nca_jax.config import Config
+from nca_jax.errors import UserError
+from nca_jax.estimate import topology
+from nca_jax.estimate.estimate import KERNEL_RULE, QUARTER, Estimate, estimate
+from nca_jax.estimate.topology import Slice
+from nca_jax.evals import held_out
+from nca_jax.model.config import REMATS, step_flops
+from nca_jax.nca import stream
+
+GIB = 2**30
+LARGE_VOCAB = 16_384  # from here on the logits are worth cutting
+
+
+class DoesNotFitError(Exception):
+    """The compiler refused: `wanted` bytes on each chip (None where it doesn't say), `limit` it may use."""
+
+    def __init__(self, wanted: float | None, limit: float):
+        super().__init__(wanted, limit)
+        self.wanted, self.limit = wanted, limit
+
+    def __str__(self) -> str:
+        wants = 'more' if self.wanted is None else f'{self.wanted / GIB:.2f} GiB'
+        return f'wants {wants} of the {self.limit / GIB:.2f} GiB of HBM that a program may use on each chip'
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A config on a slice: all that its programs are lowered from."""
+
+    config: Config
+    where: Slice
+    mesh: jax.sharding.Mesh
+    vocab: Vocab
+
+    @property
+    def rows_per_chip(self) -> int:
+        """Sequences that each shard of the batch holds in one piece of the accumulation."""
+        return self.config.train.batch // self.config.train.accumulate // meshes.row_shards(self.mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What the train step costs. Bytes are of one chip, FLOPs of the whole slice."""
+
+    estimate: Estimate
+    parameters: int
+    optimizer: int
+    alias_share: float
+    flops: float
+    model_flops: float
+    mfu: float
+    mfu_overlapped: float
+    tokens_per_second: float
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog='python -m nca_jax.aot', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--config', required=True, metavar='FILE[:WORDS]', help='an experiment; --config.a.b=c changes')
+    parser.add_argument('--topology', required=True, metavar='NAME', help='a TPU slice such as v5e:4x4 or v5p:2x2x4')
+    parser.add_argument('--search', action='store_true', help='find batch per chip, remat and loss_chunks that are best')
+    parser.add_argument('--json', action='store_true', help='print one JSON object and nothing else')
+    args, changes = parser.parse_known_args(argv)
+    try:
+        topology.check_name(args.topology)
+        config = configs.from_dict(experiment.load_values(args.config, changes))
+        target = make_target(config, args.topology)
+        if args.search:
+            target = search(target, lambda line: print(line, file=sys.stderr, flush=True))
+        record, text = describe(target)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except DoesNotFitError as error:
+        print(f'does not fit: the train step {error}', file=sys.stderr)
+        if args.json:
+            print(json.dumps(empty_record(target, error)))
+        return 1
+    print(json.dumps(record) if args.json else text)
+    return 0
+
+
+def make_target(config: Config, name: str) -> Target:
+    """Raises UserError where config and slice don't fit together."""
+    where = topology.open_slice(name)
+    mesh = meshes.make_mesh(config.mesh, list(where.devices))
+    run.check_fit(config, mesh)
+    return Target(config, where, mesh, stages.vocabulary(config))
+
+
+def programs(target: Target) -> dict[str, Callable[[], jax.stages.Lowered]]:
+    """Whatever of the config's run goes to the chips, by name; each is lowered when it is asked for."""
+    state, _, train_step = run.make_update(target.config, target.mesh, target.vocab)
+    model, length = target.config.model, target.config.model.length
+    rows = meshes.batch_sharding(target.mesh)
+
+    def batch(size: int) -> Batch:
+        kinds = jnp.int32, jnp.int32, jnp.float32
+        return Batch(*(jax.ShapeDtypeStruct((size, length), kind, sharding=rows) for kind in kinds))
+
+    def score() -> jax.stages.Lowered:
+        sums = held_out.make_sums(model, target.vocab, lambda logits, batch: {})
+        return sums.lower(state.params, batch(target.config.eval.batch))
+
+    found = {'train step': lambda: train_step.lower(state, batch(target.config.train.batch)), 'evaluation': score}
+    if target.config.stage == 'nca':
+        found['generator'] = lambda: lower_generator(target)
+    return found
+
+
+def lower_generator(target: Target) -> jax.stages.Lowered:
+    """One batch of automata, from the names of its rows."""
+    data, rows = target.config.data, meshes.batch_sharding(target.mesh)
+    sequences = stream.make_sequences(data, target.config.model.length + 1, 'train', rows)
+    names = jax.ShapeDtypeStruct((target.config.train.batch, 3), jnp.uint32, sharding=rows)
+    root = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=meshes.replicated(target.mesh))
+    return jax.jit(lambda root, names: to_batch(sequences(root, names), data.first_loss_at), out_shardings=rows).lower(
+        root, names
+    )
+
+
+def cost(target: Target, lower: Callable[[], jax.stages.Lowered]) -> Estimate:
+    """Compiles one program. Raises DoesNotFitError."""
+    with meshes.use(target.mesh):
+        lowered = lower()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise DoesNotFitError(*topology.out_of_memory(error)) from None
+    return estimate(compiled, target.where, target.mesh, unknown_trips=updates_per_frame(target.config))
+
+
+def updates_per_frame(config: Config) -> float:
+    """The mean length of the one loop whose bounds aren't constants, the rollout's from frame to frame."""
+    if config.stage != 'nca':
+        return 1.0
+    frames = -(-(config.model.length + 1) // config.data.tokens_per_grid)
+    return (config.data.burn_in + (frames - 1) * config.data.stride) / frames
+
+
+def train_step(target: Target) -> Step:
+    """The cost of the train step. Raises DoesNotFitError."""
+    found = cost(target, programs(target)['train step'])
+    config, chips = target.config, len(target.where.devices)
+    state, _, _ = run.make_update(config, target.mesh, target.vocab)
+    parameters, optimizer = local_bytes(state.params), local_bytes(state.opt_state)
+    model_flops = step_flops(config.model, target.vocab, config.train.batch)
+    best = model_flops / (chips * target.where.chip.flops)  # seconds at the peak
+    return Step(
+        estimate=found,
+        parameters=parameters,
+        optimizer=optimizer,
+        alias_share=found.memory.aliased / (parameters + optimizer),
+        flops=found.reading.flops * chips,
+        model_flops=model_flops,
+        mfu=best / found.seconds,
+        mfu_overlapped=best / found.seconds_overlapped,
+        tokens_per_second=config.train.batch * config.model.length / found.seconds,
+    )
+
+
+def local_bytes(tree: Any) -> int:
+    """Bytes of one device's shards."""
+    leaves = jax.tree.leaves(tree)
+    return sum(leaf.dtype.itemsize * trees.count([shard_of(leaf)]) for leaf in leaves)
+
+
+def shard_of(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
+
+
+def search(target: Target, say: Callable[[str], None]) -> Target:
+    """The choice with the best estimate among those that fit; raises DoesNotFitError if none does.
+
+    Of each remat policy it tries the most sequences a chip that fit, and half of them; then whole and cut logits.
+    """
+    tried: list[tuple[float, Target]] = []
+
+    def attempt(config: Config) -> bool:
+        choice = dataclasses.replace(target, config=config)
+        label = f'{config.model.remat:12} {choice.rows_per_chip:4} a chip, loss_chunks {config.model.loss_chunks:2}'
+        try:
+            found = train_step(choice)
+        except DoesNotFitError as error:
+            say(f'{label}: {error}')
+            return False
+        say(f'{label}: {found.estimate.memory.total / GIB:6.2f} GiB, estimated MFU {found.mfu:.1%}')
+        tried.append((found.mfu, choice))
+        return True
+
+    for remat in reversed(REMATS):
+        for number, rows in enumerate(sizes(target)):
+            fits = attempt(choose(target, rows, remat=remat))
+            if fits and number + 1 < len(sizes(target)):
+                attempt(choose(target, sizes(target)[number + 1], remat=remat))
+            if fits:
+                break
+    if not tried:
+        raise DoesNotFitError(None, target.where.hbm_limit)
+    best = max(tried, key=lambda found: found[0])[1]
+    for chunks in (1, 4, 8) if target.vocab.size > LARGE_VOCAB else (1,):
+        if chunks != best.config.model.loss_chunks:
+            attempt(choose(target, best.rows_per_chip, remat=best.config.model.remat, loss_chunks=chunks))
+    return max(tried, key=lambda found: found[0])[1]
+
+
+def sizes(target: Target) -> list[int]:
+    """Sequences a chip that divide the batch, the largest first."""
+    most = target.config.train.batch // meshes.row_shards(target.mesh)
+    return [rows for rows in range(most, 0, -1) if most % rows == 0]
+
+
+def choose(target: Target, rows: int, **model: Any) -> Config:
+    """The config with `rows` sequences a chip at a time and other fields of the model."""
+    config = target.config
+    accumulate = config.train.batch // meshes.row_shards(target.mesh) // rows
+    return dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, accumulate=accumulate),
+        model=dataclasses.replace(config.model, **model),
+    )
+
+
+def describe(target: Target) -> tuple[dict[str, Any], str]:
+    """All programs of a target, as a record and for people. Raises DoesNotFitError."""
+    step = train_step(target)
+    others = {
+        name: cost(target, lower) for name, lower in programs(target).items() if name != 'train step'
+    }
+    record = empty_record(target, None) | {
+        'fits': True,
+        'hbm_bytes': step.estimate.memory.total,
+        'flops': step.flops,
+        'mfu_estimate': step.mfu,
+        'tokens_per_second_estimate': step.tokens_per_second,
+        'mfu_overlapped_estimate': step.mfu_overlapped,
+        'step_seconds_estimate': step.estimate.seconds,
+        'work_seconds_estimate': step.estimate.work,
+        'kernel_seconds_estimate': step.estimate.kernels,
+        'collective_seconds_estimate': step.estimate.collectives,
+        'parameter_bytes': step.parameters,
+        'optimizer_bytes': step.optimizer,
+        'temporary_bytes': step.estimate.memory.temporaries,
+        'alias_share': step.alias_share,
+        'bytes_accessed': step.estimate.reading.bytes,
+        'collective_bytes': step.estimate.volumes(),
+        'shares': step.estimate.parts,
+        'kernel_rule': KERNEL_RULE,
+        'programs': {
+            name: {'hbm_bytes': found.memory.total, 'seconds_estimate': found.seconds} for name, found in others.items()
+        },
+    }
+    return record, '\n'.join(report(target, step, others))
+
+
+def empty_record(target: Target, error: DoesNotFitError | None) -> dict[str, Any]:
+    """What is known without compiling."""
+    config = target.config
+    return {
+        'name': config.name,
+        'topology': target.where.name,
+        'mesh': dict(target.mesh.shape),
+        'batch': config.train.batch,
+        'accumulate': config.train.accumulate,
+        'sequences_per_chip': target.rows_per_chip,
+        'remat': config.model.remat,
+        'attention': config.model.attention,
+        'loss_chunks': config.model.loss_chunks,
+        'dropout': config.model.dropout,
+        'fits': False,
+        'hbm_bytes': error and error.wanted,
+        'hbm_limit': target.where.hbm_limit,
+        'flops': None,
+        'model_flops': step_flops(config.model, target.vocab, config.train.batch),
+        'mfu_estimate': None,
+        'tokens_per_second_estimate': None,
+    }
+
+
+def report(target: Target, step: Step, others: dict[str, Estimate]) -> Iterator[str]:
+    """The lines that people read."""
+    config, found, where = target.config, step.estimate, target.where
+    shape = ' x '.join(f'{axis} {size}' for axis, size in target.mesh.shape.items())
+    yield f'{config.name} on {where.name}: {len(where.devices)} chips as {shape}'
+    yield (
+        f'{config.train.batch} sequences a step in {config.train.accumulate} pieces, {target.rows_per_chip} a shard at a '
+        f'time; remat {config.model.remat}, attention {config.model.attention}, loss_chunks {config.model.loss_chunks}, '
+        f'dropout {config.model.dropout:g}'
+    )
+    yield ''
+    yield 'Exact, of the train step on each chip'
+    rest = found.memory.total - step.parameters - step.optimizer - found.memory.temporaries
+    for name, size in (
+        ('parameters', step.parameters),
+        ('optimizer', step.optimizer),
+        ('temporaries', found.memory.temporaries),
+        ('batch and the rest', rest),
+    ):
+        yield f'  {name:22}{size / GIB:10.2f} GiB'
+    yield f'  {"all":22}{found.memory.total / GIB:10.2f} GiB of {where.hbm_limit / GIB:.2f} GiB that a program may use'
+    yield f'  {"updated in place":22}{step.alias_share:10.1%} of parameters and optimizer'
+    yield f'  {"FLOPs, all chips":22}{step.flops:10.3g} ({step.flops / step.model_flops:.2f} x the model\'s own {step.model_flops:.3g})'
+    yield f'  {"bytes from and to HBM":22}{found.reading.bytes / GIB:10.1f} GiB'
+    for kind, size in found.volumes().items():
+        yield f'  {kind:22}{size / GIB:10.2f} GiB received'
+    yield ''
+    yield 'Estimated from the compiler\'s cycles; nothing was measured'
+    yield f'  {"work":22}{found.work:10.3f} s ({shares(found)})'
+    yield f'  {"collectives":22}{found.collectives:10.3f} s (of which {found.beside:.3f} s run beside work)'
+    yield f'  {"step, nothing hidden":22}{found.seconds:10.3f} s, MFU {step.mfu:.1%}, {step.tokens_per_second:,.0f} tokens/s'
+    yield f'  {"with these hidden":22}{found.seconds_overlapped:10.3f} s, MFU {step.mfu_overlapped:.1%}'
+    if found.kernels:
+        yield f'  {KERNEL_RULE}: {found.kernels:.3f} s; at {QUARTER:.0%} of the peak they would take {found.kernels_quarter:.3f} s'
+    yield '  MFU counts causal attention half and remat not at all'
+    for name, other in others.items():
+        yield f'  {name:22}{other.seconds:10.3f} s, {other.memory.total / GIB:.2f} GiB on each chip'
+
+
+def shares(found: Estimate) -> str:
+    return ', '.join(f'{part} {share:.0%}' for part, share in found.parts.items() if share >= 0.005)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

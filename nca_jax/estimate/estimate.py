@@ -1,0 +1,122 @@
+"""From costs to an estimate of time. Nothing here was ever measured: numbers of this module are a compiler's opinion.
+
+A step takes the time of its own work and of its collectives, one after the other, as if nothing were hidden:
+
+    work         cycles / clock + bytes of what has no cycles / HBM's rate + attention kernels by KERNEL_RULE
+    collectives  bytes that each chip receives / one direction of one link per axis of the torus that a group spans
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from nca_jax.estimate import hlo
+from nca_jax.estimate.topology import Slice, open_slice
+from nca_jax.model.attention import causal_attention
+
+KERNEL_RULE = 'attention kernels are charged the cycles of the einsum backend at their shape'
+QUARTER = 0.25  # of the peak: the other rule, by a kernel's products, shown beside
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on each chip. alias_share: of parameters and optimizer, what is updated in place (donated)."""
+
+    arguments: float
+    results: float
+    temporaries: float
+    aliased: float
+
+    @property
+    def total(self) -> float:
+        return self.arguments + self.results - self.aliased + self.temporaries
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Seconds of one program on one slice.
+
+    work holds the kernels, `kernels` of its seconds; kernels_quarter is what they'd take at QUARTER of the peak.
+    collectives are all, `beside` those that the compiler runs beside other work. parts: shares of the work.
+    """
+
+    reading: hlo.Reading
+    memory: Memory
+    work: float
+    kernels: float
+    kernels_quarter: float
+    collectives: float
+    beside: float
+    parts: dict[str, float]
+
+    @property
+    def seconds(self) -> float:
+        """Nothing hidden."""
+        return self.work + self.collectives
+
+    @property
+    def seconds_overlapped(self) -> float:
+        """With the collectives hidden that the compiler runs beside other work."""
+        return self.work + self.collectives - self.beside
+
+    def volumes(self) -> dict[str, float]:
+        """Bytes that each chip receives, by kind of collective."""
+        kinds = sorted({each.kind for each in self.reading.collectives})
+        return {k: sum(c.bytes * c.times for c in self.reading.collectives if c.kind == k) for k in kinds}
+
+
+def estimate(
+    compiled: jax.stages.Compiled, where: Slice, mesh: jax.sharding.Mesh, unknown_trips: float = 1.0
+) -> Estimate:
+    """What `compiled` costs on the slice that `mesh` arranges. Kernels make it compile their einsum versions first."""
+    reading = hlo.read(compiled.as_text(), unknown_trips)
+    by_kernel = [kernel.times * kernel_cycles(where.name, kernel.direction, kernel.shape) for kernel in reading.kernels]
+    kernels = sum(by_kernel) / where.clock
+    uncounted = reading.uncounted / where.memory
+    work = reading.cycles / where.clock + uncounted + kernels
+    parts = {part: cycles / where.clock for part, cycles in reading.cycles_by_part.items()}
+    parts['attention'] = parts.get('attention', 0.0) + kernels
+    parts['rest'] = parts.get('rest', 0.0) + uncounted
+    seconds = [(each.times * collective_seconds(each, where, mesh), each.beside) for each in reading.collectives]
+    return Estimate(
+        reading=reading,
+        memory=memory(compiled),
+        work=work,
+        kernels=kernels,
+        kernels_quarter=sum(kernel.times * kernel.flops for kernel in reading.kernels) / (QUARTER * where.chip.flops),
+        collectives=sum(duration for duration, _ in seconds),
+        beside=sum(duration for duration, beside in seconds if beside),
+        parts={part: duration / work for part, duration in sorted(parts.items(), key=lambda item: -item[1])},
+    )
+
+
+def memory(compiled: jax.stages.Compiled) -> Memory:
+    need = compiled.memory_analysis()
+    results, aliased = need.output_size_in_bytes, need.alias_size_in_bytes
+    return Memory(need.argument_size_in_bytes, results, need.temp_size_in_bytes, aliased)
+
+
+def collective_seconds(one: hlo.Collective, where: Slice, mesh: jax.sharding.Mesh) -> float:
+    """Its bytes over one direction of one link for each axis along which its members differ; no way around the torus."""
+    devices = mesh.devices.flat
+    places = [devices[member].coords for member in one.members]
+    spanned = sum(len(set(along)) > 1 for along in zip(*places, strict=True))
+    return one.bytes / (where.chip.link * max(1, spanned))
+
+
+@functools.cache
+def kernel_cycles(slice_name: str, direction: str, shape: tuple[int, int, int, int]) -> float:
+    """Cycles of einsum attention, (B, H, L, Dh) in bfloat16: its forward pass, or both where a kernel recomputes one."""
+    where = open_slice(slice_name)
+    part = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=where.replicated)
+
+    def forward(q, k, v):
+        return causal_attention(q, k, v, lambda weights, start: weights)
+
+    def both(q, k, v, cotangent):
+        return jax.vjp(forward, q, k, v)[1](cotangent)
+
+    program, arguments = {'forward': (forward, 3), 'backward': (both, 4)}[direction]
+    return hlo.read(jax.jit(program).lower(*[part] * arguments).compile().as_text()).cycles
