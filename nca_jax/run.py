@@ -27,16 +27,6 @@ from nca_jax.train.step import hold, make_sum_loss, make_train_step
 
 Say = Callable[[str], None]
 
-# A TPU's compiler would multiply around a ring of shards, in products too thin to be worth it.
-COMPILER_OPTIONS = {
-    'cpu': {},
-    'gpu': {},
-    'tpu': {
-        'xla_tpu_enable_windowed_einsum_for_all_gather': 'false',
-        'xla_tpu_enable_windowed_einsum_for_reduce_scatter': 'false',
-    },
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -111,7 +101,6 @@ def make_update(config: Config, mesh: jax.sharding.Mesh, vocab: Vocab) -> tuple[
         in_shardings=(shardings, batch_sharding),
         out_shardings=(shardings, whole),
         donate_argnums=0,
-        compiler_options=COMPILER_OPTIONS[mesh.devices.flat[0].platform],
     )
     return abstract, jax.jit(initialise, out_shardings=shardings), train_step
 

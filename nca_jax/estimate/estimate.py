@@ -16,8 +16,8 @@ from nca_jax.estimate import hlo
 from nca_jax.estimate.topology import Slice, open_slice
 from nca_jax.model.attention import causal_attention
 
-KERNEL_RULE = 'attention kernels are charged the cycles of the einsum backend at their shape'
-QUARTER = 0.25  # of the peak: the other rule, by a kernel's products, shown beside
+EFFICIENCY = 0.25  # of the peak, at which an attention kernel is taken to work; masked products count as work
+KERNEL_RULE = f'attention kernels, which have no cycles, are charged their FLOPs at {EFFICIENCY:.0%} of the peak'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +38,15 @@ class Memory:
 class Estimate:
     """Seconds of one program on one slice.
 
-    work holds the kernels, `kernels` of its seconds; kernels_quarter is what they'd take at QUARTER of the peak.
-    collectives are all, `beside` those that the compiler runs beside other work. parts: shares of the work.
+    work holds the kernels by KERNEL_RULE, `kernels` of its seconds; kernels_einsum is what they'd take if they were no
+    faster than the einsum backend at their shape, a backward kernel as both its passes. collectives are all, `beside` those that the compiler runs beside other work. parts: shares of the work.
     """
 
     reading: hlo.Reading
     memory: Memory
     work: float
     kernels: float
-    kernels_quarter: float
+    kernels_einsum: float
     collectives: float
     beside: float
     parts: dict[str, float]
@@ -72,8 +72,8 @@ def estimate(
 ) -> Estimate:
     """What `compiled` costs on the slice that `mesh` arranges. Kernels make it compile their einsum versions first."""
     reading = hlo.read(compiled.as_text(), unknown_trips)
-    by_kernel = [kernel.times * kernel_cycles(where.name, kernel.direction, kernel.shape) for kernel in reading.kernels]
-    kernels = sum(by_kernel) / where.clock
+    kernels = sum(kernel.times * kernel.flops for kernel in reading.kernels) / (EFFICIENCY * where.chip.flops)
+    as_einsum = [kernel.times * kernel_cycles(where.name, kernel.direction, kernel.shape) for kernel in reading.kernels]
     uncounted = reading.uncounted / where.memory
     work = reading.cycles / where.clock + uncounted + kernels
     parts = {part: cycles / where.clock for part, cycles in reading.cycles_by_part.items()}
@@ -85,7 +85,7 @@ def estimate(
         memory=memory(compiled),
         work=work,
         kernels=kernels,
-        kernels_quarter=sum(kernel.times * kernel.flops for kernel in reading.kernels) / (QUARTER * where.chip.flops),
+        kernels_einsum=sum(as_einsum) / where.clock,
         collectives=sum(duration for duration, _ in seconds),
         beside=sum(duration for duration, beside in seconds if beside),
         parts={part: duration / work for part, duration in sorted(parts.items(), key=lambda item: -item[1])},

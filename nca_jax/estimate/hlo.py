@@ -319,7 +319,9 @@ def _hbm_bytes(computations: Computations, body: dict[str, Instruction], one: In
 
 
 def _used(inside: dict[str, Instruction], number: int, whole: float) -> float:
-    parameter = next((i.name for i in inside.values() if i.opcode == 'parameter' and i.text.startswith(f'{number})')), '')
+    parameter = next(
+        (i.name for i in inside.values() if i.opcode == 'parameter' and i.text.startswith(f'{number})')), ''
+    )
     users = [each for each in inside.values() if parameter in each.operands]
     if users and all(each.opcode in SLICES and each.operands[0] == parameter for each in users):
         return sum(nbytes(each.shape) for each in users)

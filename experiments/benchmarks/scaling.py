@@ -1,0 +1,118 @@
+"""The tables of launch/SCALING.md: the paper's sizes on slices of 16 TPU chips, by estimate.
+
+    python -m experiments.benchmarks.scaling --results=runs/scaling.jsonl
+
+Compiles every point with `nca_jax.aot`, one in a minute on two cores (four where layers are written out), and
+keeps what it found in --results: the same command goes on from there. Needs `libtpu`. Nothing of it is measured.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).parents[2]
+SLICES = {'v4': 'v4:2x2x4', 'v5e': 'v5e:4x4', 'v5p': 'v5p:2x2x4', 'v6e': 'v6e:4x4'}
+CHIPS = 16
+STAGES = {'NCA': 163.84e6, 'OpenWebText': 17_234 * 512 * 1024, 'OpenWebMath': 8_000 * 512 * 1024, 'CodeParrot': 12.6e9}
+
+# Size, chip: rows a chip, remat, layers written out, fsdp; the first of a list is what the page recommends.
+PUBLISHED = {
+    ('1b6', 'v4'): [(8, 'full', False, 1)],
+    ('1b6', 'v5e'): [(8, 'full', False, 4)],
+    ('1b6', 'v5p'): [(8, 'full', False, 1)],
+    ('1b6', 'v6e'): [(8, 'full', False, 1)],
+    ('600m', 'v4'): [(8, 'full', False, 1)],
+    ('600m', 'v5e'): [(8, 'full', False, 1)],
+    ('600m', 'v5p'): [(8, 'full', False, 1)],
+    ('600m', 'v6e'): [(8, 'full', False, 1)],
+    ('400m', 'v4'): [(8, 'full', False, 1)],
+    ('400m', 'v5e'): [(8, 'full', False, 1)],
+    ('400m', 'v5p'): [(8, 'full', False, 1)],
+    ('400m', 'v6e'): [(8, 'full', False, 1)],
+}
+FASTEST = {
+    ('1b6', 'v5p'): [(8, 'none', True, 1), (8, 'projections', False, 1), (16, 'full', False, 1)],
+    ('1b6', 'v6e'): [(4, 'none', True, 4), (4, 'projections', False, 4), (16, 'full', False, 4)],
+    ('1b6', 'v5e'): [(4, 'projections', True, 4), (4, 'projections', False, 4), (16, 'full', False, 4)],
+    ('1b6', 'v4'): [(4, 'projections', True, 1), (4, 'projections', False, 1)],
+    ('600m', 'v4'): [(4, 'projections', False, 1)],
+    ('600m', 'v5e'): [(4, 'projections', False, 1)],
+    ('600m', 'v5p'): [(16, 'none', False, 1)],
+    ('600m', 'v6e'): [(8, 'projections', False, 1)],
+    ('400m', 'v4'): [(8, 'projections', False, 1)],
+    ('400m', 'v5e'): [(4, 'projections', False, 1)],
+    ('400m', 'v5p'): [(16, 'none', False, 1)],
+    ('400m', 'v6e'): [(8, 'projections', False, 1)],
+}
+LAYERS = {'400m': 24, '600m': 36, '1b6': 24}
+
+
+def command(size: str, chip: str, rows: int, remat: str, unrolled: bool, fsdp: int, published: bool) -> list[str]:
+    """The compilation of one point: a step of 512 sequences of the paper's second stage."""
+    model = {'remat': remat, 'unroll': LAYERS[size] if unrolled else 1}
+    if not published:
+        model |= {'dropout': 0.0, 'attention': 'splash'}
+    changes = {f'model.{name}': value for name, value in model.items()}
+    changes |= {'train.accumulate': 512 // CHIPS // rows, 'mesh.fsdp': fsdp, 'mesh.shard_optimizer': fsdp < CHIPS}
+    words = [f'--config=experiments/language.py:size={size},corpus=openwebtext', f'--topology={SLICES[chip]}', '--json']
+    return [*words, *(f'--config.{name}={value}' for name, value in changes.items())]
+
+
+def compiled(asked: list[str], results: pathlib.Path) -> dict:
+    """The record of one point, from the file or, with a line on stderr, from a compilation that is added to it."""
+    known = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    found = next((each['found'] for each in known if each['asked'] == asked), None)
+    if found is None:
+        print(' '.join(asked), file=sys.stderr, flush=True)
+        done = subprocess.run(
+            [sys.executable, '-m', 'nca_jax.aot', *asked], cwd=HERE, stdout=subprocess.PIPE, text=True
+        )
+        if done.returncode > 1 or not done.stdout:
+            sys.exit(f'error: nca_jax.aot ended with {done.returncode}')
+        found = json.loads(done.stdout.splitlines()[-1])
+        with results.open('a') as file:
+            file.write(json.dumps({'asked': asked, 'found': found}) + '\n')
+    return found
+
+
+def line(size: str, chip: str, what: str, unrolled: bool, found: dict) -> str:
+    """A row of the table, in Markdown."""
+    knobs = (
+        f'{found["sequences_per_chip"]} x {found["accumulate"]} | {found["remat"]}{", written out" if unrolled else ""}'
+    )
+    shape = f'{found["mesh"]["data"]} x {found["mesh"]["fsdp"]}'
+    start = f'| {size} | {chip} | {what} | {shape} | {knobs} |'
+    if not found['fits']:
+        return f'{start} does not fit {found["hbm_limit"] / 2**30:.1f} GiB | | | | | |'
+    rate = found['tokens_per_second_estimate']
+    hours = ' | '.join(f'{tokens / rate / 3600:.1f}' for tokens in STAGES.values())
+    memory = f'{found["hbm_bytes"] / 2**30:.1f} of {found["hbm_limit"] / 2**30:.1f}'
+    return f'{start} {memory} | {found["mfu_estimate"]:.1%} | {rate:,.0f} | {hours} |'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        '--results', type=pathlib.Path, required=True, help='the file of what was found, read and added to'
+    )
+    results = parser.parse_args().results
+    results.parent.mkdir(parents=True, exist_ok=True)
+    rows = ((table, point, choice) for table in (FASTEST, PUBLISHED) for point in table for choice in table[point])
+    lines = []
+    for table, (size, chip), (number, remat, unrolled, fsdp) in rows:
+        published = table is PUBLISHED
+        found = compiled(command(size, chip, number, remat, unrolled, fsdp, published), results)
+        lines.append(line(size, chip, 'as published' if published else 'dropout 0', unrolled, found))
+    print(
+        '| size | chip | recipe | data x fsdp | sequences a chip x pieces | remat | GiB a chip | MFU | tokens/s |',
+        end='',
+    )
+    print(''.join(f' {stage}, h |' for stage in STAGES))
+    print('|---' * (9 + len(STAGES)) + '|')
+    print('\n'.join(sorted(lines)))
+
+
+if __name__ == '__main__':
+    main()
