@@ -7,6 +7,9 @@
 Each file in experiments/ says at its top what it is for, and in get_config which words it knows; a wrong word or field
 is answered with those that are allowed. The same command resumes a run that stopped. Exit codes: 0 done, 1 stopped by a
 loss that isn't finite, 2 bad input (one line says what), 75 stopped by SIGTERM with everything saved: start it again.
+
+Several processes, on one machine or many, make one run: each is this command, and nca_jax/distributed.py says by which
+variables they find each other. The folder of the run must be one that all of them see.
 """
 
 import contextlib
@@ -23,7 +26,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from nca_jax import atomic, run, trees
+from nca_jax import atomic, distributed, run, trees
 from nca_jax import config as configs
 from nca_jax import mesh as meshes
 from nca_jax.checkpoint.manifest import environment
@@ -32,9 +35,9 @@ from nca_jax.config import Config
 from nca_jax.errors import UserError
 from nca_jax.model.config import step_flops
 from nca_jax.nca.examples import write_examples
-from nca_jax.progress import bars
+from nca_jax.progress import bars, silent
 from nca_jax.train import loop, tracking
-from nca_jax.train.metrics import MetricWriter
+from nca_jax.train.metrics import MetricWriter, SilentWriter
 from nca_jax.train.profiler import Profiler, updates
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -69,10 +72,10 @@ def exit_on_user_error(command, *args) -> None:
     try:
         command(*args)
     except UserError as error:
-        sys.exit(fail(str(error)))
+        distributed.leave(fail(str(error)))
     except loop.NotFiniteError as error:
         print(f'stopped: {error}', file=sys.stderr)
-        sys.exit(1)
+        distributed.leave(1)
 
 
 def fail(line: str) -> int:
@@ -83,6 +86,7 @@ def fail(line: str) -> int:
 def train_from_flags(argv: list[str]) -> None:
     if argv[1:]:
         raise UserError(f'unexpected argument {argv[1]!r}; see --help')
+    distributed.initialise()
     preemption = loop.Preemption()
     config = configs.resolve(CONFIG.value)
     train(config, pathlib.Path(WORKDIR.value), preemption)
@@ -96,21 +100,18 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
     run.check_fit(config, mesh)
     parent = run.parent_manifest(config.init_from)
     identity = configs.identity(config, parent)
+    distributed.agree(identity, 'the config')
     with owned(folder, identity):
         data_start = time.perf_counter()
-        with bars() as progress:
+        with bars() if distributed.is_first() else contextlib.nullcontext(silent) as progress:
             program = run.build(config, mesh, folder, progress)
+        distributed.agree(json.dumps(program.data, sort_keys=True), 'the data')
         data_seconds = time.perf_counter() - data_start
         keep = {'keep': config.train.keep_last, 'named': program.plan.keep}
         with Store(run.checkpoints(folder), **keep) as store, meshes.use(mesh):
-            state, lineage = run.start(program, store, parent)
+            state, lineage = run.start(program, store, parent, print if distributed.is_first() else lambda line: None)
             about = describe(config, program, identity, lineage)
-            write_record(folder, about)
-            if config.stage == 'nca':
-                write_examples(config.data, config.seed, folder)
-            title = f'{config.name}/{config.arm}/{config.seed}'
-            tracker = tracking.make_tracker(config.track, about, folder, print)
-            writer = MetricWriter(folder, int(state.step), program.plan.stop, title, tracker)
+            writer = open_writer(config, program, folder, about, int(state.step))
             profiler = Profiler(updates(config.profile), folder / 'profile', print)
             try:
                 loop.train(
@@ -131,6 +132,20 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
             finally:
                 profiler.close()
                 writer.close()
+
+
+def open_writer(
+    config: Config, program: run.Program, folder: pathlib.Path, about: dict[str, Any], step: int
+) -> MetricWriter | SilentWriter:
+    """Writes what a run says once, at its beginning, and opens what it says on its way: process 0 does both alone."""
+    if not distributed.is_first():
+        return SilentWriter()
+    write_record(folder, about)
+    if config.stage == 'nca':
+        write_examples(config.data, config.seed, folder)
+    title = f'{config.name}/{config.arm}/{config.seed}'
+    tracker = tracking.make_tracker(config.track, about, folder, print)
+    return MetricWriter(folder, step, program.plan.stop, title, tracker)
 
 
 def describe(config: Config, program: run.Program, identity: str, lineage: dict | None) -> dict[str, Any]:
@@ -162,7 +177,18 @@ def write_record(folder: pathlib.Path, about: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def owned(folder: pathlib.Path, identity: str) -> Iterator[None]:
-    """Holds the folder for this process. Raises UserError if another holds it, or if it isn't this config's run."""
+    """Holds the folder for this run, through its first process.
+
+    Raises UserError, on all of its processes, if another run holds it, or if it isn't this config's.
+    """
+    with contextlib.ExitStack() as held:
+        distributed.first(lambda: distributed.is_first() and held.enter_context(locked(folder, identity)))
+        yield
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path, identity: str) -> Iterator[None]:
+    """`owned` for one process."""
     try:
         if folder.exists():
             check_folder(folder, identity)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from nca_jax import distributed
 from nca_jax import mesh as meshes
 from nca_jax.batch import MAX_VOCAB, Batch, Vocab
 from nca_jax.config import Config
@@ -80,7 +81,7 @@ def _nca(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress
 def _text(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
     sharding, length, evaluation = meshes.batch_sharding(mesh), config.model.length, config.eval
     _check_table('config.data.vocab_size', config.data.vocab_size, config.data.vocab_size)
-    prepared = prepare.prepare_text(config.data, folder / 'text', progress)
+    prepared = distributed.first(lambda: prepare.prepare_text(config.data, folder / 'text', progress))
     _check_table('config.data.tokenizer', config.data.tokenizer, prepared.vocab.size)
     stream = text.make_stream(config.data, prepared, config.seed, 'train', config.train.batch, length, sharding)
     windows = evaluation.batch * evaluation.batches

@@ -7,6 +7,7 @@ import sys
 import jax
 import numpy as np
 
+from nca_jax import distributed
 from nca_jax.data import dyck, generated
 from nca_jax.errors import UserError
 from nca_jax.nca import score, stream
@@ -41,7 +42,7 @@ def main(address: str, process: int, folder: pathlib.Path) -> None:
     refusals = []
     for text in ('the same', f'process {process}'):
         try:
-            stream.agree(text, 'rules')
+            distributed.agree(text, 'rules')
         except UserError as error:
             refusals.append(str(error))
     hashes = [rules(epoch).hash for epoch in range(EPOCHS)]

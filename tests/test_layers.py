@@ -13,7 +13,7 @@ PACKAGE = ROOT / 'nca_jax'
 
 # The first prefix that fits decides; a module that fits none is an error, so that new ones must be placed.
 RANKS = {
-    'errors': 0,
+    'errors': -1,
     'trees': 0,
     'keys': 0,
     'atomic': 0,

@@ -2,17 +2,15 @@
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from nca_jax import keys
+from nca_jax import distributed, keys
 from nca_jax.batch import Batch, to_batch
 from nca_jax.errors import UserError
 from nca_jax.nca import ahead, bank, patches, score
@@ -124,19 +122,9 @@ class Rules:
         where = self._folder, self._progress, self._process, self._processes
         found = bank.bank(*self._asked, epoch, *where)
         if self._processes > 1:
-            agree(found.hash, f'{self._split} rules of epoch {epoch}')
+            distributed.agree(found.hash, f'{self._split} rules of epoch {epoch}')
             bank.forget_scores(*self._asked, epoch, self._folder)
         return found
-
-
-def agree(text: str, what: str) -> None:
-    """Raises UserError, on every process, unless `text` is the same on all of them. For the main thread alone."""
-    words_8 = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32)
-    with jax.transfer_guard('allow'):
-        words_Nx8 = np.asarray(multihost_utils.process_allgather(words_8))
-    other = np.flatnonzero((words_Nx8 != words_Nx8[0]).any(1))
-    if other.size:
-        raise UserError(f'{what}: process {other[0]} has others than process 0; do both run the same software?')
 
 
 def make_stream(

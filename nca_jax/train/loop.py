@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from nca_jax.batch import Batch
 from nca_jax.checkpoint.store import Store
@@ -64,17 +65,26 @@ class Preempted(SystemExit):
 
 
 class Preemption:
-    """SIGTERM as a flag while training, which saves first, and as an immediate exit 75 anywhere else."""
+    """SIGTERM as a flag while training, which saves first, and as an immediate exit 75 anywhere else.
+
+    Of several processes JAX itself notes the signal, and has all of them stop after the same step, the first that none
+    has begun; outside of training it waits for that.
+    """
 
     def __init__(self):
-        self.requested = False
-        self._deferred = False
-        signal.signal(signal.SIGTERM, self._on_signal)
+        self._requested = self._deferred = False
+        self._alone = jax.process_count() == 1
+        if self._alone:
+            signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, *_):
-        self.requested = True
+        self._requested = True
         if not self._deferred:
             raise Preempted
+
+    def reached(self, step: int) -> bool:
+        """Whether to stop after `step`; to be asked once after each."""
+        return self._requested if self._alone else multihost_utils.reached_preemption_sync_point(step)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -166,15 +176,16 @@ def train(
             if profiler.ends(step):
                 trace(profiler.stop)
             evaluating = step % plan.eval_every == 0 or step == plan.stop
-            saving = step % plan.save_every == 0 or step == plan.stop or step in plan.keep
-            if evaluating or saving or preemption.requested:
+            stopping = preemption.reached(step)
+            saving = stopping or step % plan.save_every == 0 or step == plan.stop or step in plan.keep
+            if evaluating or saving:
                 with timed('train'):
                     logger.flush()
                 if evaluating:
                     evaluate()
-                if saving or preemption.requested:
-                    save(wait=preemption.requested or step == plan.stop)
-                if preemption.requested:
+                if saving:
+                    save(wait=stopping or step == plan.stop)
+                if stopping:
                     raise Preempted
                 logger.start(step)
         writer.write({'kind': 'done', 'step': step, 'tokens': step * plan.tokens_per_step, 'seconds': seconds})

@@ -63,6 +63,22 @@ class MetricWriter:
             self._tracker.close(self._done)
 
 
+class SilentWriter:
+    """In place of a MetricWriter, on all processes but the first."""
+
+    def write(self, record: dict) -> None:
+        """Writes nothing."""
+
+    def advance(self, step: int) -> None:
+        """Shows nothing."""
+
+    def sync(self) -> None:
+        """There is nothing to wait for."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 def describe(record: dict) -> str:
     """A record in a few words: loss and what else its kind has to tell."""
     parts = [f'{name} {record[name]:.4f}' for name in SHOWN if name in record]

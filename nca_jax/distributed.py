@@ -1,0 +1,181 @@
+"""One program over several processes: how they find each other, and what they agree on besides arrays.
+
+Who takes part is told by the environment, the first that is there:
+
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID   anywhere: host:port of process 0, how many, which one
+    NCA_CLUSTER=auto                                             TPU slices, GKE, MPI: JAX asks the cluster itself
+    SLURM_NTASKS above 1, with SLURM_PROCID                      under srun: JAX asks SLURM's variables
+    none of them                                                 a single process; nothing is contacted
+
+NCA_TIMEOUT, in seconds (300), bounds how long a process waits for the others at the start. One that dies later is
+missed by JAX's heartbeats, which end the others within two minutes.
+"""
+
+import hashlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from nca_jax.errors import UserError, check
+
+LONGEST_LINE = 2048  # bytes of what process 0 tells the others
+SHUTDOWN_SECONDS = 60
+FAREWELL_SECONDS = 2.0  # in which others end before the service that process 0 runs for them does
+RETRY_SECONDS = 0.2
+T = TypeVar('T')
+
+
+def initialise() -> None:
+    """Joins the other processes, if the environment tells of any. To be called before JAX starts a backend.
+
+    Raises UserError, within NCA_TIMEOUT, where a variable makes no sense or processes are missing or too many.
+    """
+    seconds = _number('NCA_TIMEOUT', 300)
+    limits = {'initialization_timeout': seconds, 'shutdown_timeout_seconds': SHUTDOWN_SECONDS}
+    address, cluster = os.environ.get('JAX_COORDINATOR_ADDRESS'), os.environ.get('NCA_CLUSTER')
+    check(cluster in (None, 'auto'), 'NCA_CLUSTER', cluster, "must be 'auto' or not set")
+    if address is not None:
+        count, process = _number('JAX_NUM_PROCESSES'), _number('JAX_PROCESS_ID')
+        host, _, port = address.rpartition(':')
+        valid = bool(host) and port.isdigit() and int(port) < 2**16
+        check(valid, 'JAX_COORDINATOR_ADDRESS', address, 'must be host:port of process 0')
+        check(process < count, 'JAX_PROCESS_ID', process, f'must be below JAX_NUM_PROCESSES = {count}')
+        if count > 1:
+            _call_roll(host, int(port), count, process, seconds)
+            _join(coordinator_address=address, num_processes=count, process_id=process, **limits)
+    elif cluster is not None or (_number('SLURM_NTASKS', 1) > 1 and 'SLURM_PROCID' in os.environ):
+        _join(**limits)
+
+
+def _join(**asked) -> None:
+    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+    try:
+        jax.distributed.initialize(**asked)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f'the processes did not find each other: {" ".join(str(error).split())[:300]}') from None
+
+
+def _number(name: str, default: int | None = None) -> int:
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    check(text is not None and text.isdigit(), name, text, 'must be a whole number')
+    return int(text)
+
+
+def _call_roll(host: str, port: int, count: int, process: int, seconds: float) -> None:
+    """Returns when all processes are there, before JAX takes over the port; its own service aborts where one isn't."""
+    deadline = time.monotonic() + seconds
+    if process == 0:
+        _answer(port, count, deadline, seconds)
+        return
+    trouble = 'nobody is there'
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            with socket.create_connection((host, port), timeout=left) as line:
+                line.sendall(f'{process} {count}\n'.encode())
+                answer = line.makefile().readline().strip()
+        except OSError as error:
+            trouble = error.strerror or str(error)
+        else:
+            if answer == 'go':
+                return
+            if answer:
+                raise UserError(answer)
+        time.sleep(RETRY_SECONDS)
+    raise UserError(f'process {process} of {count} found no process 0 at {host}:{port} in {seconds} s: {trouble}')
+
+
+def _answer(port: int, count: int, deadline: float, seconds: float) -> None:
+    """Process 0's side: waits for one call of each other process, then tells all of them how it ended."""
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    try:
+        listener = socket.create_server(('', port), family=family, backlog=1024, dualstack_ipv6=dual)
+    except OSError as error:
+        raise UserError(f'port {port}, on which process 0 waits for the others: {error.strerror}') from None
+    lines: dict[int, socket.socket] = {}
+    with listener:
+        while len(lines) < count - 1 and (left := deadline - time.monotonic()) > 0:
+            listener.settimeout(left)
+            try:
+                line, _ = listener.accept()
+                line.settimeout(max(left, 1))
+                called, of = map(int, line.makefile().readline().split())
+            except (OSError, ValueError):
+                continue  # nobody called, or something else that found the port
+            if of != count or not 0 < called < of:
+                _tell([line], f'process 0 waits for {count} processes, and this one is process {called} of {of}')
+            elif called in lines:
+                _tell([line], f'there are two processes {called} of {count}; this is the second')
+            else:
+                lines[called] = line
+    missing = sorted(set(range(1, count)) - lines.keys())
+    if missing:
+        names = ', '.join(map(str, missing[:10])) + (', ...' if len(missing) > 10 else '')
+        said = f'process {names} of {count} did not arrive in {seconds} s'
+        _tell(lines.values(), said)
+        raise UserError(said)
+    _tell(lines.values(), 'go')
+
+
+def _tell(lines, said: str) -> None:
+    for line in lines:
+        with line:
+            line.sendall(f'{said}\n'.encode())
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which alone writes what is written once."""
+    return jax.process_index() == 0
+
+
+def first(work: Callable[[], T]) -> T:
+    """`work()` of process 0 and, when it's done, of the others. A UserError of process 0's is everybody's.
+
+    For the main thread, outside of any other collective.
+    """
+    if jax.process_count() == 1:
+        return work()
+    result, said = None, ''
+    if is_first():
+        try:
+            result = work()
+        except UserError as error:
+            said = str(error)
+    text = np.zeros(LONGEST_LINE, np.uint8)
+    told = np.frombuffer(said.encode()[:LONGEST_LINE], np.uint8)
+    text[: len(told)] = told
+    with jax.transfer_guard('allow'):
+        told = np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes().rstrip(b'\0')
+    if told:
+        raise UserError(told.decode(errors='replace'))
+    return result if is_first() else work()
+
+
+def agree(text: str, what: str) -> None:
+    """Raises UserError, on every process, unless `text` is the same on all of them. For the main thread alone."""
+    words_8 = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32)
+    with jax.transfer_guard('allow'):
+        words_Nx8 = np.asarray(multihost_utils.process_allgather(words_8))
+    other = np.flatnonzero((words_Nx8 != words_Nx8[0]).any(1))
+    if other.size:
+        raise UserError(f'{what}: process {other[0]} has others than process 0; do both run the same software?')
+
+
+def leave(code: int) -> NoReturn:
+    """Exits after an error: of several processes without the orderly end, in which each waits for the others."""
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if is_first():
+            time.sleep(FAREWELL_SECONDS)
+        os._exit(code)
+    sys.exit(code)
