@@ -3,18 +3,20 @@
     python -m nca_jax.aot --config=experiments/nca_pretrain.py:size=1b6 --topology=v5e:4x4 --config.mesh.fsdp=4
     python -m nca_jax.aot --config=experiments/language.py:size=1b6,corpus=openwebtext --topology=v5p:2x2x4 --search
 
-The very train step of nca_jax.main is lowered and compiled by libtpu's compiler, and so are the evaluation's step and,
-of automata, the generator of a batch. No data is read: a text's vocabulary is its tokenizer's, or as large as the config
-says. Bytes are exact. Times are estimates: cycles as the compiler predicts them, loops multiplied out, over a clock at
-which one large product of matrices reaches the published peak; to that come all collectives, from bytes over the
-bandwidth of the links, as if none were hidden. Nothing of it was ever measured.
+The very train step of nca_jax.main is lowered and compiled by libtpu's compiler, and so are the evaluation's step, a
+step of decoding with whole parameters on each chip, and of automata the generator of a batch. No data is read: a text's
+vocabulary is its tokenizer's, or as large as the config says. Bytes are exact. Times are estimates: cycles as the
+compiler predicts them, loops multiplied out, over a clock at which one large product of matrices reaches the published
+peak; to that come all collectives, from bytes over the bandwidth of the links, as if none were hidden. Nothing of it
+was ever measured.
 
---search tries sequences a chip, remat and loss_chunks, and shows the best estimate that fits. It takes a compilation for
-each, some minutes at the largest size. Exit codes: 0 it fits, 1 it doesn't (one line says by how much), 2 bad input.
+--search tries sequences a chip, remat and loss_chunks, and shows the best estimate that fits: some minutes for each
+compilation at the largest size. Exit codes: 0 it fits, 1 it doesn't (one line says by how much), 2 bad input.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from nca_jax import config as configs
-from nca_jax import experiment, run, stages, trees
+from nca_jax import experiment, keys, run, stages, trees
 from nca_jax import mesh as meshes
 from nca_jax.batch import Batch, Vocab, to_batch
 from nca_jax.config import Config
@@ -34,6 +36,7 @@ from nca_jax.estimate.estimate import KERNEL_RULE, Estimate, estimate
 from nca_jax.estimate.topology import Slice
 from nca_jax.evals import held_out
 from nca_jax.model.config import REMATS, step_flops
+from nca_jax.model.decode import empty_cache, extend
 from nca_jax.nca import stream
 
 GIB = 2**30
@@ -135,7 +138,21 @@ def programs(target: Target) -> dict[str, Callable[[], jax.stages.Lowered]]:
         sums = held_out.make_sums(model, target.vocab, lambda logits, batch: {})
         return sums.lower(state.params, batch(target.config.eval.batch))
 
-    found = {'train step': lambda: train_step.lower(state, batch(target.config.train.batch)), 'evaluation': score}
+    def decode() -> jax.stages.Lowered:
+        """A token more in each of an evaluation's sequences, over a cache that is full but for one place."""
+        count, whole = target.config.eval.batch, meshes.replicated(target.mesh)
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state.params)
+        shapes = jax.eval_shape(lambda: empty_cache(model, count, length))
+        cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), shapes)
+        token_Bx1, start_B = (jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for shape in ((count, 1), (count,)))
+        step = jax.jit(functools.partial(extend, model, vocab=target.vocab), donate_argnums=3)
+        return step.lower(params, token_Bx1, start_B, cache)
+
+    found = {
+        'train step': lambda: train_step.lower(state, batch(target.config.train.batch)),
+        'evaluation': score,
+        'decoding': decode,
+    }
     if target.config.stage == 'nca':
         found['generator'] = lambda: lower_generator(target)
     return found
@@ -146,7 +163,7 @@ def lower_generator(target: Target) -> jax.stages.Lowered:
     data, rows = target.config.data, meshes.batch_sharding(target.mesh)
     sequences = stream.make_sequences(data, target.config.model.length + 1, 'train', rows)
     names = jax.ShapeDtypeStruct((target.config.train.batch, 3), jnp.uint32, sharding=rows)
-    root = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=meshes.replicated(target.mesh))
+    root = jax.ShapeDtypeStruct((), jax.eval_shape(lambda: keys.key(0)).dtype, sharding=meshes.replicated(target.mesh))
     return jax.jit(lambda root, names: to_batch(sequences(root, names), data.first_loss_at), out_shardings=rows).lower(
         root, names
     )
@@ -296,6 +313,7 @@ def empty_record(target: Target, error: DoesNotFitError | None) -> dict[str, Any
         'accumulate': config.train.accumulate,
         'sequences_per_chip': target.rows_per_chip,
         'remat': config.model.remat,
+        'unroll': config.model.unroll,
         'attention': config.model.attention,
         'loss_chunks': config.model.loss_chunks,
         'dropout': config.model.dropout,
@@ -315,9 +333,9 @@ def report(target: Target, step: Step, others: dict[str, Estimate]) -> Iterator[
     shape = ' x '.join(f'{axis} {size}' for axis, size in target.mesh.shape.items())
     yield f'{config.name} on {where.name}: {len(where.devices)} chips as {shape}'
     yield (
-        f'{config.train.batch} sequences a step in {config.train.accumulate} pieces, {target.rows_per_chip} a shard at a '
-        f'time; remat {config.model.remat}, attention {config.model.attention}, loss_chunks {config.model.loss_chunks}, '
-        f'dropout {config.model.dropout:g}'
+        f'{config.train.batch} sequences a step in {config.train.accumulate} pieces, {target.rows_per_chip} a shard at '
+        f'a time; remat {config.model.remat}, attention {config.model.attention}, unroll {config.model.unroll}, '
+        f'loss_chunks {config.model.loss_chunks}, dropout {config.model.dropout:g}'
     )
     yield ''
     yield 'Exact, of the train step on each chip'
@@ -331,7 +349,8 @@ def report(target: Target, step: Step, others: dict[str, Estimate]) -> Iterator[
         yield f'  {name:22}{size / GIB:10.2f} GiB'
     yield f'  {"all":22}{found.memory.total / GIB:10.2f} GiB of {where.hbm_limit / GIB:.2f} GiB that a program may use'
     yield f'  {"updated in place":22}{step.alias_share:10.1%} of parameters and optimizer'
-    yield f"  {'FLOPs, all chips':22}{step.flops:10.3g} ({step.flops / step.model_flops:.2f} x the model's own {step.model_flops:.3g})"
+    ratio = f"{step.flops / step.model_flops:.2f} x the model's own {step.model_flops:.3g}"
+    yield f'  {"FLOPs, all chips":22}{step.flops:10.3g} ({ratio})'
     yield f'  {"bytes from and to HBM":22}{found.reading.bytes / GIB:10.1f} GiB'
     for kind, size in found.volumes().items():
         yield f'  {kind:22}{size / GIB:10.2f} GiB received'
@@ -339,7 +358,8 @@ def report(target: Target, step: Step, others: dict[str, Estimate]) -> Iterator[
     yield "Estimated from the compiler's cycles; nothing was measured"
     yield f'  {"work":22}{found.work:10.3f} s ({shares(found)})'
     yield f'  {"collectives":22}{found.collectives:10.3f} s (of which {found.beside:.3f} s run beside work)'
-    yield f'  {"step, nothing hidden":22}{found.seconds:10.3f} s, MFU {step.mfu:.1%}, {step.tokens_per_second:,.0f} tokens/s'
+    rate = f'MFU {step.mfu:.1%}, {step.tokens_per_second:,.0f} tokens/s'
+    yield f'  {"step, nothing hidden":22}{found.seconds:10.3f} s, {rate}'
     yield f'  {"with these hidden":22}{found.seconds_overlapped:10.3f} s, MFU {step.mfu_overlapped:.1%}'
     if found.kernels:
         yield f'  {KERNEL_RULE}: {found.kernels:.3f} s;'
@@ -354,4 +374,7 @@ def shares(found: Estimate) -> str:
 
 
 if __name__ == '__main__':
+    jax.config.update(
+        'jax_enable_compilation_cache', False
+    )  # what is compiled for chips that aren't here can't be read back
     sys.exit(main())

@@ -34,7 +34,7 @@ PUBLISHED = {
 }
 FASTEST = {
     ('1b6', 'v5p'): [(8, 'none', True, 1), (8, 'projections', False, 1), (16, 'full', False, 1)],
-    ('1b6', 'v6e'): [(4, 'none', True, 4), (4, 'projections', False, 4)],
+    ('1b6', 'v6e'): [(2, 'none', True, 1), (4, 'none', True, 4), (16, 'full', False, 4)],
     ('1b6', 'v5e'): [(4, 'projections', True, 4), (4, 'projections', False, 4)],
     ('1b6', 'v4'): [(4, 'projections', True, 1)],
     ('600m', 'v4'): [(4, 'projections', False, 1)],

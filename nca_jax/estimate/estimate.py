@@ -39,7 +39,8 @@ class Estimate:
     """Seconds of one program on one slice.
 
     work holds the kernels by KERNEL_RULE, `kernels` of its seconds; kernels_einsum is what they'd take if they were no
-    faster than the einsum backend at their shape, a backward kernel as both its passes. collectives are all, `beside` those that the compiler runs beside other work. parts: shares of the work.
+    faster than the einsum backend at their shape, a backward kernel as both its passes. collectives are all, `beside`
+    those that the compiler runs beside other work. parts: shares of the work.
     """
 
     reading: hlo.Reading
@@ -99,7 +100,7 @@ def memory(compiled: jax.stages.Compiled) -> Memory:
 
 
 def collective_seconds(one: hlo.Collective, where: Slice, mesh: jax.sharding.Mesh) -> float:
-    """Its bytes over one direction of one link for each axis along which its members differ; no way around the torus."""
+    """Its bytes over one direction of one link for each axis along which its members differ, not around the torus."""
     devices = mesh.devices.flat
     places = [devices[member].coords for member in one.members]
     spanned = sum(len(set(along)) > 1 for along in zip(*places, strict=True))
@@ -108,7 +109,7 @@ def collective_seconds(one: hlo.Collective, where: Slice, mesh: jax.sharding.Mes
 
 @functools.cache
 def kernel_cycles(slice_name: str, direction: str, shape: tuple[int, int, int, int]) -> float:
-    """Cycles of einsum attention, (B, H, L, Dh) in bfloat16: its forward pass, or both where a kernel recomputes one."""
+    """Cycles of einsum attention, (B, H, L, Dh) in bfloat16: its forward pass, or, of 'backward', both."""
     where = open_slice(slice_name)
     part = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=where.replicated)
 

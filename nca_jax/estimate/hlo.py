@@ -70,7 +70,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """An attention kernel, for whose inside there are no cycles: 'forward' or 'backward', (B, H, L, Dh), dtype, times."""
+    """An attention kernel, without cycles of its own: 'forward' or 'backward', (B, H, L, Dh), dtype, times."""
 
     direction: str
     shape: tuple[int, int, int, int]

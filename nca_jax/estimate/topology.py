@@ -19,7 +19,7 @@ from nca_jax.errors import UserError
 from nca_jax.estimate import hlo
 
 # Slices by generation; the compiler knows larger ones too, but these are what one can rent in one piece.
-FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
+FLAT = ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8')
 SIZES = {'v4': CUBES, 'v5e': FLAT, 'v5p': CUBES, 'v6e': FLAT}
 ACCELERATORS = {'v4': ('v4', 2), 'v5e': ('v5litepod', 1), 'v5p': ('v5p', 2), 'v6e': ('v6e', 1)}  # name, cores a chip
@@ -61,7 +61,7 @@ def check_name(name: str) -> None:
     if size not in SIZES.get(generation, ()):
         raise UserError(f'--topology={name}: unknown; known are {known()}')
     if importlib.util.find_spec('libtpu') is None:
-        raise UserError('the TPU compiler is not installed: pip install libtpu (the extra `tpu` has it)')
+        raise UserError("the TPU compiler is not installed: pip install 'libtpu==0.0.42.*' (the extra `tpu` has it)")
 
 
 def environment(name: str) -> dict[str, str]:
@@ -80,8 +80,8 @@ def environment(name: str) -> dict[str, str]:
 def open_slice(name: str) -> Slice:
     """The slice, its clock calibrated and its memory's limit asked for (seconds of compiling).
 
-    Raises UserError for an unknown name or where libtpu is missing. Sets the environment and keeps JAX on the CPU, so it
-    must come before anything else that starts a backend.
+    Raises UserError for an unknown name or where libtpu is missing. Sets the environment and keeps JAX on the CPU, so
+    it must come before anything else that starts a backend.
     """
     check_name(name)
     os.environ.update(environment(name))
