@@ -3,6 +3,7 @@
 Neither SLURM nor a cloud is here. Programs of theirs stand in for them, which write down how they were called.
 """
 
+import json
 import os
 import pathlib
 import shlex
@@ -127,8 +128,8 @@ def test_dry_run_prints_cost_and_commands_and_does_nothing(script, tmp_path):
     assert sorted(ROOT.glob('runs/launch-test*')) == before
     text = done.stdout.replace("'\\''", "'")  # as the shell that gets a --command sees it
     if script == 'tpu_vm':
-        entry = f'env CONFIG={CONFIG} WORKDIR=runs/launch-test SLICE=v5litepod-16 HOURS= MFU=0.4 RESTARTS=100'
-        entry += ' bash launch/local.sh'
+        entry = f'env NCA_CLUSTER=auto CONFIG={CONFIG} WORKDIR=runs/launch-test SLICE=v5litepod-16'
+        entry += ' HOURS= MFU=0.4 RESTARTS=100 bash launch/local.sh'
     else:
         entry = f' -m nca_jax.main --config={CONFIG} --workdir=runs/launch-test'
     assert f"{entry} '--config.train.stop=7 steps' --config.seed=3" in text
@@ -262,7 +263,7 @@ def test_a_run_that_fails_on_a_sound_slice_is_over(tmp_path):
 @pytest.mark.full
 def test_a_real_run_goes_on_here_after_sigterm(tmp_path):
     """SIGTERM to the training alone: it saves, the script starts it again, and it finishes."""
-    changes = [f'--config.train.{name}=2000 steps' for name in ('stop', 'save_every', 'eval_every')]
+    changes = [f'--config.train.{name}=300 steps' for name in ('stop', 'save_every', 'eval_every')]
     variables = {'CONFIG': 'experiments/nca_pretrain.py:smoke', 'WORKDIR': str(tmp_path / 'run')}
     command = ['bash', 'launch/local.sh', *changes, '--config.train.log_every=1 steps']
     said = subprocess.PIPE
@@ -276,6 +277,46 @@ def test_a_real_run_goes_on_here_after_sigterm(tmp_path):
         assert process.wait() == 0
     assert 'interrupted, with everything saved: going on (restart 1 of at most 100)' in rest
     resumed = int(rest.partition('resumed from step ')[2].split()[0])
-    assert 20 <= resumed < 2000
-    assert '  step 2000/2000  ' in rest
-    assert f'  step {resumed + 1}/2000  train: ' in rest
+    assert 20 <= resumed < 300
+    assert '  step 300/300  ' in rest
+    assert f'  step {resumed + 1}/300  train: ' in rest
+
+
+@pytest.mark.full
+def test_a_slurm_job_of_two_tasks_saves_is_queued_again_and_finishes(tmp_path):
+    """The job for real, under the variables that SLURM gives its tasks; one of them alone gets the signal."""
+    tasks = """while [[ $1 == --* ]]; do shift; done
+export SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost SLURM_STEP_NUM_NODES=1
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@" & first=$!
+SLURM_PROCID=1 SLURM_LOCALID=1 "$@" & second=$!
+echo $second > {}/second
+code=0 other=0
+wait $first || code=$?
+wait $second || other=$?
+exit $((code > other ? code : other))"""
+    stand_in(tmp_path / 'srun', tasks.format(tmp_path))
+    stand_in(tmp_path / 'squeue', 'echo RUNNING')
+    stand_in(tmp_path / 'scontrol', '')
+    folder = tmp_path / 'run'
+    variables = {'CONFIG': 'experiments/nca_pretrain.py:smoke', 'WORKDIR': str(folder), 'TASKS': '2', 'NODES': '1'}
+    variables |= {'HOURS': '1', 'CHIP': 'cpu', 'SLURM_JOB_ID': str(os.getpid()), 'SLURM_SUBMIT_DIR': str(ROOT)}
+    variables |= {'XLA_FLAGS': ''}
+    changes = [f'--config.train.{name}=200 steps' for name in ('stop', 'save_every', 'eval_every')]
+    command = ['bash', 'launch/slurm.sh', *changes]
+    said = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=environment(tmp_path, variables), stdout=said, text=True) as job:
+        for line in job.stdout:
+            if '  step 20/' in line:
+                break
+        os.kill(int((tmp_path / 'second').read_text()), signal.SIGTERM)
+        rest = job.stdout.read()
+        assert job.wait() == 75
+    assert 'interrupted, with everything saved; the job is RUNNING' in rest
+    assert called(tmp_path, 'scontrol') == [f'scontrol requeue {os.getpid()}']
+    done = launch('slurm', variables | {'SLURM_RESTART_COUNT': '1'}, tmp_path, *changes)
+    assert done.returncode == 0
+    assert 20 <= int(done.stdout.partition('resumed from step ')[2].split()[0]) < 200
+    steps = [
+        json.loads(line)['step'] for line in (folder / 'metrics.jsonl').read_text().splitlines() if '"train"' in line
+    ]
+    assert steps == list(range(1, 201))

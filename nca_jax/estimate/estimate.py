@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nca_jax.estimate import hlo
+from nca_jax.estimate.collectives import Collective
 from nca_jax.estimate.topology import Slice, open_slice
 from nca_jax.model.attention import causal_attention
 
@@ -99,7 +100,7 @@ def memory(compiled: jax.stages.Compiled) -> Memory:
     return Memory(need.argument_size_in_bytes, results, need.temp_size_in_bytes, aliased)
 
 
-def collective_seconds(one: hlo.Collective, where: Slice, mesh: jax.sharding.Mesh) -> float:
+def collective_seconds(one: Collective, where: Slice, mesh: jax.sharding.Mesh) -> float:
     """Its bytes over one direction of one link for each axis along which its members differ, not around the torus."""
     devices = mesh.devices.flat
     places = [devices[member].coords for member in one.members]

@@ -1,71 +1,24 @@
-"""What the TPU compiler's optimised program says about its cost: a reader of its text, without running anything.
+"""What an optimised program costs on a chip, by what the TPU compiler wrote into it, without running anything.
 
-Every instruction counts as often as the loops around it run. Names of this text are the compiler's own and may change
-with its version; `read` refuses a kernel that it doesn't know instead of leaving it out.
+Every instruction counts as often as the loops around it run. `read` refuses a kernel that it doesn't know instead of
+leaving it out.
 """
 
 import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator
 
 from nca_jax.errors import UserError
+from nca_jax.estimate.collectives import Collective, asynchronous, begun
+from nca_jax.estimate.program import Computations, Instruction, dims, executed, nbytes, parse
 
-WIDTHS = {'pred': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2, 's64': 8, 'u64': 8, 'f64': 8, 's8': 1, 'u8': 1}
-COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 # Without cycles and without cost: names for what is there, and both ends of a copy that runs beside other work.
 FREE = {'get-tuple-element', 'tuple', 'parameter', 'constant', 'bitcast', 'partition-id', 'replica-id', 'after-all'}
 FREE_CALLS = {'AllocateBuffer', 'ConcatBitcast', 'AssumeGatherIndicesInBound', 'Sharding', 'SPMDFullToShardShape'}
 SLICES = ('dynamic-slice', 'slice', 'gather')
 KERNELS = {'splash_mha_fwd': 'forward', 'splash_mha_dkv': 'backward'}
 KERNEL_PRODUCTS = {'forward': 2, 'backward': 5}  # of L x L x Dh for each row and head
-
-# The part of a step that an instruction belongs to, by the name that JAX gave it; the first that fits.
-PARTS = (
-    ('dropout', r'[Dd]ropout|random_bits|threefry|rng'),
-    ('projections', r'/attn/(q|k|v|o)/'),
-    ('attention', r'/attn/'),
-    ('mlp', r'/mlp/'),
-    ('norms', r'norm/'),
-    ('head', r'blv|cross_entropy|logsumexp'),
-    ('embedding', r'/embed/'),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """One line of a computation. shape: of its result, as written; text: everything after the opcode."""
-
-    name: str
-    shape: str
-    opcode: str
-    operands: tuple[str, ...]
-    text: str
-
-    def called(self, attribute: str) -> str:
-        return re.search(rf'{attribute}=%?([\w.-]+)', self.text)[1]
-
-    @property
-    def cycles(self) -> float | None:
-        found = re.search(r'"estimated_cycles":"(\d+)"', self.text)
-        return float(found[1]) if found else None
-
-    @property
-    def part(self) -> str:
-        named = re.search(r'op_name="([^"]*)"', self.text)
-        return next((part for part, pattern in PARTS if named and re.search(pattern, named[1])), 'rest')
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """kind; bytes that each chip receives, once; members of one group of chips; times; whether it runs beside work."""
-
-    kind: str
-    bytes: float
-    members: tuple[int, ...]
-    times: float
-    beside: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,9 +54,6 @@ class Reading:
     kernels: tuple[Kernel, ...]
 
 
-Computations = dict[str, dict[str, Instruction]]
-
-
 def read(text: str, unknown_trips: float = 1.0) -> Reading:
     """The costs of an optimised program (`compiled.as_text()`).
 
@@ -111,13 +61,10 @@ def read(text: str, unknown_trips: float = 1.0) -> Reading:
     """
     computations = parse(text)
     cycles, flops, moved, uncounted = 0.0, 0.0, 0.0, 0.0
-    parts, collectives, kernels = {}, {}, []
+    parts, collectives, kernels = {}, [], []
     for at, one, times in executed(computations, unknown_trips):
         body = computations[at]
-        for channel, found in _collectives(computations, one).items():
-            seen = collectives.get(channel)
-            beside = found.beside or (seen is not None and seen.beside)
-            collectives[channel] = dataclasses.replace(found, times=times, beside=beside)
+        collectives += [dataclasses.replace(found, times=times) for found in begun(computations, one)]
         kernel = _kernel(one)
         if kernel:
             kernels.append(dataclasses.replace(kernel, times=times))
@@ -130,40 +77,7 @@ def read(text: str, unknown_trips: float = 1.0) -> Reading:
             parts[one.part] = parts.get(one.part, 0.0) + own * times
         elif not (kernel or _free(computations, one)):
             uncounted += size * times
-    return Reading(cycles, parts, flops, moved, uncounted, tuple(collectives.values()), tuple(kernels))
-
-
-def parse(text: str) -> Computations:
-    """Instructions by computation and name; the entry is called 'ENTRY'."""
-    computations, body = {}, {}
-    for line in re.sub(r'\n(?![%\w}]|  (?:%|ROOT)|\n)', ' ', text).splitlines():
-        header = re.match(r'(ENTRY )?%?([\w.-]+) \(.*\{$', line)
-        if header:
-            body = computations['ENTRY' if header[1] else header[2]] = {}
-            continue
-        found = re.match(r'  (?:ROOT )?%([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)', line)
-        if found:
-            name, shape, opcode, rest = found.groups()
-            inside = rest[: _closing(rest)]
-            body[name] = Instruction(name, shape, opcode, tuple(re.findall(r'%([\w.-]+)', inside)), rest)
-    return computations
-
-
-def executed(
-    computations: Computations, unknown_trips: float, at: str = 'ENTRY', times: float = 1.0
-) -> Iterator[tuple[str, Instruction, float]]:
-    """(computation, instruction, how often) of all that runs, fusions as one. Of branches all are taken."""
-    for one in computations[at].values():
-        if one.opcode == 'while':
-            trips = _trips(computations, one.called('condition'), unknown_trips)
-            yield from executed(computations, unknown_trips, one.called('body'), times * trips)
-        elif one.opcode == 'conditional':
-            for branch in re.findall(r'%([\w.-]+)', re.search(r'branch_computations=\{(.*?)\}', one.text)[1]):
-                yield from executed(computations, unknown_trips, branch, times)
-        elif one.opcode == 'call':
-            yield from executed(computations, unknown_trips, one.called('to_apply'), times)
-        else:
-            yield at, one, times
+    return Reading(cycles, parts, flops, moved, uncounted, tuple(collectives), tuple(kernels))
 
 
 def products(computations: Computations, at: str, one: Instruction) -> float:
@@ -179,12 +93,6 @@ def products(computations: Computations, at: str, one: Instruction) -> float:
         contracted = [int(axis) for axis in re.search(r'lhs_contracting_dims=\{([\d,]*)\}', one.text)[1].split(',')]
         return 2.0 * math.prod(out) * math.prod(left[axis] for axis in contracted)
     return _convolution_flops(one.text, left, right, out)
-
-
-def dims(shape: str) -> tuple[int, ...]:
-    """Of the first array in a shape."""
-    found = re.search(r'\w+\[([\d,]*)\]', shape)[1]
-    return tuple(int(size) for size in found.split(',') if size)
 
 
 def _convolution_flops(text: str, left: tuple, right: tuple, out: tuple) -> float:
@@ -219,57 +127,6 @@ def _window(text: str) -> str:
     return found[1] if found else ''
 
 
-def _collectives(computations: Computations, one: Instruction) -> dict[str, Collective]:
-    """By channel: an asynchronous one is a clone in every fusion from its start to its end."""
-    if one.opcode == 'fusion':
-        found = {}
-        for each in computations[one.called('calls')].values():
-            found |= _collectives(computations, each)
-        if one.shape and 'all-reduce-scatter' in one.called('calls'):
-            return {c: dataclasses.replace(f, kind='reduce-scatter', bytes=f.bytes / 2) for c, f in found.items()}
-        beside = 'async' in one.name or 'async' in one.called('calls')
-        return {channel: dataclasses.replace(f, beside=f.beside or beside) for channel, f in found.items()}
-    kind = one.opcode.removesuffix('-start')
-    if kind not in COLLECTIVES:
-        return {}
-    channel = re.search(r'channel_id=(\d+)', one.text)
-    members = group(one.text)
-    size = nbytes(one.shape) / (2 if one.opcode.endswith('-start') and kind != 'all-reduce' else 1)
-    share = (len(members) - 1) / len(members)
-    factor = {'all-reduce': 2 * share, 'reduce-scatter': len(members) - 1, 'collective-permute': 1.0}
-    volume = size * factor.get(kind, share)
-    return {channel[1] if channel else one.name: Collective(kind, volume, members, 1.0, one.opcode.endswith('-start'))}
-
-
-def group(text: str) -> tuple[int, ...]:
-    """The devices of a collective's first group, as positions in the mesh."""
-    pairs = re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', text)
-    if pairs:
-        return int(pairs[1]), int(pairs[2])
-    listed = re.search(r'replica_groups=\{\{([\d,]+)\}', text)
-    if listed:
-        return tuple(int(number) for number in listed[1].split(','))
-    counted = re.search(r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text)
-    if counted:
-        sizes = [int(size) for size in counted[3].split(',')]
-        order = [int(axis) for axis in counted[4].split(',')] if counted[4] else range(len(sizes))
-        return tuple(_numbered(sizes, order)[: int(counted[2])])
-    axes, chosen = re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', text).groups()
-    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", axes)}
-    names, inner = list(sizes), re.findall(r"'(\w+)'", chosen)
-    order = [*(i for i, name in enumerate(names) if name not in inner), *(names.index(name) for name in inner)]
-    return tuple(_numbered(list(sizes.values()), order)[: math.prod(sizes[name] for name in inner)])
-
-
-def _numbered(sizes: list[int], order) -> list[int]:
-    """Row-major numbers of a grid of `sizes`, read with its axes in another `order`."""
-    strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-    numbers = [0]
-    for axis in order:
-        numbers = [number + strides[axis] * place for number in numbers for place in range(sizes[axis])]
-    return numbers
-
-
 def _kernel(one: Instruction) -> Kernel | None:
     if one.opcode != 'custom-call' or 'custom_call_target="tpu_custom_call"' not in one.text:
         return None
@@ -283,16 +140,9 @@ def _kernel(one: Instruction) -> Kernel | None:
 def _free(computations: Computations, one: Instruction) -> bool:
     if one.opcode == 'custom-call':
         return re.search(r'custom_call_target="(\w+)"', one.text)[1] in FREE_CALLS
-    return one.opcode in FREE or one.opcode.endswith(('-start', '-done')) or bool(_collectives(computations, one))
-
-
-def nbytes(shape: str, hbm_only: bool = False) -> float:
-    """Bytes of all arrays in a shape; with `hbm_only` without those that live in the chip's own memories."""
-    total = 0.0
-    for dtype, sizes, layout in re.findall(r'(\w+)\[([\d,]*)\](\{[^}]*\})?', shape):
-        if not (hbm_only and re.search(r'S\(\d+\)', layout)):
-            total += math.prod(int(size) for size in sizes.split(',') if size) * WIDTHS.get(dtype, 4)
-    return total
+    if one.opcode == 'fusion' and asynchronous(one):
+        return True
+    return one.opcode in FREE or one.opcode.endswith(('-start', '-done')) or bool(begun(computations, one))
 
 
 def _hbm_bytes(computations: Computations, body: dict[str, Instruction], one: Instruction) -> float:
@@ -326,24 +176,3 @@ def _used(inside: dict[str, Instruction], number: int, whole: float) -> float:
     if users and all(each.opcode in SLICES and each.operands[0] == parameter for each in users):
         return sum(nbytes(each.shape) for each in users)
     return whole
-
-
-def _trips(computations: Computations, condition: str, unknown: float) -> float:
-    """The constant in a loop's condition: these loops count from 0 in ones."""
-    constants = []
-    for one in computations[condition].values():
-        inner = computations[one.called('calls')].values() if one.opcode == 'fusion' else ()
-        for each in (one, *inner):
-            if each.opcode == 'constant':
-                constants += [int(number) for number in re.findall(r'^(\d+)\)', each.text)]
-    return float(max(constants)) if constants else unknown
-
-
-def _closing(text: str) -> int:
-    """Where the bracket closes that was opened just before `text`."""
-    depth = 1
-    for place, character in enumerate(text):
-        depth += (character == '(') - (character == ')')
-        if not depth:
-            return place
-    return len(text)

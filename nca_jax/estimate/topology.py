@@ -27,7 +27,6 @@ MEMORY = {'v4': 1228e9, 'v5e': 819e9, 'v5p': 2765e9, 'v6e': 1640e9}  # bytes a s
 
 SQUARE = 8192  # of the product that calibrates the clock
 TOO_LARGE = 2**42  # bytes that no chip has
-HEADROOM = re.compile(r'of (?P<used>[\d.]+[KMGT])?.*available HBM \((?P<limit>[\d.]+[KMGT])\)', re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
