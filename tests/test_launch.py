@@ -316,7 +316,6 @@ exit $((code > other ? code : other))"""
     done = launch('slurm', variables | {'SLURM_RESTART_COUNT': '1'}, tmp_path, *changes)
     assert done.returncode == 0
     assert 20 <= int(done.stdout.partition('resumed from step ')[2].split()[0]) < 200
-    steps = [
-        json.loads(line)['step'] for line in (folder / 'metrics.jsonl').read_text().splitlines() if '"train"' in line
-    ]
+    records = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    steps = [record['step'] for record in records if record['kind'] == 'train']
     assert steps == list(range(1, 201))
