@@ -11,6 +11,7 @@ NCA_TIMEOUT, in seconds (300), bounds how long a process waits for the others at
 missed by JAX's heartbeats, which end the others within two minutes.
 """
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -29,6 +30,8 @@ LONGEST_LINE = 2048  # bytes of what process 0 tells the others
 SHUTDOWN_SECONDS = 60
 FAREWELL_SECONDS = 2.0  # in which others end before the service that process 0 runs for them does
 RETRY_SECONDS = 0.2
+HELLO_SECONDS = 5.0  # for the line of one that calls; whatever else finds the port keeps the others for no longer
+GO, NO = 'go', 'no: '  # what process 0 answers
 T = TypeVar('T')
 
 
@@ -81,14 +84,15 @@ def _call_roll(host: str, port: int, count: int, process: int, seconds: float) -
         try:
             with socket.create_connection((host, port), timeout=left) as line:
                 line.sendall(f'{process} {count}\n'.encode())
-                answer = line.makefile().readline().strip()
+                answer = line.makefile(errors='replace').readline().strip()
         except OSError as error:
             trouble = error.strerror or str(error)
         else:
-            if answer == 'go':
+            if answer == GO:
                 return
-            if answer:
-                raise UserError(answer)
+            if answer.startswith(NO):
+                raise UserError(answer.removeprefix(NO))
+            trouble = 'what is there waits for no process, or no longer'
         time.sleep(RETRY_SECONDS)
     raise UserError(f'process {process} of {count} found no process 0 at {host}:{port} in {seconds} s: {trouble}')
 
@@ -107,28 +111,28 @@ def _answer(port: int, count: int, deadline: float, seconds: float) -> None:
             listener.settimeout(left)
             try:
                 line, _ = listener.accept()
-                line.settimeout(max(left, 1))
+                line.settimeout(HELLO_SECONDS)
                 called, of = map(int, line.makefile().readline().split())
             except (OSError, ValueError):
                 continue  # nobody called, or something else that found the port
             if of != count or not 0 < called < of:
-                _tell([line], f'process 0 waits for {count} processes, and this one is process {called} of {of}')
+                _tell([line], f'{NO}process 0 waits for {count} processes, and this one is process {called} of {of}')
             elif called in lines:
-                _tell([line], f'there are two processes {called} of {count}; this is the second')
+                _tell([line], f'{NO}there are two processes {called} of {count}; this is the second')
             else:
                 lines[called] = line
     missing = sorted(set(range(1, count)) - lines.keys())
     if missing:
         names = ', '.join(map(str, missing[:10])) + (', ...' if len(missing) > 10 else '')
         said = f'process {names} of {count} did not arrive in {seconds} s'
-        _tell(lines.values(), said)
+        _tell(lines.values(), NO + said)
         raise UserError(said)
-    _tell(lines.values(), 'go')
+    _tell(lines.values(), GO)
 
 
 def _tell(lines, said: str) -> None:
     for line in lines:
-        with line:
+        with line, contextlib.suppress(OSError):  # one that is gone is missed by JAX
             line.sendall(f'{said}\n'.encode())
 
 
@@ -160,11 +164,34 @@ def first(work: Callable[[], T]) -> T:
     return result if is_first() else work()
 
 
+def on_all(work: Callable[[], T]) -> T:
+    """`work()` of every process, which may be no collective itself. Where it fails on one, it raises on all.
+
+    For the main thread, outside of any other collective.
+    """
+    if jax.process_count() == 1:
+        return work()
+    result = error = None
+    try:
+        result = work()
+    except Exception as caught:  # whatever it is: the others must not go on alone
+        error = caught
+    failed = np.flatnonzero(_gather(np.array([error is not None])))
+    if error is not None:
+        raise error
+    if failed.size:
+        raise ValueError(f'process {failed[0]} failed at it')
+    return result
+
+
+def _gather(row: np.ndarray) -> np.ndarray:
+    with jax.transfer_guard('allow'):
+        return np.asarray(multihost_utils.process_allgather(row))
+
+
 def agree(text: str, what: str) -> None:
     """Raises UserError, on every process, unless `text` is the same on all of them. For the main thread alone."""
-    words_8 = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32)
-    with jax.transfer_guard('allow'):
-        words_Nx8 = np.asarray(multihost_utils.process_allgather(words_8))
+    words_Nx8 = _gather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32))
     other = np.flatnonzero((words_Nx8 != words_Nx8[0]).any(1))
     if other.size:
         raise UserError(f'{what}: process {other[0]} has others than process 0; do both run the same software?')

@@ -21,13 +21,20 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from nca_jax import trees
+from nca_jax import distributed, trees
 from nca_jax.checkpoint import manifest as manifest_lib
 from nca_jax.errors import UserError, check
 
 ORBAX = os.path.dirname(ocp.__file__)
 ORBAX_DETAILS = ' See full TensorStore details'  # pages follow it in a message
 T = TypeVar('T')
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's own, which doesn't ask JAX whether to stop: the loop does, and only one may."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class Store:
@@ -42,7 +49,7 @@ class Store:
         policies = ocp.checkpoint_managers
         kept = policies.AnyPreservationPolicy([policies.LatestN(keep), policies.CustomSteps(sorted(named))])
         options = ocp.CheckpointManagerOptions(preservation_policy=kept, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = _Manager(self.folder, options=options)
 
     def __enter__(self) -> 'Store':
         return self
@@ -234,6 +241,16 @@ def _read_manifest(path: epath.Path) -> dict[str, Any]:
 
 def _load(path: epath.Path, abstract: trees.Tree, partial: bool) -> tuple[trees.Tree, dict[str, Any]]:
     """The abstract tree's leaves and the manifest; ValueError unless all agree with what the manifest says."""
+    tree, manifest = distributed.on_all(lambda: _read(path, abstract, partial))
+    saved = {row['path']: row for row in manifest['leaves']}
+    for row in manifest_lib.leaf_table(tree):
+        if row['checksum'] != saved[row['path']]['checksum']:
+            raise ValueError(f'{row["path"]} is damaged: its checksum is wrong')
+    return tree, manifest
+
+
+def _read(path: epath.Path, abstract: trees.Tree, partial: bool) -> tuple[trees.Tree, dict[str, Any]]:
+    """This process's shards of `_load`, before their checksums are compared."""
     manifest = _read_manifest(path)
     saved = {row['path']: row for row in manifest['leaves']}
     asked = {row['path']: row for row in trees.table(abstract)}
@@ -245,8 +262,5 @@ def _load(path: epath.Path, abstract: trees.Tree, partial: bool) -> tuple[trees.
                 raise ValueError(f'{name} has {field} {saved[name][field]} in it, not {row[field]}')
     layout = ocp.checkpoint_utils.construct_restore_args(abstract)
     request = ocp.args.PyTreeRestore(item=abstract, restore_args=layout, partial_restore=partial)
-    tree = ocp.PyTreeCheckpointer().restore(path / 'state', args=request)
-    for row in manifest_lib.leaf_table(tree):
-        if row['checksum'] != saved[row['path']]['checksum']:
-            raise ValueError(f'{row["path"]} is damaged: its checksum is wrong')
-    return tree, manifest
+    # Without a Checkpointer, at whose barrier the others would wait for one process that finds its shards damaged.
+    return ocp.PyTreeCheckpointHandler().restore(path / 'state', args=request), manifest

@@ -68,11 +68,12 @@ class Preemption:
     """SIGTERM as a flag while training, which saves first, and as an immediate exit 75 anywhere else.
 
     Of several processes JAX itself notes the signal, and has all of them stop after the same step, the first that none
-    has begun; outside of training it waits for that.
+    has begun; before training it waits for that.
     """
 
     def __init__(self):
         self._requested = self._deferred = False
+        self._asked = 0
         self._alone = jax.process_count() == 1
         if self._alone:
             signal.signal(signal.SIGTERM, self._on_signal)
@@ -82,9 +83,13 @@ class Preemption:
         if not self._deferred:
             raise Preempted
 
-    def reached(self, step: int) -> bool:
-        """Whether to stop after `step`; to be asked once after each."""
-        return self._requested if self._alone else multihost_utils.reached_preemption_sync_point(step)
+    def reached(self) -> bool:
+        """Whether to stop after the update just queued; to be asked once after each."""
+        if self._alone:
+            return self._requested
+        # JAX stops at one number alone, which is 1 if the signal came before any was asked for: so count from here.
+        self._asked += 1
+        return multihost_utils.reached_preemption_sync_point(self._asked)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -176,7 +181,7 @@ def train(
             if profiler.ends(step):
                 trace(profiler.stop)
             evaluating = step % plan.eval_every == 0 or step == plan.stop
-            stopping = preemption.reached(step)
+            stopping = preemption.reached()
             saving = stopping or step % plan.save_every == 0 or step == plan.stop or step in plan.keep
             if evaluating or saving:
                 with timed('train'):
