@@ -4,7 +4,7 @@ Who takes part is told by the environment, the first that is there:
 
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID   anywhere: host:port of process 0, how many, which one
     NCA_CLUSTER=auto                                             TPU slices, GKE, MPI: JAX asks the cluster itself
-    SLURM_NTASKS above 1, with SLURM_PROCID                      under srun: JAX asks SLURM's variables
+    SLURM_NTASKS above 1, with SLURM_PROCID                      under srun: process 0 is the first node's first task
     none of them                                                 a single process; nothing is contacted
 
 NCA_TIMEOUT, in seconds (300), bounds how long a process waits for the others at the start. One that dies later is
@@ -14,6 +14,7 @@ missed by JAX's heartbeats, which end the others within two minutes.
 import contextlib
 import hashlib
 import os
+import re
 import socket
 import sys
 import time
@@ -32,6 +33,7 @@ FAREWELL_SECONDS = 2.0  # in which others end before the service that process 0 
 RETRY_SECONDS = 0.2
 HELLO_SECONDS = 5.0  # for the line of one that calls; whatever else finds the port keeps the others for no longer
 GO, NO = 'go', 'no: '  # what process 0 answers
+SLURM_PORTS = range(61_440, 65_536)
 T = TypeVar('T')
 
 
@@ -44,17 +46,30 @@ def initialise() -> None:
     limits = {'initialization_timeout': seconds, 'shutdown_timeout_seconds': SHUTDOWN_SECONDS}
     address, cluster = os.environ.get('JAX_COORDINATOR_ADDRESS'), os.environ.get('NCA_CLUSTER')
     check(cluster in (None, 'auto'), 'NCA_CLUSTER', cluster, "must be 'auto' or not set")
-    if address is not None:
-        count, process = _number('JAX_NUM_PROCESSES'), _number('JAX_PROCESS_ID')
-        host, _, port = address.rpartition(':')
-        valid = bool(host) and port.isdigit() and int(port) < 2**16
-        check(valid, 'JAX_COORDINATOR_ADDRESS', address, 'must be host:port of process 0')
-        check(process < count, 'JAX_PROCESS_ID', process, f'must be below JAX_NUM_PROCESSES = {count}')
-        if count > 1:
-            _call_roll(host, int(port), count, process, seconds)
-            _join(coordinator_address=address, num_processes=count, process_id=process, **limits)
-    elif cluster is not None or (_number('SLURM_NTASKS', 1) > 1 and 'SLURM_PROCID' in os.environ):
+    names = 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'
+    if address is None and cluster is not None:
         _join(**limits)
+        return
+    if address is None:
+        if _number('SLURM_NTASKS', 1) == 1 or 'SLURM_PROCID' not in os.environ:
+            return
+        address, names = _slurm_address(), ('SLURM_NTASKS', 'SLURM_PROCID')
+    count, process = map(_number, names)
+    host, _, port = address.rpartition(':')
+    valid = bool(host) and port.isdigit() and int(port) < 2**16
+    check(valid, 'JAX_COORDINATOR_ADDRESS', address, 'must be host:port of process 0')
+    check(process < count, names[1], process, f'must be below {names[0]} = {count}')
+    if count > 1:
+        _call_roll(host, int(port), count, process, seconds)
+        _join(coordinator_address=address, num_processes=count, process_id=process, **limits)
+
+
+def _slurm_address() -> str:
+    """host:port of the first task of a step on SLURM: its first node, and a port of the job's own."""
+    nodes, job = os.environ.get('SLURM_STEP_NODELIST', ''), _number('SLURM_JOB_ID')
+    first = re.match(r'([^,\[]+)(?:\[(\d+))?', nodes)  # node7,other or node[007-012,015],other
+    check(first is not None, 'SLURM_STEP_NODELIST', nodes, 'must name nodes, as under srun')
+    return f'{first[1]}{first[2] or ""}:{SLURM_PORTS.start + job % len(SLURM_PORTS)}'
 
 
 def _join(**asked) -> None:

@@ -1,9 +1,11 @@
 """A run over several processes is the run of one: numbers, checkpoints, SIGTERM, and processes that don't come."""
 
+import contextlib
 import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -52,7 +54,7 @@ def codes(children: list[subprocess.Popen]) -> list[int]:
 
 
 def wait_for_step(workdir: pathlib.Path, step: int) -> None:
-    for _ in range(1200):
+    for _ in range(3000):
         if (workdir / 'metrics.jsonl').exists() and any(each['step'] >= step for each in records(workdir)):
             return
         time.sleep(0.1)
@@ -161,6 +163,22 @@ def test_a_process_that_never_arrives_is_named_to_all():
     assert roll([(0, 3), (1, 3)], seconds=1) == [said, said]
 
 
+def test_a_process_that_comes_when_the_others_have_begun_is_told():
+    with socket.create_server(('localhost', 0)) as listener:
+
+        def answer_like_grpc() -> None:
+            with contextlib.suppress(OSError):  # the listener is closed
+                while True:
+                    with listener.accept()[0] as line:
+                        line.recv(100)
+                        line.sendall(b'\0\0\x24\x04\xfe\x03\0\xff')
+
+        threading.Thread(target=answer_like_grpc, daemon=True).start()
+        port = listener.getsockname()[1]
+        with pytest.raises(UserError, match=r'no process 0 at localhost:\d+ in 1 s: what is there waits for no'):
+            distributed._call_roll('localhost', port, 3, 2, 1)
+
+
 def test_processes_that_are_too_many_are_told():
     told = roll([(0, 2), (2, 3), (1, 2)])
     assert told == ['', 'process 0 waits for 2 processes, and this one is process 2 of 3', '']
@@ -197,3 +215,18 @@ def test_variables_that_make_no_sense(monkeypatch, variables, said):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=said):
         distributed.initialise()
+
+
+@pytest.mark.parametrize(
+    ('nodes', 'host'),
+    [('one', 'one'), ('one,two', 'one'), ('n[007-012,015],two', 'n007'), ('n[3,5]', 'n3'), ('10.0.0.1', '10.0.0.1')],
+)
+def test_process_0_under_slurm_is_on_the_first_node(monkeypatch, nodes, host):
+    called = []
+    monkeypatch.setattr(distributed, '_call_roll', lambda *asked: called.append(asked))
+    monkeypatch.setattr(distributed, '_join', lambda **asked: called.append(asked['coordinator_address']))
+    variables = {'SLURM_NTASKS': '4', 'SLURM_PROCID': '3', 'SLURM_JOB_ID': '4097', 'SLURM_STEP_NODELIST': nodes}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    distributed.initialise()
+    assert called == [(host, 61_441, 4, 3, 300), f'{host}:61441']

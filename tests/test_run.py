@@ -386,6 +386,15 @@ def test_a_plan_that_leaves_a_leaf_uncovered(cache, automata, tmp_path):
     assert not (tmp_path / 'run' / 'metrics.jsonl').exists()
 
 
+@pytest.mark.parametrize(('field', 'value'), [('rope_theta', 5e5), ('norm_eps', 1e-5)])
+def test_layers_are_carried_only_into_the_same_layers(cache, automata, tmp_path, field, value):
+    """No shape tells them apart, so what comes out would be another function without a word."""
+    child = config(cache, f'arm=only_attn,parent={automata}', **{f'model__{field}': value})
+    with pytest.raises(UserError, match=f'config.model.{field} = {value}: must be .*, as in {automata}, whose layers'):
+        train(child, tmp_path / 'run')
+    assert not (tmp_path / 'run' / 'metrics.jsonl').exists()
+
+
 def test_an_unfinished_parent_must_be_named_by_step(cache, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         interrupt(patched, at=4, how=lambda: os.kill(os.getpid(), signal.SIGTERM))

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from nca_jax.batch import Vocab
 from nca_jax.model.attention import Cache
 from nca_jax.model.config import ModelConfig
-from nca_jax.model.transformer import Block, RMSNorm, head_of, logits_of, rotation_at
+from nca_jax.model.rotary import rotation_at
+from nca_jax.model.transformer import Block, RMSNorm, head_of, logits_of
 
 
 def empty_cache(config: ModelConfig, rows: int, length: int) -> tuple[Cache, ...]:

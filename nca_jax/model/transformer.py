@@ -22,6 +22,7 @@ from nca_jax.model.dropout import Dropout, drop
 from nca_jax.model.fused_attention import SAVED, cudnn_attention, splash_attention
 from nca_jax.model.loss import sum_cross_entropy
 from nca_jax.model.product import product
+from nca_jax.model.rotary import rotate, rotation_at
 
 
 class Projection(nn.Module):
@@ -73,8 +74,8 @@ class Attention(nn.Module):
         def project(name: str) -> jax.Array:
             return Projection(shape, axes, 'bld,dhk->bhlk', c.init.std, c.param_dtype, name=name)(x_BxLxD)
 
-        q_BxHxLxDh = _rotate(project('q'), rotation) * (c.head_width**-0.5)
-        k_BxHxLxDh, v_BxHxLxDh = _rotate(project('k'), rotation), project('v')
+        q_BxHxLxDh = rotate(project('q'), rotation) * (c.head_width**-0.5)
+        k_BxHxLxDh, v_BxHxLxDh = rotate(project('k'), rotation), project('v')
         qkv = tuple(checkpoint_name(x, SAVED) for x in (q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh))
         if cached is None:
             mixed_BxHxLxDh, cache = self._attend(*qkv, dropout), None
@@ -290,17 +291,3 @@ def _boxed_init(config: ModelConfig, vocab: Vocab) -> Callable[[jax.Array], dict
 
 def _named(init: Callable, axes: tuple[str, ...]) -> Callable:
     return nn.with_logical_partitioning(init, axes)
-
-
-def rotation_at(config: ModelConfig, position_BxL: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines (B, 1, L, Dh/2) of the rotary position embedding, float32; B is 1 where all rows are alike."""
-    exponents = jnp.arange(0, config.head_width, 2, dtype=jnp.float32) / config.head_width
-    angles = position_BxL[:, None, :, None].astype(jnp.float32) * (config.rope_theta**-exponents)[None, None, None]
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def _rotate(x_BxHxLxDh: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates each half-split pair (x[i], x[i + Dh/2]) by its position's angle, as Llama does."""
-    cos, sin = (table.astype(x_BxHxLxDh.dtype) for table in rotation)
-    first, second = jnp.split(x_BxHxLxDh, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -118,7 +118,8 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g * gradient_scale, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {'loss': loss, 'grad_norm': optax.tree.norm(grads) / gradient_scale}
+        grads32 = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+        metrics = {'loss': loss, 'grad_norm': optax.tree.norm(grads32) / gradient_scale}
         average = None if ema is None else next_average(state.ema, params, ema)
         return TrainState(state.step + 1, params, opt_state, average), metrics
 
