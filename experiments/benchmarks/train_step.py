@@ -113,11 +113,12 @@ def rows() -> Iterator[common.Row]:
             'bfloat16 cut': pytorch(shape, 'bfloat16', accumulate),
         }
         rate = {name: shape[4] * shape[5] / s for name, s in common.seconds_in_turn(sides, rounds=7).items()}
-        our_best = max(('ours float32', 'ours bfloat16'), key=rate.get)
+        our_other, our_best = sorted(('ours float32', 'ours bfloat16'), key=rate.get)
         for dtype, floor, aim in (('float32', FLOOR, AIM), ('bfloat16', None, AIM_BFLOAT16)):
             best = max((f'{dtype} whole', f'{dtype} cut'), key=rate.get)
             name = f'train_step/{"-".join(map(str, shape))}/{dtype}'
-            note = f'{our_best} against PyTorch with its batch {best.split()[1]}; aim {aim}'
+            other = f'{our_other} {rate[our_other]:,.0f}'
+            note = f'{our_best} ({other}) against PyTorch with its batch {best.split()[1]}; aim {aim}'
             yield common.Row(name, rate[our_best], rate[best], rate[our_best] / rate[best], floor, 'tokens/s', note)
 
 
