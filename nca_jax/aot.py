@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         '--search', action='store_true', help='find batch per chip, remat and loss_chunks that are best'
     )
     parser.add_argument(
-        '--step-only', action='store_true', help='leave out evaluation, decoding and generator, which takes half the time'
+        '--step-only', action='store_true', help='compile no evaluation, decoding and generator: half the time'
     )
     parser.add_argument('--json', action='store_true', help='print one JSON object and nothing else')
     args, changes = parser.parse_known_args(argv)

@@ -75,7 +75,8 @@ def command(size: str, chip: str, knobs: Knobs, published: bool) -> list[str]:
     changes = {f'model.{name}': value for name, value in model.items()}
     changes['train.accumulate'] = 512 // CHIPS // knobs.rows
     changes |= {'mesh.fsdp': knobs.fsdp, 'mesh.shard_optimizer': knobs.fsdp < CHIPS}
-    words = [f'--config=experiments/language.py:size={size},corpus=openwebtext', f'--topology={SLICES[chip]}', '--step-only', '--json']
+    experiment = f'--config=experiments/language.py:size={size},corpus=openwebtext'
+    words = [experiment, f'--topology={SLICES[chip]}', '--step-only', '--json']
     return [*words, *(f'--config.{name}={value}' for name, value in changes.items())]
 
 
