@@ -50,7 +50,7 @@ number() {
 }
 
 environment() {
-  [ -x "$PYTHON" ] || stop "PYTHON = $PYTHON: not there; 'bash launch/env.sh' makes .venv/bin/python"
+  command -v "$PYTHON" >/dev/null || stop "PYTHON = $PYTHON: not there; 'bash launch/env.sh' makes .venv/bin/python"
   [ -z "$HOURS" ] || [[ $HOURS =~ ^[0-9]+(\.[0-9]+)?$ ]] || stop "HOURS = $HOURS: must be a number of hours"
   [[ $RESTARTS =~ ^[0-9]+$ ]] || stop "RESTARTS = $RESTARTS: must be a whole number"
 }

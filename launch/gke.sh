@@ -7,7 +7,7 @@
 # Needed:
 #   CONFIG     an experiment with its words, such as experiments/nca_pretrain.py:size=1b6,band=50+
 #   WORKDIR    the folder of the run, inside runs/; the same one goes on where it stopped
-#   NAME       of the workload: lower case, digits and dashes
+#   NAME       of the workload: lower case, digits and dashes; to start it again, `xpk workload delete` it first
 #   TYPE       of the slice: v4-32, v5litepod-16, v5p-32, v6e-16, ...
 #   PROJECT    the project of Google Cloud
 #   ZONE       where the cluster is, such as us-west4-a

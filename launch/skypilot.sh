@@ -63,8 +63,10 @@ fi
 group=
 [ "$extra" != tpu ] || group="export NCA_CLUSTER=auto
   "
+[ "$extra" != cuda13 ] || group="export JAX_PLATFORMS=cuda,cpu
+  " # so that a driver too old is an error, and not a run on the CPU
 if [ "$extra" = cuda13 ] && [ "$NODES" -gt 1 ]; then
-  group="export JAX_COORDINATOR_ADDRESS=\"\$(echo \"\$SKYPILOT_NODE_IPS\" | head -n 1):12321\"
+  group+="export JAX_COORDINATOR_ADDRESS=\"\$(echo \"\$SKYPILOT_NODE_IPS\" | head -n 1):12321\"
   export JAX_NUM_PROCESSES=\$SKYPILOT_NUM_NODES JAX_PROCESS_ID=\$SKYPILOT_NODE_RANK
   "
 fi

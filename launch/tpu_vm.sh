@@ -86,23 +86,26 @@ run git bundle create --quiet "$bundle" HEAD
 for ((attempt = 0; ; attempt++)); do
   found=MISSING
   [ -n "$dry_run" ] || found=$(state)
-  if [ "$found" != READY ]; then
-    [ "$found" = MISSING ] || delete_slice
-    until make_slice; do
-      [ "$attempt" -gt 0 ] || exit 1
-      echo "no slice to be had: trying again in 5 minutes"
-      sleep 300
-    done
-  fi
+  while [ "$found" != READY ]; do
+    [ "$found" = MISSING ] || delete_slice || true # one that is just being made or deleted can't be
+    if make_slice; then break; fi
+    [ "$attempt" -gt 0 ] || exit 1
+    echo "no slice to be had: trying again in 5 minutes"
+    sleep 300
+    found=$(state)
+  done
   code=0
-  run "${tpu[@]}" scp "$bundle" "$NAME:nca_jax.bundle" "${place[@]}" --worker=all || code=$?
+  run "${tpu[@]}" scp "$bundle" "$NAME:nca_jax.bundle" "${place[@]}" --worker=all || code=255
   [ "$code" != 0 ] || on_workers "$install" || code=$?
   [ "$code" != 0 ] || on_workers "$train" || code=$?
   [ -z "$dry_run" ] || break
-  # 75: everything is saved. Any other failure of a slice that is gone is the slice's, not the run's.
-  if [ "$code" != 75 ] && { [ "$code" = 0 ] || [ "$(state)" = READY ]; }; then
-    break
-  fi
+  # What is worth going on after: 75, everything is saved; 134, JAX missed a host at the start; 255, ssh lost its way
+  # here, and the install stops what still trains there. Any other failure of a slice that is gone is the slice's.
+  case $code in
+    75) ;;
+    134 | 255) sleep 30 ;;
+    *) if [ "$code" = 0 ] || [ "$(state)" = READY ]; then break; fi ;;
+  esac
   [ "$attempt" -lt "$RESTARTS" ] || break
   echo "interrupted: going on (restart $((attempt + 1)) of at most $RESTARTS)"
 done

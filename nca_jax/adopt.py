@@ -94,7 +94,7 @@ def adopt(
     record = about | {'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')}
     atomic.write(folder / 'run.json', lambda file: file.write(json.dumps(record, indent=1).encode()))
     model = about['config']['model'] | {'param_dtype': dtype}
-    needed = ('layers', 'width', 'heads', 'ffn', 'rope_theta', 'norm_eps', 'param_dtype')
+    needed = ('layers', 'width', 'heads', 'ffn', 'rope_theta', 'norm_eps', 'tied', 'param_dtype')
     dtypes = ' and '.join(sorted(source.dtypes))
     return [
         f'{path}: {source.format}, {trees.count(params):,} parameters, {dtypes} -> {dtype}',

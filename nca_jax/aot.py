@@ -5,13 +5,13 @@
 
 The very train step of nca_jax.main is lowered and compiled by libtpu's compiler, and so are the evaluation's step, a
 step of decoding with whole parameters on each chip, and of automata the generator of a batch. No data is read: a text's
-vocabulary is its tokenizer's, or as large as the config says. Bytes are exact. Times are estimates: cycles as the
-compiler predicts them, loops multiplied out, over a clock at which one large product of matrices reaches the published
-peak; to that come all collectives, from bytes over the bandwidth of the links, as if none were hidden. Nothing of it
-was ever measured.
+vocabulary is its tokenizer's, or as large as the config says. Bytes are the compiler's: those alive at once, which it
+holds against the chip's limit. Times are estimates: cycles as the compiler predicts them, loops multiplied out, over a
+clock at which one large product of matrices reaches the published peak; to that come all collectives, from bytes over
+the bandwidth of the links, as if none were hidden. Nothing of it was ever measured.
 
 --search tries sequences a chip, remat and loss_chunks, and shows the best estimate that fits: some minutes for each
-compilation at the largest size. Exit codes: 0 it fits, 1 it doesn't (one line says by how much), 2 bad input.
+compilation at the largest size. Exit codes: 0 all fits, 1 something doesn't (a line says what), 2 bad input.
 """
 
 import argparse
@@ -68,12 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except DoesNotFitError as error:
-        print(f'does not fit: the train step {error}', file=sys.stderr)
+        print(f'does not fit: {error}', file=sys.stderr)
         if args.json:
             print(json.dumps(empty_record(target, error)))
         return 1
     print(json.dumps(record) if args.json else text)
-    return 0
+    return 0 if all(each['fits'] for each in record['programs'].values()) else 1
 
 
 def make_target(config: Config, name: str) -> Target:
@@ -129,14 +129,15 @@ def lower_generator(target: Target) -> jax.stages.Lowered:
     )
 
 
-def cost(target: Target, lower: Callable[[], jax.stages.Lowered]) -> Estimate:
-    """Compiles one program. Raises DoesNotFitError."""
+def cost(target: Target, name: str) -> Estimate:
+    """Compiles one of the programs. Raises DoesNotFitError."""
+    lower = programs(target)[name]
     with meshes.use(target.mesh):
         lowered = lower()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        raise DoesNotFitError(*topology.out_of_memory(error)) from None
+        raise DoesNotFitError(*topology.out_of_memory(error), name) from None
     return estimate(compiled, target.where, target.mesh, unknown_trips=updates_per_frame(target.config))
 
 
@@ -150,17 +151,18 @@ def updates_per_frame(config: Config) -> float:
 
 def train_step(target: Target) -> Step:
     """The cost of the train step. Raises DoesNotFitError."""
-    found = cost(target, programs(target)['train step'])
+    found = cost(target, 'train step')
     config, chips = target.config, len(target.where.devices)
     state, _, _ = run.make_update(config, target.mesh, target.vocab)
-    parameters, optimizer = local_bytes(state.params), local_bytes(state.opt_state)
+    parameters, optimizer, average = map(local_bytes, (state.params, state.opt_state, state.ema))
     model_flops = step_flops(config.model, target.vocab, config.train.batch)
     best = model_flops / (chips * target.where.chip.flops)  # seconds at the peak
     return Step(
         estimate=found,
         parameters=parameters,
         optimizer=optimizer,
-        alias_share=found.memory.aliased / (parameters + optimizer),
+        average=average,
+        alias_share=found.memory.aliased / (parameters + optimizer + average),
         flops=found.reading.flops * chips,
         model_flops=model_flops,
         mfu=best / found.seconds,
@@ -186,13 +188,15 @@ def search(target: Target, say: Callable[[str], None]) -> Target:
     """
     tried: list[tuple[float, Target]] = []
 
+    length = target.config.model.length
+
     def attempt(config: Config) -> bool:
         choice = dataclasses.replace(target, config=config)
         label = f'{config.model.remat:12} {choice.rows_per_chip:4} a chip, loss_chunks {config.model.loss_chunks:2}'
         try:
             found = train_step(choice)
-        except DoesNotFitError as error:
-            say(f'{label}: {error}')
+        except (DoesNotFitError, jax.errors.JaxRuntimeError) as error:  # which may want more of other memory, too
+            say(f'{label}: {str(error).splitlines()[0]}')
             return False
         say(f'{label}: {found.estimate.memory.total / GIB:6.2f} GiB, estimated MFU {found.mfu:.1%}')
         tried.append((found.mfu, choice))
@@ -209,7 +213,7 @@ def search(target: Target, say: Callable[[str], None]) -> Target:
         raise DoesNotFitError(None, target.where.hbm_limit)
     best = max(tried, key=lambda found: found[0])[1]
     for chunks in (1, 4, 8) if target.vocab.size > LARGE_VOCAB else (1,):
-        if chunks != best.config.model.loss_chunks:
+        if chunks != best.config.model.loss_chunks and length % chunks == 0:
             attempt(choose(target, best.rows_per_chip, remat=best.config.model.remat, loss_chunks=chunks))
     return max(tried, key=lambda found: found[0])[1]
 
@@ -232,10 +236,15 @@ def choose(target: Target, rows: int, **model: Any) -> Config:
 
 
 def describe(target: Target, step_only: bool) -> tuple[dict[str, Any], str]:
-    """The programs of a target, as a record and for people. Raises DoesNotFitError."""
-    step = train_step(target)
-    lowered = {} if step_only else programs(target)
-    others = {name: cost(target, lower) for name, lower in lowered.items() if name != 'train step'}
+    """The programs of a target, as a record and for people. Raises DoesNotFitError if the train step doesn't."""
+    step, others = train_step(target), {}
+    for name in [] if step_only else programs(target):
+        if name == 'train step':
+            continue
+        try:
+            others[name] = cost(target, name)
+        except DoesNotFitError as error:
+            others[name] = error
     record = empty_record(target, None) | {
         'fits': True,
         'hbm_bytes': step.estimate.memory.total,
@@ -257,7 +266,10 @@ def describe(target: Target, step_only: bool) -> tuple[dict[str, Any], str]:
         'shares': step.estimate.parts,
         'kernel_rule': KERNEL_RULE,
         'programs': {
-            name: {'hbm_bytes': found.memory.total, 'seconds_estimate': found.seconds} for name, found in others.items()
+            name: {'fits': False, 'hbm_bytes': found.wanted, 'seconds_estimate': None}
+            if isinstance(found, DoesNotFitError)
+            else {'fits': True, 'hbm_bytes': found.memory.total, 'seconds_estimate': found.seconds}
+            for name, found in others.items()
         },
     }
     return record, '\n'.join(report(target, step, others))

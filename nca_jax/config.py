@@ -28,8 +28,8 @@ DATA = {'nca': NCAConfig, 'text': TextConfig, 'dyck': DyckConfig, 'copy': CopyCo
 
 # What an identity leaves out: where things lie on this machine. What they hold is in the manifest, by hash.
 PATHS = ('data.path', 'data.cache', 'data.tokenizer', 'init_from.run')
-# And what changes no result: a run may go on with other devices, and watched in another way.
-HOW_IT_RUNS = ('mesh', 'profile', 'track')
+# And what changes no result: a run may go on with other devices, in less memory, and watched in another way.
+HOW_IT_RUNS = ('mesh', 'profile', 'track', 'model.remat', 'model.unroll', 'model.loss_chunks')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +101,12 @@ def to_dict(config: Config) -> dict:
 
 def identity(config: Config, parent: dict | None) -> str:
     """sha256 of the config without PATHS and HOW_IT_RUNS; the parent's identity and step stand for its folder."""
-    content = {name: value for name, value in to_dict(config).items() if name not in HOW_IT_RUNS}
-    for path in PATHS:
-        block, field = path.split('.')
-        if content[block] is not None and field in content[block]:
-            del content[block][field]
+    content = to_dict(config)
+    for path in PATHS + HOW_IT_RUNS:
+        block, _, field = path.rpartition('.')
+        holder = content[block] if block else content
+        if isinstance(holder, dict):
+            holder.pop(field, None)
     content['parent'] = parent and {'identity': parent['identity'], 'step': parent['step']}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

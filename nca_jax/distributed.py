@@ -37,10 +37,15 @@ SLURM_PORTS = range(61_440, 65_536)
 T = TypeVar('T')
 
 
+class MachineError(RuntimeError):
+    """Another process met trouble of its machine's, such as a disk that can't be read just now."""
+
+
 def initialise() -> None:
     """Joins the other processes, if the environment tells of any. To be called before JAX starts a backend.
 
-    Raises UserError, within NCA_TIMEOUT, where a variable makes no sense or processes are missing or too many.
+    Raises UserError, within NCA_TIMEOUT, where a variable makes no sense or processes are missing or too many. With
+    NCA_CLUSTER=auto it's JAX that misses them: after NCA_TIMEOUT it ends this process, exit code 134, and says who.
     """
     seconds = _number('NCA_TIMEOUT', 300)
     limits = {'initialization_timeout': seconds, 'shutdown_timeout_seconds': SHUTDOWN_SECONDS}
@@ -65,11 +70,12 @@ def initialise() -> None:
 
 
 def _slurm_address() -> str:
-    """host:port of the first task of a step on SLURM: its first node, and a port of the job's own."""
+    """host:port of the first task of a step on SLURM: its first node, and JAX_COORDINATOR_PORT or one of the job's."""
     nodes, job = os.environ.get('SLURM_STEP_NODELIST', ''), _number('SLURM_JOB_ID')
     first = re.match(r'([^,\[]+)(?:\[(\d+))?', nodes)  # node7,other or node[007-012,015],other
     check(first is not None, 'SLURM_STEP_NODELIST', nodes, 'must name nodes, as under srun')
-    return f'{first[1]}{first[2] or ""}:{SLURM_PORTS.start + job % len(SLURM_PORTS)}'
+    port = os.environ.get('JAX_COORDINATOR_PORT', SLURM_PORTS.start + job % len(SLURM_PORTS))
+    return f'{first[1]}{first[2] or ""}:{port}'
 
 
 def _join(**asked) -> None:
@@ -98,6 +104,7 @@ def _call_roll(host: str, port: int, count: int, process: int, seconds: float) -
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection((host, port), timeout=left) as line:
+                line.settimeout(seconds + HELLO_SECONDS)  # process 0 may have begun to wait later
                 line.sendall(f'{process} {count}\n'.encode())
                 answer = line.makefile(errors='replace').readline().strip()
         except OSError as error:
@@ -157,32 +164,36 @@ def is_first() -> bool:
 
 
 def first(work: Callable[[], T]) -> T:
-    """`work()` of process 0 and, when it's done, of the others. A UserError of process 0's is everybody's.
+    """`work()` of process 0 and, when it's done, of the others, who raise UserError where process 0 raised anything.
 
     For the main thread, outside of any other collective.
     """
     if jax.process_count() == 1:
         return work()
-    result, said = None, ''
+    result = error = None
     if is_first():
         try:
             result = work()
-        except UserError as error:
-            said = str(error)
+        except Exception as caught:  # whatever it is: the others wait for it
+            error = caught
+    said = '' if error is None else str(error) or type(error).__name__
     text = np.zeros(LONGEST_LINE, np.uint8)
     told = np.frombuffer(said.encode()[:LONGEST_LINE], np.uint8)
     text[: len(told)] = told
     with jax.transfer_guard('allow'):
         told = np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes().rstrip(b'\0')
+    if error is not None:
+        raise error
     if told:
         raise UserError(told.decode(errors='replace'))
     return result if is_first() else work()
 
 
-def on_all(work: Callable[[], T]) -> T:
+def on_all(work: Callable[[], T], of_the_machine: Callable[[Exception], bool]) -> T:
     """`work()` of every process, which may be no collective itself. Where it fails on one, it raises on all.
 
-    For the main thread, outside of any other collective.
+    The others raise MachineError where the one's error is `of_the_machine`, else ValueError. For the main thread,
+    outside of any other collective.
     """
     if jax.process_count() == 1:
         return work()
@@ -191,11 +202,12 @@ def on_all(work: Callable[[], T]) -> T:
         result = work()
     except Exception as caught:  # whatever it is: the others must not go on alone
         error = caught
-    failed = np.flatnonzero(_gather(np.array([error is not None])))
+    failed = _gather(np.array([error is not None, error is not None and of_the_machine(error)]))
     if error is not None:
         raise error
-    if failed.size:
-        raise ValueError(f'process {failed[0]} failed at it')
+    for process, (any_error, machine) in enumerate(failed):
+        if any_error:
+            raise (MachineError if machine else ValueError)(f'process {process} failed at it')
     return result
 
 

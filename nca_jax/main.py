@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -86,6 +87,7 @@ def fail(line: str) -> int:
 def train_from_flags(argv: list[str]) -> None:
     if argv[1:]:
         raise UserError(f'unexpected argument {argv[1]!r}; see --help')
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(loop.EXIT_PREEMPTED))  # there is nothing to save yet
     distributed.initialise()
     preemption = loop.Preemption()
     config = configs.resolve(CONFIG.value)
@@ -201,6 +203,8 @@ def locked(folder: pathlib.Path, identity: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f'{folder} is in use by another process') from None
+        except OSError as error:  # a file system without locks
+            raise UserError(f"--workdir={folder}: can't be locked: {error.strerror}") from None
         check_folder(folder, identity)  # again: another process may have begun a run in between
         yield
 

@@ -14,7 +14,7 @@ def whole(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
 
     Raises UserError, naming the flag that gave the path, where it can't be written or something is there already.
     """
-    path = path.absolute()
+    path = path.resolve()
     try:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f'{flag}={path}: is there already and not empty; name a new folder')
@@ -26,4 +26,7 @@ def whole(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
         new = pathlib.Path(scratch.name, path.name)
         new.mkdir()  # inside, since the scratch folder itself is closed to others
         yield new
-        new.replace(path)
+        try:
+            new.replace(path)
+        except OSError as error:
+            raise UserError(f'{flag}={path}: {error.strerror}') from None

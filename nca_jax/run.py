@@ -215,7 +215,8 @@ def load(
 ) -> tuple[Program, dict, dict[str, Any]]:
     """A finished run as (program, parameters or their 'ema', manifest of its newest valid checkpoint)."""
     config = configs.from_dict(read_record(folder)['config'])
-    program = build(config, mesh, folder)
+    model = dataclasses.replace(config.model, attention='einsum')  # which every platform has
+    program = build(dataclasses.replace(config, model=model), mesh, folder)
     manifest = read_manifest(checkpoints(folder))
     abstract = trees.flatten({'params': program.abstract.params, 'ema': program.abstract.ema}[weights])
     if not abstract:

@@ -45,6 +45,23 @@ def main(address: str, process: int, folder: pathlib.Path) -> None:
             distributed.agree(text, 'rules')
         except UserError as error:
             refusals.append(str(error))
+
+    def broken() -> None:
+        raise OSError('no disk')
+
+    def broken_here_alone(error: type[Exception]) -> None:
+        if process == 1:
+            raise error('of process 1')
+
+    asked = [(distributed.first, broken)]
+    for error in (MemoryError, KeyError):
+        own = functools.partial(broken_here_alone, error)
+        asked.append((distributed.on_all, own, lambda error: isinstance(error, MemoryError)))
+    for command, *arguments in asked:
+        try:
+            command(*arguments)
+        except Exception as error:
+            refusals.append(f'{type(error).__name__}: {error}')
     hashes = [rules(epoch).hash for epoch in range(EPOCHS)]
     np.savez(folder / f'process-{process}.npz', hashes=hashes, blocks=blocks, refusals=refusals, **rows)
 

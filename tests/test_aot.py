@@ -1,12 +1,18 @@
 """Compiling for TPUs that aren't here: how the compiler's text is read, and, with the compiler, what comes of it."""
 
 import json
+from types import SimpleNamespace
 
+import jax
 import pytest
 
-from nca_jax import aot
+from nca_jax import aot, chips, experiment
+from nca_jax import config as configs
+from nca_jax import mesh as meshes
+from nca_jax.batch import Vocab
 from nca_jax.errors import UserError
 from nca_jax.estimate import hlo, topology
+from nca_jax.estimate.report import DoesNotFitError, Target
 
 # As the compiler writes it, cut to what is read: a loop of 24 trips around a product, a collective and a kernel.
 PROGRAM = """HloModule jit_step
@@ -67,6 +73,51 @@ def test_a_mistake_in_the_config_is_one_line(capsys):
     assert capsys.readouterr().err.count('\n') == 1
 
 
+def target(length: int = 1024) -> Target:
+    """256 sequences a step of GPT-2's vocabulary on a slice of four."""
+    changes = [f'--config.model.length={length}', '--config.train.batch=256']
+    config = configs.from_dict(experiment.load_values('experiments/nca_pretrain.py:size=tiny', changes))
+    mesh = meshes.make_mesh(config.mesh, jax.devices()[:4])
+    where = topology.Slice('v5e:2x2', chips.TPUS['v5e'], tuple(jax.devices()[:4]), 1e9, 2**34, 8e11)
+    return Target(config, where, mesh, Vocab(50_257))
+
+
+MEMORY = {'none': 8, 'dots': 4, 'projections': 2, 'full': 1}  # of a sequence, of 64 that a chip has
+
+
+def cheap_step(asked: Target) -> SimpleNamespace:
+    """A step that is the faster the more it saves, has at a time, and the less it cuts its logits."""
+    model, rows = asked.config.model, asked.rows_per_chip
+    if rows == 32 and model.remat == 'full':
+        raise jax.errors.JaxRuntimeError('INTERNAL: no room in another memory\nand a page of text')
+    need = MEMORY[model.remat] * rows / model.loss_chunks**0.5
+    if need > 64:
+        raise DoesNotFitError(need, 64)
+    mfu = (MEMORY[model.remat] / 10 + rows / 1000) / model.loss_chunks**0.1
+    return SimpleNamespace(mfu=mfu, estimate=SimpleNamespace(memory=SimpleNamespace(total=need)))
+
+
+@pytest.mark.parametrize(('length', 'chunks'), [(1024, {1, 4, 8}), (1020, {1, 4})])
+def test_the_search_finds_the_best_that_fits(monkeypatch, length, chunks):
+    tried, said = [], []
+    monkeypatch.setattr(aot, 'train_step', lambda asked: tried.append(asked.config) or cheap_step(asked))
+    model = (best := aot.search(target(length), said.append)).config.model
+    assert (model.remat, best.rows_per_chip, model.loss_chunks) == ('none', 8, 1)
+    assert {config.model.remat for config in tried} == set(MEMORY)
+    assert {config.model.loss_chunks for config in tried} == chunks
+    assert all(config.train.batch == 256 for config in tried)
+    assert any(line.endswith(': INTERNAL: no room in another memory') for line in said)
+
+
+def test_a_search_in_which_nothing_fits(monkeypatch):
+    def never(asked):
+        raise DoesNotFitError(None, 2**34)
+
+    monkeypatch.setattr(aot, 'train_step', never)
+    with pytest.raises(DoesNotFitError, match=r'the train step wants more of the 16\.00 GiB'):
+        aot.search(target(), lambda line: None)
+
+
 SMALL = ['--config.model.layers=2', '--config.model.width=256', '--config.model.heads=4', '--config.model.ffn=512']
 
 
@@ -88,6 +139,17 @@ def test_a_small_run_on_four_chips(attention, capsys):
     assert found['tokens_per_second_estimate'] > 0
     assert set(found['programs']) == {'evaluation', 'decoding', 'generator'}
     assert found['collective_bytes']
+
+
+@pytest.mark.full
+def test_an_evaluation_that_does_not_fit_is_told_apart_from_the_step(capsys):
+    asked = ['--config=experiments/nca_pretrain.py:size=tiny', '--topology=v5e:2x2', *SMALL, '--config.train.batch=16']
+    assert aot.main([*asked, '--config.eval.batch=16384', '--json']) == 1
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found['fits']
+    assert found['mfu_estimate'] > 0
+    assert not found['programs']['evaluation']['fits']
+    assert found['programs']['generator']['fits']
 
 
 @pytest.mark.full

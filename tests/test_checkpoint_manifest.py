@@ -93,6 +93,9 @@ def test_code_version_follows_commits_and_changes(tmp_path):
     (package / 'new.py').write_text('b = 1\n')
     assert manifest.code_version(package)['dirty'] not in (None, edited['dirty'])
     (package / 'new.py').unlink()
+    (package / '.#new.py').symlink_to('somebody@somewhere.7')  # as an editor marks what it has open
+    assert manifest.code_version(package)['commit'] == clean['commit']
+    (package / '.#new.py').unlink()
     (package / 'notes.txt').write_text('results')
     assert manifest.code_version(package) == clean
     (tmp_path / '.gitignore').write_text('installed\n')

@@ -318,7 +318,7 @@ def test_when_all_are_damaged_nothing_is_touched_and_nothing_starts_anew(folder)
 
 
 def test_another_dtype_shape_or_structure_is_refused_before_restoring(folder, monkeypatch):
-    monkeypatch.setattr(ocp, 'PyTreeCheckpointer', None)
+    monkeypatch.setattr(ocp, 'PyTreeCheckpointHandler', None)
     like = abstract(state(1))
     half = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.bfloat16) if leaf.ndim == 3 else leaf, like)
     wide = jax.tree.map(lambda leaf: leaf.update(shape=(2, 32, 128)) if leaf.ndim == 3 else leaf, like)

@@ -54,6 +54,22 @@ def test_an_asynchronous_collective_counts_once_wherever_it_goes_on():
 
 
 @pytest.mark.parametrize(
+    ('kind', 'shape', 'received'),
+    [
+        ('all-gather', '(f32[8]{0}, f32[32]{0})', 32 * 4 * 3 / 4),
+        ('reduce-scatter', '(f32[32]{0}, f32[8]{0})', 8 * 4 * 3),
+        ('all-reduce', 'f32[32]{0}', 2 * 32 * 4 * 3 / 4),
+        ('collective-permute', '(f32[32]{0}, f32[32]{0})', 32 * 4),
+    ],
+)
+def test_what_is_begun_has_the_shapes_of_operand_and_result(kind, shape, received):
+    text = f'  ROOT %c = {shape} {kind}-start(%p), replica_groups={{{{0,1,2,3}}}}, dimensions={{0}}\n'
+    program = f'ENTRY %main (p: f32[32]) -> f32[32] {{\n  %p = f32[32]{{0}} parameter(0)\n{text}}}'
+    [found] = hlo.read(program).collectives
+    assert (found.kind, found.bytes, found.beside) == (kind, received, True)
+
+
+@pytest.mark.parametrize(
     ('text', 'members'),
     [
         ('replica_groups={{0,2},{1,3}}, dimensions={0}', (0, 2)),

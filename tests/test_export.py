@@ -205,6 +205,10 @@ def test_export_refuses(trained, exported, tmp_path, capsys):
     assert 'no such folder of checkpoints' in refused(capsys, export, tmp_path / 'none', out)
     assert 'no checkpoint of step 4' in refused(capsys, export, trained, out, '--step=4')
     assert 'already and not empty' in refused(capsys, export, trained, f'--out={exported}')
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'link').symlink_to(tmp_path / 'empty')
+    assert export.main([str(trained), f'--out={tmp_path / "link"}']) == 0
+    assert (tmp_path / 'empty' / 'config.json').exists()
     other = tmp_path / 'tokenizer.json'
     assert 'is another one' not in refused(capsys, export, trained, out, f'--tokenizer={other}')
     layout = json.loads((exported / 'tokenizer.json').read_text())

@@ -226,8 +226,11 @@ def test_a_slurm_node_with_one_process_gives_it_all_gpus(tmp_path):
 
 
 def test_a_lost_slice_is_made_again(tmp_path):
-    """75 on a slice that stays: trained on; a slice that goes: deleted, made again once there is one; then deleted."""
-    (tmp_path / 'ends').write_text('75 READY\n255 PREEMPTED\n0 READY\n')
+    """75, or ssh's own 255, on a slice that stays: trained on; one that goes: deleted, made again; then deleted.
+
+    One of the questions about its state fails, so that it seems to be missing: it is asked again.
+    """
+    (tmp_path / 'ends').write_text('75 READY\n255 READY\n1 PREEMPTED\n0 READY\n')
     (tmp_path / 'tries').write_text('0\n1\n0\n')  # of making it
     body = f"""cd {tmp_path}
 case $4 in

@@ -130,6 +130,19 @@ def test_replicas_meet_once():
     assert ' all-gather(' not in program
 
 
+def test_gradients_of_split_kernels_are_summed_over_replicas_in_pieces():
+    mesh = meshes.make_mesh(meshes.MeshConfig(2, 4, 1))
+    layout = meshes.param_shardings(mesh, transformer.logical_axes(MODEL, VOCAB), params())
+    with meshes.use(mesh):
+        placed = jax.device_put(params(), layout), jax.device_put(batch(), meshes.batch_sharding(mesh))
+        step = jax.jit(lambda p, b: loss_and_grads(make_sum_loss(MODEL, VOCAB), p, b, None))
+        program = step.lower(*placed).compile().as_text()
+    summed = set(re.findall(r'f32\[([\d,]+)\]\S* all-reduce\(', program))
+    whole, piece = MODEL.width, MODEL.width // 4
+    assert f'{piece},{MODEL.ffn}' in summed
+    assert f'{whole},{MODEL.ffn}' not in summed
+
+
 @functools.cache
 def losses(dropout: float, shape: tuple[int, int, int] = (1, 1, 1), over_data: bool = False) -> tuple[float, ...]:
     """The losses of three updates on one batch."""

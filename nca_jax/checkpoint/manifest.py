@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import os
 import pathlib
 import platform
 import subprocess
@@ -80,7 +81,8 @@ def code_version(folder: pathlib.Path) -> dict[str, str | None]:
     top, commit = pathlib.Path(root.decode().rstrip('\n')), _git(folder, 'rev-parse', 'HEAD')
     changes = [_git(top, 'diff', '--binary', 'HEAD') or b'']
     for name in (_git(top, 'ls-files', '--others', '--exclude-standard', '-z', '--', '*.py') or b'').split(b'\0')[:-1]:
-        changes += [name, (top / name.decode()).read_bytes()]
+        path = top / os.fsdecode(name)
+        changes += [name, path.read_bytes() if path.is_file() else b'']  # an editor's lock is a link to nowhere
     return {
         'commit': None if commit is None else commit.decode().strip(),
         'dirty': hashlib.sha256(b'\0'.join(changes)).hexdigest() if any(changes) else None,

@@ -206,13 +206,18 @@ def _attempt(read: Callable[[epath.Path], T], path: epath.Path) -> tuple[T | Non
     _ignore_abandoned_reads()
     try:
         return read(path), None
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        raise  # the machine's trouble, not the file's
     except Exception as error:  # nothing narrower will do: of a truncated array Orbax raises just that
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise  # nor is a file damaged that can't be read just now
+        if _is_of_the_machine(error):
+            raise
         line = ' '.join(str(error).partition(ORBAX_DETAILS)[0].split())
         return None, line[:200] or type(error).__name__
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether it's the machine's trouble and not the file's, which may be whole if it can't be read just now."""
+    if isinstance(error, OSError):
+        return not isinstance(error, FileNotFoundError | NotADirectoryError)
+    return isinstance(error, MemoryError | jax.errors.JaxRuntimeError | distributed.MachineError)
 
 
 def _ignore_abandoned_reads() -> None:
@@ -241,7 +246,7 @@ def _read_manifest(path: epath.Path) -> dict[str, Any]:
 
 def _load(path: epath.Path, abstract: trees.Tree, partial: bool) -> tuple[trees.Tree, dict[str, Any]]:
     """The abstract tree's leaves and the manifest; ValueError unless all agree with what the manifest says."""
-    tree, manifest = distributed.on_all(lambda: _read(path, abstract, partial))
+    tree, manifest = distributed.on_all(lambda: _read(path, abstract, partial), _is_of_the_machine)
     saved = {row['path']: row for row in manifest['leaves']}
     for row in manifest_lib.leaf_table(tree):
         if row['checksum'] != saved[row['path']]['checksum']:

@@ -37,9 +37,12 @@ def begun(computations: Computations, one: Instruction) -> list[Collective]:
         return []
     beside = one.opcode.endswith('-start')
     members = group(one.text)
-    size = nbytes(one.shape) / (2 if beside and kind != 'all-reduce' else 1)
-    share = (len(members) - 1) / len(members)
-    factor = {'all-reduce': 2 * share, 'reduce-scatter': len(members) - 1, 'collective-permute': 1.0}
+    size, count = nbytes(one.shape), len(members)
+    if beside:  # the shape is of operand and result, but for an all-reduce
+        of_result = {'all-gather': count / (count + 1), 'reduce-scatter': 1 / (count + 1), 'all-reduce': 1.0}
+        size *= of_result.get(kind, 1 / 2)
+    share = (count - 1) / count
+    factor = {'all-reduce': 2 * share, 'reduce-scatter': count - 1, 'collective-permute': 1.0}
     return [Collective(kind, size * factor.get(kind, share), members, 1.0, beside)]
 
 

@@ -23,16 +23,20 @@ KERNEL_RULE = f'attention kernels, which have no cycles, are charged their FLOPs
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on each chip. alias_share: of parameters and optimizer, what is updated in place (donated)."""
+    """Bytes on each chip. aliased: of arguments, what is updated in place (donated).
+
+    total: of all that is alive at once, which is what the compiler compares with the chip's limit when it refuses a
+    program. The space that it sets aside for temporaries (`temp_size_in_bytes`) is larger, at times beyond the limit.
+    """
 
     arguments: float
     results: float
-    temporaries: float
     aliased: float
+    total: float
 
     @property
-    def total(self) -> float:
-        return self.arguments + self.results - self.aliased + self.temporaries
+    def temporaries(self) -> float:
+        return self.total - self.arguments - self.results + self.aliased
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +101,7 @@ def estimate(
 def memory(compiled: jax.stages.Compiled) -> Memory:
     need = compiled.memory_analysis()
     results, aliased = need.output_size_in_bytes, need.alias_size_in_bytes
-    return Memory(need.argument_size_in_bytes, results, need.temp_size_in_bytes, aliased)
+    return Memory(need.argument_size_in_bytes, results, aliased, need.peak_memory_in_bytes)
 
 
 def collective_seconds(one: Collective, where: Slice, mesh: jax.sharding.Mesh) -> float:

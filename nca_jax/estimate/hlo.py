@@ -90,8 +90,8 @@ def products(computations: Computations, at: str, one: Instruction) -> float:
     left, right = (dims(computations[at][name].shape) for name in one.operands[:2])
     out = dims(one.shape)
     if one.opcode == 'dot':
-        contracted = [int(axis) for axis in re.search(r'lhs_contracting_dims=\{([\d,]*)\}', one.text)[1].split(',')]
-        return 2.0 * math.prod(out) * math.prod(left[axis] for axis in contracted)
+        contracted = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', one.text)[1].split(',')
+        return 2.0 * math.prod(out) * math.prod(left[int(axis)] for axis in contracted if axis)
     return _convolution_flops(one.text, left, right, out)
 
 

@@ -12,7 +12,6 @@ WIDTHS = {'pred': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2, 's64': 8, 'u64': 8
 
 # The part of a step that an instruction belongs to, by the name that JAX gave it; the first that fits.
 PARTS = (
-    ('dropout', r'[Dd]ropout|random_bits|threefry|rng'),
     ('projections', r'/attn/(q|k|v|o)/'),
     ('attention', r'/attn/'),
     ('mlp', r'/mlp/'),

@@ -19,13 +19,14 @@ GIB = 2**30
 class DoesNotFitError(Exception):
     """The compiler refused: `wanted` bytes on each chip (None where it doesn't say), `limit` it may use."""
 
-    def __init__(self, wanted: float | None, limit: float):
-        super().__init__(wanted, limit)
-        self.wanted, self.limit = wanted, limit
+    def __init__(self, wanted: float | None, limit: float, what: str = 'train step'):
+        super().__init__(wanted, limit, what)
+        self.wanted, self.limit, self.what = wanted, limit, what
 
     def __str__(self) -> str:
         wants = 'more' if self.wanted is None else f'{self.wanted / GIB:.2f} GiB'
-        return f'wants {wants} of the {self.limit / GIB:.2f} GiB of HBM that a program may use on each chip'
+        allowed = f'{self.limit / GIB:.2f} GiB of HBM that a program may use on each chip'
+        return f'the {self.what} wants {wants} of the {allowed}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +46,12 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What the train step costs. Bytes are of one chip, FLOPs of the whole slice."""
+    """What the train step costs: bytes of one chip, FLOPs of the whole slice; alias_share: of the state, donated."""
 
     estimate: Estimate
     parameters: int
     optimizer: int
+    average: int
     alias_share: float
     flops: float
     model_flops: float
@@ -83,7 +85,7 @@ def empty_record(target: Target, error: DoesNotFitError | None) -> dict[str, Any
     }
 
 
-def report(target: Target, step: Step, others: dict[str, Estimate]) -> Iterator[str]:
+def report(target: Target, step: Step, others: dict[str, Estimate | DoesNotFitError]) -> Iterator[str]:
     """The lines that people read."""
     config, found, where = target.config, step.estimate, target.where
     shape = ' x '.join(f'{axis} {size}' for axis, size in target.mesh.shape.items())
@@ -94,17 +96,19 @@ def report(target: Target, step: Step, others: dict[str, Estimate]) -> Iterator[
         f'loss_chunks {config.model.loss_chunks}, dropout {config.model.dropout:g}'
     )
     yield ''
-    yield 'Exact, of the train step on each chip'
-    rest = found.memory.total - step.parameters - step.optimizer - found.memory.temporaries
+    yield 'As compiled, of the train step on each chip'
+    state = step.parameters + step.optimizer + step.average
+    rest = found.memory.total - state - found.memory.temporaries
     for name, size in (
         ('parameters', step.parameters),
         ('optimizer', step.optimizer),
+        ('average of weights', step.average),
         ('temporaries', found.memory.temporaries),
         ('batch and the rest', rest),
     ):
         yield f'  {name:22}{size / GIB:10.2f} GiB'
     yield f'  {"all":22}{found.memory.total / GIB:10.2f} GiB of {where.hbm_limit / GIB:.2f} GiB that a program may use'
-    yield f'  {"updated in place":22}{step.alias_share:10.1%} of parameters and optimizer'
+    yield f'  {"updated in place":22}{step.alias_share:10.1%} of the state, padding of its tiles included'
     ratio = f"{step.flops / step.model_flops:.2f} x the model's own {step.model_flops:.3g}"
     yield f'  {"FLOPs, all chips":22}{step.flops:10.3g} ({ratio})'
     yield f'  {"bytes from and to HBM":22}{found.reading.bytes / GIB:10.1f} GiB'
@@ -122,7 +126,10 @@ def report(target: Target, step: Step, others: dict[str, Estimate]) -> Iterator[
         yield f'  if they were no faster than the einsum backend at their shape: {found.kernels_einsum:.3f} s'
     yield '  MFU counts causal attention half and remat not at all'
     for name, other in others.items():
-        yield f'  {name:22}{other.seconds:10.3f} s, {other.memory.total / GIB:.2f} GiB on each chip'
+        if isinstance(other, DoesNotFitError):
+            yield f'  does not fit: {other}'
+        else:
+            yield f'  {name:22}{other.seconds:10.3f} s, {other.memory.total / GIB:.2f} GiB on each chip'
 
 
 def shares(found: Estimate) -> str:

@@ -70,7 +70,7 @@ def _reduced(to_kernel, letters: tuple[str, str], axes: tuple[str, ...]):
 
     def on_each_device(x, cotangent):
         gradient = to_kernel(x, cotangent)
-        for axis in rows:
+        for axis in sorted(rows, key=lambda axis: axis not in kernel_spec):  # pieces are then summed, not the whole
             if axis in kernel_spec:
                 gradient = jax.lax.psum_scatter(gradient, axis, scatter_dimension=kernel_spec.index(axis), tiled=True)
             else:
