@@ -1,9 +1,8 @@
 """What the chips can do, as their makers publish it: for MFU and for estimates.
 
-Peak FLOP/s are of dense bfloat16 products: half of what data sheets print with sparsity. HBM is what the chip has; its
-driver, and on a TPU the compiler, keep a little back. `link` is what one direction of one inter-chip link carries, in
-bytes a second; a TPU slice is a torus of `torus` dimensions with two links in each. Google's pages name a tenth more
-for the links (both directions of all, over their number); what programs get is in https://jax-ml.github.io/scaling-book.
+Peak FLOP/s are of dense bfloat16 products: half of what data sheets print with sparsity. `link` is what one direction
+of one inter-chip link of a TPU carries, in bytes a second. Google's pages name a tenth more (both directions of all
+links, over their number); what programs get is in https://jax-ml.github.io/scaling-book.
 """
 
 import dataclasses
@@ -11,28 +10,25 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Peak FLOP/s in bfloat16, bytes of HBM, and of a TPU the links' bytes a second and the dimensions of its torus."""
+    """Peak FLOP/s in bfloat16, and of a TPU the bytes a second of a link."""
 
     flops: float
-    hbm: float
     link: float = 0.0
-    torus: int = 0
 
 
-GIB = 2**30
 TPUS = {
-    'v4': Chip(275e12, 32 * GIB, 45e9, 3),
-    'v5e': Chip(197e12, 16 * GIB, 45e9, 2),
-    'v5p': Chip(459e12, 95 * GIB, 90e9, 3),
-    'v6e': Chip(918e12, 32 * GIB, 90e9, 2),
+    'v4': Chip(275e12, 45e9),
+    'v5e': Chip(197e12, 45e9),
+    'v5p': Chip(459e12, 90e9),
+    'v6e': Chip(918e12, 90e9),
 }
 GPUS = {
-    'A100-40': Chip(312e12, 40 * GIB),
-    'A100-80': Chip(312e12, 80 * GIB),
-    'H100': Chip(989e12, 80 * GIB),
-    'H100 PCIe': Chip(756e12, 80 * GIB),
-    'H200': Chip(989e12, 140 * GIB),
-    'B200': Chip(2250e12, 179 * GIB),
+    'A100-40': Chip(312e12),
+    'A100-80': Chip(312e12),
+    'H100': Chip(989e12),
+    'H100 PCIe': Chip(756e12),
+    'H200': Chip(989e12),
+    'B200': Chip(2250e12),
 }
 
 # The names that JAX gives to devices. A device is a whole chip (v4 and v5p: both of its cores, JAX's default).

@@ -30,8 +30,9 @@ def cudnn_attention(q_BxHxLxDh: jax.Array, k_BxHxLxDh: jax.Array, v_BxHxLxDh: ja
 def check_cudnn(head_width: int) -> None:
     """UserError where cuDNN can't do it: its versions and GPUs differ in what they take, and only a try tells."""
     qkv = (jnp.zeros((1, 1, 128, head_width), jnp.bfloat16),) * 3
+    grads = jax.grad(lambda *qkv: cudnn_attention(*qkv, jax.P()).sum(), argnums=(0, 1, 2))  # training needs both passes
     try:
-        jax.block_until_ready(jax.jit(cudnn_attention, static_argnums=3)(*qkv, jax.P()))
+        jax.block_until_ready(jax.jit(grads)(*qkv))
     except (RuntimeError, NotImplementedError, ValueError) as error:
         said = str(error).partition('\n')[0]
         raise UserError(f"config.model.attention = 'cudnn': refused here ({said}); choose 'einsum'") from None
