@@ -200,6 +200,20 @@ def test_the_command_ends_where_a_process_never_arrives(tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+def test_sigterm_while_it_waits_for_the_others_is_a_preemption(tmp_path):
+    address = free_address()
+    variables = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '0'}
+    command = [sys.executable, '-m', 'nca_jax.main', f'--workdir={tmp_path}/run', *AUTOMATA]
+    host, port = address.split(':')
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | variables) as child:
+        for _ in range(1200):
+            with contextlib.suppress(ConnectionRefusedError), socket.create_connection((host, int(port))):
+                break
+            time.sleep(0.1)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(60) == 75
+
+
 @pytest.mark.parametrize(
     ('variables', 'said'),
     [

@@ -26,52 +26,50 @@ class Knobs(NamedTuple):
     remat: str
     unrolled: bool = False
     fsdp: int = 1
-    loss_chunks: int = 1
 
 
-# Of each size and chip what the page recommends, and what it was compared with.
-PUBLISHED = {
-    ('1b6', 'v4'): [Knobs(8, 'full')],
-    ('1b6', 'v5e'): [Knobs(8, 'full', fsdp=4)],
-    ('1b6', 'v5p'): [Knobs(8, 'full')],
-    ('1b6', 'v6e'): [Knobs(8, 'full')],
-    ('600m', 'v4'): [Knobs(8, 'full')],
-    ('600m', 'v5e'): [Knobs(8, 'full')],
-    ('600m', 'v5p'): [Knobs(8, 'full')],
-    ('600m', 'v6e'): [Knobs(8, 'full')],
-    ('400m', 'v4'): [Knobs(8, 'full')],
-    ('400m', 'v5e'): [Knobs(8, 'full')],
-    ('400m', 'v5p'): [Knobs(8, 'full')],
-    ('400m', 'v6e'): [Knobs(8, 'full')],
+RECIPES = {
+    'as published': {},
+    'dropout 0, einsum': {'dropout': 0.0},
+    'dropout 0': {'dropout': 0.0, 'attention': 'splash'},
 }
-FASTEST = {
-    ('1b6', 'v5p'): [Knobs(8, 'none', unrolled=True), Knobs(8, 'projections'), Knobs(16, 'full')],
-    ('1b6', 'v6e'): [
-        Knobs(4, 'none', unrolled=True, loss_chunks=4),
-        Knobs(4, 'none', unrolled=True, fsdp=4),
-        Knobs(16, 'full', fsdp=4),
-    ],
-    ('1b6', 'v5e'): [Knobs(4, 'projections', unrolled=True, fsdp=4), Knobs(4, 'projections', fsdp=4)],
-    ('1b6', 'v4'): [Knobs(4, 'projections', unrolled=True)],
-    ('600m', 'v4'): [Knobs(4, 'projections')],
-    ('600m', 'v5e'): [Knobs(4, 'projections')],
-    ('600m', 'v5p'): [Knobs(16, 'none')],
-    ('600m', 'v6e'): [Knobs(8, 'projections')],
-    ('400m', 'v4'): [Knobs(8, 'projections')],
-    ('400m', 'v5e'): [Knobs(4, 'projections')],
-    ('400m', 'v5p'): [Knobs(16, 'none')],
-    ('400m', 'v6e'): [Knobs(8, 'projections')],
+# Of each size, recipe and chip what the page recommends, and what it was compared with.
+ALIKE = {chip: [Knobs(8, 'full')] for chip in SLICES}
+POINTS = {
+    ('400m', 'as published'): ALIKE,
+    ('600m', 'as published'): ALIKE,
+    ('1b6', 'as published'): {
+        'v4': [Knobs(8, 'full')],
+        'v5e': [Knobs(8, 'full', fsdp=4)],
+        'v5p': [Knobs(8, 'full'), Knobs(8, 'projections')],
+        'v6e': [Knobs(8, 'full'), Knobs(4, 'projections')],
+    },
+    ('1b6', 'dropout 0, einsum'): {'v5p': [Knobs(8, 'full')], 'v6e': [Knobs(8, 'full')]},
+    ('400m', 'dropout 0'): {
+        'v4': [Knobs(8, 'projections')],
+        'v5e': [Knobs(4, 'projections')],
+        'v5p': [Knobs(16, 'none')],
+        'v6e': [Knobs(8, 'projections')],
+    },
+    ('600m', 'dropout 0'): {
+        'v4': [Knobs(4, 'projections')],
+        'v5e': [Knobs(4, 'projections')],
+        'v5p': [Knobs(16, 'none')],
+        'v6e': [Knobs(8, 'projections')],
+    },
+    ('1b6', 'dropout 0'): {
+        'v4': [Knobs(4, 'projections'), Knobs(4, 'projections', unrolled=True)],
+        'v5e': [Knobs(4, 'projections', fsdp=4), Knobs(4, 'projections', unrolled=True, fsdp=4)],
+        'v5p': [Knobs(8, 'full'), Knobs(8, 'projections'), Knobs(8, 'none', unrolled=True)],
+        'v6e': [Knobs(8, 'full'), Knobs(4, 'projections'), Knobs(4, 'projections', unrolled=True)],
+    },
 }
 LAYERS = {'400m': 24, '600m': 36, '1b6': 24}
 
 
-def command(size: str, chip: str, knobs: Knobs, published: bool) -> list[str]:
+def command(size: str, chip: str, recipe: str, knobs: Knobs) -> list[str]:
     """The compilation of one point: a step of 512 sequences of the paper's second stage."""
-    model = {'remat': knobs.remat, 'unroll': LAYERS[size] if knobs.unrolled else 1}
-    if not published:
-        model |= {'dropout': 0.0, 'attention': 'splash'}
-    if knobs.loss_chunks > 1:
-        model['loss_chunks'] = knobs.loss_chunks
+    model = {'remat': knobs.remat, 'unroll': LAYERS[size] if knobs.unrolled else 1, **RECIPES[recipe]}
     changes = {f'model.{name}': value for name, value in model.items()}
     changes['train.accumulate'] = 512 // CHIPS // knobs.rows
     changes |= {'mesh.fsdp': knobs.fsdp, 'mesh.shard_optimizer': knobs.fsdp < CHIPS}
@@ -97,15 +95,15 @@ def compiled(asked: list[str], results: pathlib.Path) -> dict:
     return found
 
 
-def line(size: str, chip: str, what: str, unrolled: bool, found: dict) -> str:
+def line(size: str, chip: str, recipe: str, unrolled: bool, found: dict) -> str:
     """A row of the table, in Markdown."""
-    knobs = (
-        f'{found["sequences_per_chip"]} x {found["accumulate"]} | {found["remat"]}{", written out" if unrolled else ""}'
-    )
+    remat = found['remat'] + (', written out' if unrolled else '')
     shape = f'{found["mesh"]["data"]} x {found["mesh"]["fsdp"]}'
-    start = f'| {size} | {chip} | {what} | {shape} | {knobs} |'
+    start = (
+        f'| {size} | {chip} | {recipe} | {shape} | {found["sequences_per_chip"]} x {found["accumulate"]} | {remat} |'
+    )
     if not found['fits']:
-        return f'{start} does not fit {found["hbm_limit"] / 2**30:.1f} GiB | | | | | |'
+        return f'{start} does not fit {found["hbm_limit"] / 2**30:.1f} GiB |' + ' |' * (2 + len(STAGES))
     rate = found['tokens_per_second_estimate']
     hours = ' | '.join(f'{tokens / rate / 3600:.1f}' for tokens in STAGES.values())
     memory = f'{found["hbm_bytes"] / 2**30:.1f} of {found["hbm_limit"] / 2**30:.1f}'
@@ -119,18 +117,16 @@ def main() -> None:
     )
     results = parser.parse_args().results
     results.parent.mkdir(parents=True, exist_ok=True)
-    rows = ((table, point, choice) for table in (FASTEST, PUBLISHED) for point in table for choice in table[point])
     lines = []
-    for table, (size, chip), knobs in rows:
-        published = table is PUBLISHED
-        found = compiled(command(size, chip, knobs, published), results)
-        lines.append(line(size, chip, 'as published' if published else 'dropout 0', knobs.unrolled, found))
-    print(
-        '| size | chip | recipe | data x fsdp | sequences a chip x pieces | remat | GiB a chip | MFU | tokens/s |',
-        end='',
-    )
-    print(''.join(f' {stage}, h |' for stage in STAGES))
-    print('|---' * (9 + len(STAGES)) + '|')
+    for (size, recipe), chips in POINTS.items():
+        for chip, choices in chips.items():
+            for knobs in choices:
+                found = compiled(command(size, chip, recipe, knobs), results)
+                lines.append(line(size, chip, recipe, knobs.unrolled, found))
+    stages = ' | '.join(f'{stage}, h' for stage in STAGES)
+    head = f'size | chip | recipe | data x fsdp | sequences a chip x pieces | remat | GiB | MFU | tokens/s | {stages}'
+    print(f'| {head} |')
+    print('|---' * (head.count('|') + 1) + '|')
     print('\n'.join(sorted(lines)))
 
 
