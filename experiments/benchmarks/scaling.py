@@ -58,7 +58,7 @@ POINTS = {
         'v6e': [Knobs(8, 'projections')],
     },
     ('1b6', 'dropout 0'): {
-        'v4': [Knobs(4, 'projections'), Knobs(4, 'projections', unrolled=True)],
+        'v4': [Knobs(4, 'projections')],
         'v5e': [Knobs(4, 'projections', fsdp=4), Knobs(4, 'projections', unrolled=True, fsdp=4)],
         'v5p': [Knobs(8, 'full'), Knobs(8, 'projections'), Knobs(8, 'none', unrolled=True)],
         'v6e': [Knobs(8, 'full'), Knobs(4, 'projections'), Knobs(4, 'projections', unrolled=True)],
