@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.scaling --results=runs/scaling.jsonl
 
-Compiles every point with `nca_jax.aot`, one in a minute on two cores (four where layers are written out), and
+Compiles every point with `nca_jax.aot`, one in a minute on two cores (two to six where layers are written out), and
 keeps what it found in --results: the same command goes on from there. Needs `libtpu`. Nothing of it is measured.
 """
 
@@ -40,7 +40,7 @@ POINTS = {
     ('600m', 'as published'): ALIKE,
     ('1b6', 'as published'): {
         'v4': [Knobs(8, 'full')],
-        'v5e': [Knobs(8, 'full', fsdp=4)],
+        'v5e': [Knobs(8, 'full', fsdp=4), Knobs(8, 'full', fsdp=2)],
         'v5p': [Knobs(8, 'full'), Knobs(8, 'projections')],
         'v6e': [Knobs(8, 'full'), Knobs(4, 'projections')],
     },
@@ -59,7 +59,11 @@ POINTS = {
     },
     ('1b6', 'dropout 0'): {
         'v4': [Knobs(4, 'projections')],
-        'v5e': [Knobs(4, 'projections', fsdp=4), Knobs(4, 'projections', unrolled=True, fsdp=4)],
+        'v5e': [
+            Knobs(4, 'projections', fsdp=4),
+            Knobs(4, 'projections', unrolled=True, fsdp=4),
+            Knobs(8, 'full', fsdp=2),
+        ],
         'v5p': [Knobs(8, 'full'), Knobs(8, 'projections'), Knobs(8, 'none', unrolled=True)],
         'v6e': [Knobs(8, 'full'), Knobs(4, 'projections'), Knobs(4, 'projections', unrolled=True)],
     },
@@ -72,7 +76,7 @@ def command(size: str, chip: str, recipe: str, knobs: Knobs) -> list[str]:
     model = {'remat': knobs.remat, 'unroll': LAYERS[size] if knobs.unrolled else 1, **RECIPES[recipe]}
     changes = {f'model.{name}': value for name, value in model.items()}
     changes['train.accumulate'] = 512 // CHIPS // knobs.rows
-    changes |= {'mesh.fsdp': knobs.fsdp, 'mesh.shard_optimizer': knobs.fsdp < CHIPS}
+    changes |= {'mesh.fsdp': knobs.fsdp, 'mesh.shard_optimizer': True}
     experiment = f'--config=experiments/language.py:size={size},corpus=openwebtext'
     words = [experiment, f'--topology={SLICES[chip]}', '--step-only', '--json']
     return [*words, *(f'--config.{name}={value}' for name, value in changes.items())]
@@ -95,19 +99,24 @@ def compiled(asked: list[str], results: pathlib.Path) -> dict:
     return found
 
 
-def line(size: str, chip: str, recipe: str, unrolled: bool, found: dict) -> str:
-    """A row of the table, in Markdown."""
-    remat = found['remat'] + (', written out' if unrolled else '')
+def line(point: tuple[str, str, str], knobs: Knobs, found: dict, best: bool) -> str:
+    """A row of the table, in Markdown, with the knobs of the best of its size, chip and recipe in bold."""
     shape = f'{found["mesh"]["data"]} x {found["mesh"]["fsdp"]}'
-    start = (
-        f'| {size} | {chip} | {recipe} | {shape} | {found["sequences_per_chip"]} x {found["accumulate"]} | {remat} |'
-    )
+    pieces = f'{found["sequences_per_chip"]} x {found["accumulate"]}'
+    chosen = [shape, pieces, found['remat'] + (', written out' if knobs.unrolled else '')]
     if not found['fits']:
-        return f'{start} does not fit {found["hbm_limit"] / 2**30:.1f} GiB |' + ' |' * (2 + len(STAGES))
+        return row(*point, *chosen, f'does not fit {found["hbm_limit"] / 2**30:.1f}', *[''] * (2 + len(STAGES)))
     rate = found['tokens_per_second_estimate']
-    hours = ' | '.join(f'{tokens / rate / 3600:.1f}' for tokens in STAGES.values())
+    hours = (f'{tokens / rate / 3600:.1f}' for tokens in STAGES.values())
     memory = f'{found["hbm_bytes"] / 2**30:.1f} of {found["hbm_limit"] / 2**30:.1f}'
-    return f'{start} {memory} | {found["mfu_estimate"]:.1%} | {rate:,.0f} | {hours} |'
+    mfu = f'{found["mfu_estimate"]:.1%}'
+    if best:
+        *chosen, mfu = (f'**{each}**' for each in (*chosen, mfu))
+    return row(*point, *chosen, memory, mfu, f'{rate:,.0f}', *hours)
+
+
+def row(*cells: str) -> str:
+    return f'| {" | ".join(cells)} |'
 
 
 def main() -> None:
@@ -118,15 +127,15 @@ def main() -> None:
     results = parser.parse_args().results
     results.parent.mkdir(parents=True, exist_ok=True)
     lines = []
-    for (size, recipe), chips in POINTS.items():
-        for chip, choices in chips.items():
-            for knobs in choices:
-                found = compiled(command(size, chip, recipe, knobs), results)
-                lines.append(line(size, chip, recipe, knobs.unrolled, found))
-    stages = ' | '.join(f'{stage}, h' for stage in STAGES)
-    head = f'size | chip | recipe | data x fsdp | sequences a chip x pieces | remat | GiB | MFU | tokens/s | {stages}'
-    print(f'| {head} |')
-    print('|---' * (head.count('|') + 1) + '|')
+    for (size, recipe), by_chip in POINTS.items():
+        for chip, choices in by_chip.items():
+            found = {knobs: compiled(command(size, chip, recipe, knobs), results) for knobs in choices}
+            best = max(choices, key=lambda knobs: found[knobs]['mfu_estimate'] or 0)
+            lines += [line((size, chip, recipe), knobs, found[knobs], knobs is best) for knobs in choices]
+    head = ('size', 'chip', 'recipe', 'data x fsdp', 'sequences a chip x pieces', 'remat', 'GiB', 'MFU', 'tokens/s')
+    head += tuple(f'{stage}, h' for stage in STAGES)
+    print(row(*head))
+    print('|---' * len(head) + '|')
     print('\n'.join(sorted(lines)))
 
 
