@@ -44,8 +44,9 @@ class MachineError(RuntimeError):
 def initialise() -> None:
     """Joins the other processes, if the environment tells of any. To be called before JAX starts a backend.
 
-    Raises UserError, within NCA_TIMEOUT, where a variable makes no sense or processes are missing or too many. With
-    NCA_CLUSTER=auto it's JAX that misses them: after NCA_TIMEOUT it ends this process, exit code 134, and says who.
+    Raises UserError where a variable makes no sense or processes are missing or too many: within NCA_TIMEOUT, which
+    begins anew when process 0 is found. With NCA_CLUSTER=auto it's JAX that misses them, and ends this process after
+    NCA_TIMEOUT with exit code 134.
     """
     seconds = _number('NCA_TIMEOUT', 300)
     limits = {'initialization_timeout': seconds, 'shutdown_timeout_seconds': SHUTDOWN_SECONDS}

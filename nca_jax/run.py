@@ -169,8 +169,8 @@ def carry(program: Program, fresh: dict, parent: dict, say: Say = print) -> tupl
     params = saved_params(parent, shardings)
     resolved = graft.resolve(plan, params, program.abstract.params, parent['vocab_size'], program.vocab.size)
     saved, wanted = saved_params(parent, shardings, init_from.weights), graft.wanted(resolved)
-    if any(path.startswith('blocks/') for path in wanted):
-        _check_same_layers(program.config)
+    if any(path.startswith(graft.STACKED) for path in wanted):
+        _check_same_layers(program.config, parent)
     source, _ = restore_params(checkpoints(init_from.run), parent['step'], wanted, saved, init_from.weights)
     source = trees.map_with_path(lambda path, leaf: leaf.astype(params[path].dtype), source)  # an average is float32
     params, report = graft.graft(source, fresh, resolved, out_shardings=shardings)
@@ -181,9 +181,9 @@ def carry(program: Program, fresh: dict, parent: dict, say: Say = print) -> tupl
     return params, lineage | {'graft': report.to_json()}
 
 
-def _check_same_layers(config: Config) -> None:
+def _check_same_layers(config: Config, parent: dict) -> None:
     """Raises FieldError where carried layers would compute something else than they did, which no shape tells."""
-    theirs, ours = read_record(config.init_from.run)['config']['model'], config.model
+    theirs, ours = parent['config']['model'], config.model
     for name in ('rope_theta', 'norm_eps'):
         allowed = f'must be {theirs[name]}, as in {config.init_from.run}, whose layers are carried'
         check(getattr(ours, name) == theirs[name], f'config.model.{name}', getattr(ours, name), allowed)
