@@ -231,14 +231,15 @@ def test_a_lost_slice_is_made_again(tmp_path):
     One of the questions about its state fails, so that it seems to be missing: it is asked again.
     """
     (tmp_path / 'ends').write_text('75 READY\n255 READY\n1 PREEMPTED\n0 READY\n')
-    (tmp_path / 'tries').write_text('0\n1\n0\n')  # of making it
+    (tmp_path / 'tries').write_text('0\n1\n1\n0\n')  # of making it
     body = f"""cd {tmp_path}
 case $4 in
-  describe) cat state 2>/dev/null ;;
+  describe) if [ -e blind ]; then rm blind; exit 1; fi; cat state 2>/dev/null ;;
   create) code=$(head -n 1 tries); sed -i 1d tries; [ "$code" = 0 ] && echo READY > state ;;
   delete) rm state ;;
   ssh) [[ $* == *local.sh* ]] || exit 0
-    read -r code state < ends; sed -i 1d ends; echo "$state" > state; exit "$code" ;;
+    read -r code state < ends; sed -i 1d ends; echo "$state" > state
+    [ "$code" != 255 ] || touch blind; exit "$code" ;;
 esac"""
     stand_in(tmp_path / 'gcloud', body)
     for program in ('git', 'sleep'):
@@ -247,7 +248,7 @@ esac"""
     assert done.returncode == 0
     calls = [line.split() for line in called(tmp_path, 'gcloud') + called(tmp_path, 'sleep')]
     made = [words[4] for words in calls if words[0] == 'gcloud' and words[4] in ('create', 'delete')]
-    assert made == ['create', 'delete', 'create', 'create', 'delete']
+    assert made == ['create', 'create', 'delete', 'create', 'create', 'delete']
     assert ['sleep', '300'] in calls
     assert not (tmp_path / 'state').exists()
     assert (tmp_path / 'ends').read_text() == ''

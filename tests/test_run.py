@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -305,6 +306,14 @@ def test_a_transfer_carries_what_its_plan_says(cache, automata, tmp_path):
     scratch_config = dataclasses.replace(config(cache, 'arm=scratch'), model=child.model)
     scratch = run.build(scratch_config, mesh, tmp_path).init().params
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(scratch), fresh)
+
+
+def test_a_run_trained_with_a_kernel_is_read_where_there_is_none(automata, tmp_path):
+    shutil.copytree(automata, tmp_path / 'run')
+    record = json.loads((automata / 'run.json').read_text())
+    record['config']['model']['attention'] = 'splash'
+    (tmp_path / 'run' / 'run.json').write_text(json.dumps(record))
+    jax.tree.map(np.testing.assert_array_equal, params_of(tmp_path / 'run'), params_of(automata))
 
 
 def test_arms_see_the_same_text(cache, automata, tmp_path):
