@@ -214,9 +214,9 @@ def load(
     folder: pathlib.Path, mesh: jax.sharding.Mesh, weights: str = 'params'
 ) -> tuple[Program, dict, dict[str, Any]]:
     """A finished run as (program, parameters or their 'ema', manifest of its newest valid checkpoint)."""
-    config = configs.from_dict(read_record(folder)['config'])
-    model = dataclasses.replace(config.model, attention='einsum')  # which every platform has
-    program = build(dataclasses.replace(config, model=model), mesh, folder)
+    values = read_record(folder)['config']
+    values['model']['attention'] = 'einsum'  # which every platform has
+    program = build(configs.from_dict(values), mesh, folder)
     manifest = read_manifest(checkpoints(folder))
     abstract = trees.flatten({'params': program.abstract.params, 'ema': program.abstract.ema}[weights])
     if not abstract:
