@@ -17,7 +17,7 @@ from grain.experimental import index_shuffle
 from tokenizers import Tokenizer
 
 from nca_jax.batch import Batch, Vocab
-from nca_jax.data import instruct_rows, problems, problems_made
+from nca_jax.data import instruct_rows, problems, problems_bigbench, problems_choices, problems_made
 from nca_jax.data import tokenizer as bpe
 from nca_jax.data.problems import Problem, Sides
 from nca_jax.errors import UserError, check
@@ -25,9 +25,10 @@ from nca_jax.progress import Progress
 
 ROUNDS = 4  # of the block cipher in index_shuffle; grain's own choice
 FORMAT = 'prompt target end, shots first; 1'  # part of the identity: change it with the layout of a row
-READ = ('gsm8k', 'tfds:gsm8k')  # from a path
-MADE = ('gsm_symbolic', 'arithmetic')
-BY_TASK = ('arithmetic',)  # made of several tasks, of which `tasks` chooses
+GSM8K = ('gsm8k', 'tfds:gsm8k')
+READ = (*GSM8K, 'bigbench')  # from a path
+MADE = ('gsm_symbolic', 'arithmetic', 'choices')
+SEVERAL = ('bigbench', 'arithmetic', 'choices')  # made of tasks, of which `tasks` chooses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +36,14 @@ class InstructConfig:
     """Which problems, and how they become rows.
 
     task: 'gsm8k' (path: the folder with train.jsonl and test.jsonl), 'tfds:gsm8k' (path: TFDS's folder or its source
-    files), 'gsm_symbolic' and 'arithmetic' (made: path ''). tasks: of arithmetic, () for all. tokenizer: a
+    files), 'bigbench' (path: the folder of its tasks), 'gsm_symbolic', 'arithmetic' and 'choices' (made: path '').
+    tasks: which of several; () for all that are made, and for the paper's eleven of BIG-bench. tokenizer: a
     tokenizer.json. shots: the least and the most worked examples before a problem, of the same task, drawn anew each
     epoch (paper: 5 and 5 for GSM8K, 0 and 3 for BIG-bench). loss_on: 'target', or 'all_answers', the shots' too, as the
     release does. calculator_marks: 'drop' or 'keep' GSM8K's `<<48/2=24>>`. train_rows: at most so many a task, 0 for
     all. least_rows: tasks with fewer for training are left out. valid_rows: of each task's training problems, kept for
-    the held-out loss, so that test problems choose nothing. size: train and test problems that are made of each task.
+    the held-out loss, so that test problems choose nothing. size: train and test problems that are made of each task;
+    of 'choices' (rows, 0), of which a fifth is test's, as of BIG-bench's.
     """
 
     task: str
@@ -58,19 +61,28 @@ class InstructConfig:
     def __post_init__(self):
         check(self.task in READ + MADE, 'task', self.task, f'must be one of {", ".join(READ + MADE)}')
         check(bool(self.path) == (self.task in READ), 'path', self.path, _where(self.task))
-        check(not self.tasks or self.task in BY_TASK, 'tasks', self.tasks, f'must be () unless task is of {BY_TASK}')
+        several = ', '.join(SEVERAL)
+        check(not self.tasks or self.task in SEVERAL, 'tasks', self.tasks, f'must be () unless task is of {several}')
         check(bool(self.tokenizer), 'tokenizer', self.tokenizer, 'must be a tokenizer.json')
         least, most = self.shots
         check(0 <= least <= most, 'shots', self.shots, 'must be the least and the most, from 0 on')
         check(self.loss_on in ('target', 'all_answers'), 'loss_on', self.loss_on, "must be 'target' or 'all_answers'")
-        marks = ('drop', 'keep') if self.task in READ else ('drop',)
+        marks = ('drop', 'keep') if self.task in GSM8K else ('drop',)
         check(self.calculator_marks in marks, 'calculator_marks', self.calculator_marks, f'must be of {marks}')
         for field in ('train_rows', 'least_rows'):
             check(getattr(self, field) >= 0, field, getattr(self, field), 'must be 0 or more')
         check(self.valid_rows >= 1, 'valid_rows', self.valid_rows, 'must be 1 or more')
-        made = self.task in MADE
-        allowed = 'must be two numbers of problems, 1 or more' if made else f'must be (0, 0), {self.task} is not made'
-        check(all(n >= 1 if made else n == 0 for n in self.size), 'size', self.size, allowed)
+        made, allowed = _sizes(self.task)
+        sized = all(n >= 1 if has else n == 0 for n, has in zip(self.size, made, strict=True))
+        check(sized, 'size', self.size, allowed)
+
+
+def _sizes(task: str) -> tuple[tuple[bool, bool], str]:
+    if task == 'choices':
+        return (True, False), 'must be (rows of each task, 0)'
+    if task in MADE:
+        return (True, True), 'must be two numbers of problems, 1 or more'
+    return (False, False), f'must be (0, 0), {task} is not made'
 
 
 def _where(task: str) -> str:
@@ -216,10 +228,17 @@ def _open(config: InstructConfig, folder: Path, progress: Progress) -> Sides:
     readers = {
         'gsm8k': lambda: problems.gsm8k(config.path, marks),
         'tfds:gsm8k': lambda: problems.gsm8k_tfds(config.path, marks, folder / 'tfds', progress),
+        'bigbench': lambda: problems_bigbench.bigbench(config.path, config.tasks or problems_bigbench.LITE),
+        'choices': lambda: _choices(config, folder / 'choices'),
         'gsm_symbolic': lambda: problems_made.gsm_symbolic(config.size),
         'arithmetic': lambda: problems_made.arithmetic(config.size, config.tasks),
     }
     return readers[config.task]()
+
+
+def _choices(config: InstructConfig, folder: Path) -> Sides:
+    tasks = problems_choices.write_choices(folder, config.size[0])
+    return problems_bigbench.bigbench(str(folder), config.tasks or tasks)
 
 
 def _choose(config: InstructConfig, sides: Sides) -> tuple[dict[str, tuple[Problem, ...]], dict[str, int]]:
