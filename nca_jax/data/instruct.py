@@ -35,8 +35,8 @@ SEVERAL = ('bigbench', 'arithmetic', 'choices')  # made of tasks, of which `task
 class InstructConfig:
     """Which problems, and how they become rows.
 
-    task: 'gsm8k' (path: the folder with train.jsonl and test.jsonl), 'tfds:gsm8k' (path: TFDS's folder or its source
-    files), 'bigbench' (path: the folder of its tasks), 'gsm_symbolic', 'arithmetic' and 'choices' (made: path '').
+    task: 'gsm8k' (path: the folder with train.jsonl and test.jsonl), 'tfds:gsm8k' (path: where TFDS has it
+    prepared), 'bigbench' (path: the folder of its tasks), 'gsm_symbolic', 'arithmetic' and 'choices' (made: path '').
     tasks: which of several; () for all that are made, and for the paper's eleven of BIG-bench. tokenizer: a
     tokenizer.json. shots: the least and the most worked examples before a problem, of the same task, drawn anew each
     epoch (paper: 5 and 5 for GSM8K, 0 and 3 for BIG-bench). loss_on: 'target', or 'all_answers', the shots' too, as the
@@ -113,7 +113,7 @@ def prepare_instruct(config: InstructConfig, folder: Path, progress: Progress) -
     more training problems than shots.
     """
     tokenizer = bpe.load(config.tokenizer)
-    sides = _open(config, folder, progress)
+    sides = _open(config, folder)
     chosen, left_out = _choose(config, sides)
     end = bpe.end_of_text(tokenizer)
     tokens = {}
@@ -223,11 +223,11 @@ def few_shot(
     return np.concatenate([*parts, own.prompt]).tolist()
 
 
-def _open(config: InstructConfig, folder: Path, progress: Progress) -> Sides:
+def _open(config: InstructConfig, folder: Path) -> Sides:
     marks = config.calculator_marks
     readers = {
         'gsm8k': lambda: problems.gsm8k(config.path, marks),
-        'tfds:gsm8k': lambda: problems.gsm8k_tfds(config.path, marks, folder / 'tfds', progress),
+        'tfds:gsm8k': lambda: problems.gsm8k_tfds(config.path, marks),
         'bigbench': lambda: problems_bigbench.bigbench(config.path, config.tasks or problems_bigbench.LITE),
         'choices': lambda: _choices(config, folder / 'choices'),
         'gsm_symbolic': lambda: problems_made.gsm_symbolic(config.size),

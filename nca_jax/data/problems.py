@@ -7,15 +7,14 @@ import importlib.util
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from nca_jax.data import catalogue, splits
-from nca_jax.data.builder import build
+import tensorflow_datasets as tfds
+
 from nca_jax.data.files import decode
 from nca_jax.errors import UserError
-from nca_jax.progress import Progress
 
 HUMAN_EVAL_SHA256 = 'b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef'
 MARK = re.compile(r'<<[^<>]*>>')  # GSM8K's calls of a calculator, `<<48/2=24>>`
@@ -94,20 +93,29 @@ def gsm8k(path: str, marks: str) -> Sides:
     return Sides(**sides)
 
 
-def gsm8k_tfds(path: str, marks: str, folder: Path, progress: Progress) -> Sides:
-    """GSM8K as TFDS has it, prepared in `path` as ArrayRecord or built from its source files there, without TensorFlow.
+def gsm8k_tfds(path: str, marks: str) -> Sides:
+    """GSM8K as TFDS has prepared it, as ArrayRecord: `path` is TFDS's data folder, or the dataset's own.
 
-    TFDS shuffles: a problem's id has the row of TFDS, not the line of the published file. folder: where it is built.
+    It is read only: TFDS builds this dataset from the very files that `gsm8k` reads.
+    TFDS shuffles: a problem's id has the row of TFDS, not the line of the published file.
     """
-    prepared = build(catalogue.catalogue(folder, 'gsm8k', path, 'question'), progress)
+    root = Path(path).expanduser()
+    found = sorted([*root.glob('dataset_info.json'), *root.glob('gsm8k/*/dataset_info.json')]) if path else []
+    if not found:
+        raise UserError(f'path = {path!r}: must be the folder in which TFDS has prepared gsm8k, with dataset_info.json')
+    folder = str(found[-1].parent)
+    builder = tfds.builder_from_directory(folder)
+    kind = builder.info.file_format.value
+    if kind != 'array_record':
+        raise UserError(f'path = {path!r}: prepared as {kind}, which needs TensorFlow; it must be array_record')
     sides = {}
     for side in Sides._fields:
-        problems = []
-        for number, example in enumerate(splits.open_source(prepared, side)):
-            name = f'gsm8k/{side}/{number}'
-            row = {field: decode(example[field], name, 'refuse')[0] for field in ('question', 'answer')}
-            problems.append(_gsm8k(name, marks, f'tfds:{name}', row))
-        sides[side] = tuple(problems)
+        if side not in builder.info.splits:
+            raise UserError(f'path = {path!r}: no split {side}, has {" ".join(builder.info.splits)}')
+        sides[side] = tuple(
+            _gsm8k(f'gsm8k/{side}/{number}', marks, f'{folder}/{side}/{number}', row)
+            for number, row in enumerate(_tfds_rows(builder.as_data_source(side), folder, side))
+        )
     return Sides(**sides)
 
 
@@ -163,6 +171,15 @@ def check_text(name: str, field: str, value: object) -> None:
         raise UserError(f'{name}: {field} = {str(value)[:60]!r}: must be text that is not blank')
     if any('\ud800' <= character <= '\udfff' for character in value):  # half a pair, which JSON can spell
         raise UserError(f'{name}: {field}: must be text without lone surrogates')
+
+
+def _tfds_rows(source: Sequence[dict], folder: str, side: str) -> Iterator[dict[str, str]]:
+    for number, example in enumerate(source):
+        name = f'{folder}/{side}/{number}'
+        row = {field: decode(example[field], name, 'refuse')[0] for field in ('question', 'answer')}
+        for field, value in row.items():
+            check_text(name, field, value)
+        yield row
 
 
 def _gsm8k(identity: str, marks: str, name: str, row: dict[str, str]) -> Problem:

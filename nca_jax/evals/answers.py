@@ -41,7 +41,7 @@ def number(word: str) -> Fraction | None:
     """
     if len(word) > MAX_CHARACTERS:
         return None
-    text = word.rpartition('=')[2].strip(AROUND).rstrip('.,;:!?').strip(AROUND).translate(SAME).strip()
+    text = word.rpartition('=')[2].strip(AROUND).rstrip('.,;:?').strip(AROUND).translate(SAME).strip()
     try:
         tokens = _tokens(text)
         value, rest = _sum(tokens, 0)

