@@ -1,0 +1,378 @@
+"""Rows of problems: what is scored, which shots stand before, what is cut, and what can't change a batch."""
+
+import collections
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from nca_jax import config as configs
+from nca_jax.data import instruct, instruct_rows, problems, tokenizer
+from nca_jax.errors import UserError
+from nca_jax.progress import silent
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'gsm8k'
+LENGTH, BATCH = 512, 8
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('instruct')
+    sides = problems.gsm8k(str(GOLDEN), 'drop')
+    tokenizer.train((p.prompt + p.target for p in sides.train), 400).save(str(folder / 'tokenizer.json'))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def config(folder):
+    return instruct.InstructConfig(
+        task='gsm8k',
+        path=str(GOLDEN),
+        tasks=(),
+        tokenizer=str(folder / 'tokenizer.json'),
+        shots=(1, 3),
+        loss_on='target',
+        calculator_marks='drop',
+        train_rows=0,
+        least_rows=0,
+        valid_rows=2,
+        size=(0, 0),
+    )
+
+
+@pytest.fixture(scope='module')
+def prepared(config, folder):
+    return instruct.prepare_instruct(config, folder, silent)
+
+
+@pytest.fixture(scope='module')
+def choices(config, folder):
+    """Six tasks of 60 rows each, of which 16 are kept for test."""
+    several = dataclasses.replace(config, task='choices', path='', shots=(0, 3), size=(60, 0))
+    return several, instruct.prepare_instruct(several, folder, silent)
+
+
+def sharding(devices):
+    kinds = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((devices,), ('data',), axis_types=kinds, devices=jax.devices()[:devices])
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+
+
+def make(config, prepared, devices=1, seed=0, split='train', batch=BATCH, length=LENGTH):
+    return instruct.make_stream(config, prepared, seed, split, batch, length, sharding(devices))
+
+
+def rows(batch):
+    """(tokens of L + 1, scored as targets of L) of each row."""
+    inputs, targets, weights = (np.asarray(part) for part in batch)
+    assert (inputs.dtype, targets.dtype, weights.dtype) == (np.int32, np.int32, np.float32)
+    np.testing.assert_array_equal(inputs[:, 1:], targets[:, :-1])
+    assert set(np.unique(weights)) <= {0, 1}
+    parts = zip(inputs, targets, weights, strict=True)
+    return [(np.append(row[0], target), target[weight == 1]) for row, target, weight in parts]
+
+
+def text(prepared, tokens):
+    return prepared.tokenizer.decode(list(tokens), skip_special_tokens=False)
+
+
+def examples(prepared, tokens):
+    """The examples of a row as (prompt, target), without padding."""
+    whole = text(prepared, tokens)
+    while whole.endswith(tokenizer.END_OF_TEXT * 2):
+        whole = whole.removesuffix(tokenizer.END_OF_TEXT)
+    known = {p.prompt + p.target: p for found in prepared.problems.values() for p in found}
+    return [known[part] for part in whole.removesuffix(tokenizer.END_OF_TEXT).split(tokenizer.END_OF_TEXT)]
+
+
+def test_exactly_the_target_and_its_end_is_scored(config, prepared):
+    for step in range(4):
+        for tokens, scored in rows(make(config, prepared)(step)):
+            *shots, own = examples(prepared, tokens)
+            assert 1 <= len(shots) <= 3
+            assert text(prepared, scored) == own.target + tokenizer.END_OF_TEXT
+
+
+def test_the_release_scores_the_shots_answers_too(config, prepared):
+    both = dataclasses.replace(config, loss_on='all_answers')
+    for (tokens, scored), (same, _) in zip(rows(make(both, prepared)(0)), rows(make(config, prepared)(0)), strict=True):
+        np.testing.assert_array_equal(tokens, same)
+        expected = ''.join(each.target + tokenizer.END_OF_TEXT for each in examples(prepared, tokens))
+        assert text(prepared, scored) == expected
+
+
+def test_what_is_scored_ends_the_row_and_the_rest_is_padding(config, prepared):
+    end = tokenizer.end_of_text(prepared.tokenizer)
+    batch = make(config, prepared)(0)
+    for targets, weights in zip(np.asarray(batch.targets_BxL), np.asarray(batch.weights_BxL), strict=True):
+        (scored,) = np.nonzero(weights)
+        np.testing.assert_array_equal(np.diff(scored), 1)
+        assert len(scored) < LENGTH - 1
+        np.testing.assert_array_equal(targets[scored[-1] :], end)
+        assert targets[scored[-2]] != end
+
+
+def test_an_epoch_has_each_problem_once_in_an_order_of_its_own(config, prepared):
+    stream, total = make(config, prepared, batch=5), len(prepared.problems['train'])
+    assert total == 10
+    owns = [examples(prepared, tokens)[-1].id for step in range(6) for tokens, _ in rows(stream(step))]
+    epochs = [owns[start : start + total] for start in range(0, 30, total)]
+    assert all(sorted(epoch) == sorted(p.id for p in prepared.problems['train']) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    other = [
+        examples(prepared, tokens)[-1].id
+        for step in range(2)
+        for tokens, _ in rows(make(config, prepared, seed=1, batch=5)(step))
+    ]
+    assert other != epochs[0]
+    assert instruct.steps_per_epoch(prepared, 3, LENGTH) == 3
+    assert instruct.steps_per_epoch(prepared, 30, LENGTH) == 1
+
+
+def test_shots_are_other_training_problems_of_the_same_task(choices):
+    config, prepared = choices
+    train = {problem.id for problem in prepared.problems['train']}
+    counts = collections.Counter()
+    for split in ('train', 'valid'):
+        stream = make(config, prepared, split=split, batch=64)
+        for tokens, _ in rows(stream(0)) + rows(stream(1)):
+            *shots, own = examples(prepared, tokens)
+            counts[len(shots)] += 1
+            names = [shot.id for shot in shots]
+            assert len(set(names)) == len(names)
+            assert own.id not in names
+            assert set(names) <= train
+            assert {shot.task for shot in shots} <= {own.task}
+    assert set(counts) == {0, 1, 2, 3}
+    assert min(counts.values()) > 40  # of 256, a fourth each
+
+
+def test_shots_are_drawn_anew_each_epoch(config, prepared):
+    stream, total = make(config, prepared, batch=10), 10
+    seen = collections.defaultdict(set)
+    for epoch in range(4):
+        for tokens, _ in rows(stream(epoch)):
+            *shots, own = examples(prepared, tokens)
+            seen[own.id].add(tuple(shot.id for shot in shots))
+    assert len(seen) == total
+    assert all(len(found) > 1 for found in seen.values())
+
+
+def test_every_draw_is_as_likely_as_any_other():
+    pairs = collections.Counter()
+    for number in range(6000):
+        drawn = instruct_rows.draw(f'{number}', (2, 2), 5, 3)
+        pairs[tuple(drawn)] += 1
+    assert len(pairs) == 12  # ordered pairs of the four places that aren't 3
+    assert not [pair for pair in pairs if 3 in pair or pair[0] == pair[1]]
+    assert sum((count - 500) ** 2 / 500 for count in pairs.values()) < 31.3  # chi square, 11 degrees: 1 in 1,000
+    assert sorted(instruct_rows.draw('x', (4, 4), 5, 0)) == [1, 2, 3, 4]
+    assert sorted(instruct_rows.draw('x', (5, 5), 5, None)) == [0, 1, 2, 3, 4]
+
+
+def test_truncation_drops_the_earliest_shots_and_never_the_target(config, prepared):
+    shortest = max(len(t.prompt) + len(t.target) for t in prepared.tokens['train']) - 1
+    dropped = 0
+    for length in (shortest, shortest + 60, shortest + 120):
+        long, short = make(config, prepared), make(config, prepared, length=length)
+        for (whole, _), (cut, scored) in zip(rows(long(0)), rows(short(0)), strict=True):
+            left, right = examples(prepared, whole), examples(prepared, cut)
+            assert left[len(left) - len(right) :] == right
+            assert text(prepared, scored) == left[-1].target + tokenizer.END_OF_TEXT
+            dropped += len(left) > len(right)
+            if len(left) > len(right):
+                more = left[len(left) - len(right) - 1 :]
+                tokens = instruct_rows.tokenise(more, prepared.tokenizer, 0)
+                assert sum(len(part) for pair in tokens for part in pair) > length + 1
+    assert dropped > 8
+
+
+def test_problems_that_are_too_long_are_left_out_and_counted(config, prepared):
+    sizes = sorted(len(t.prompt) + len(t.target) for t in prepared.tokens['train'])
+    length = sizes[-3] - 1
+    assert len(instruct.fitting(prepared, 'train', length)) == 8
+    valid = 2 - len(instruct.fitting(prepared, 'valid', length))
+    said = f'10 train, 2 valid, 8 test problems; left out: 0 small tasks, 0 repeated, 2 train and {valid} valid'
+    assert instruct.describe(prepared, length) == f'{said} longer than {length}'
+    owns = [examples(prepared, t)[-1].id for t, _ in rows(make(config, prepared, length=length)(0))]
+    assert len(set(owns)) == 8
+    with pytest.raises(UserError, match=r'^gsm8k: no train problem fits into 20 tokens'):
+        make(config, prepared, length=20)
+
+
+def test_devices_and_splits_of_the_batch_do_not_change_rows(config, prepared):
+    one, eight, halves = make(config, prepared), make(config, prepared, devices=8), make(config, prepared, batch=4)
+    mesh = jax.make_mesh((2, 2, 2), ('data', 'fsdp', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(('data', 'fsdp')))
+    other = instruct.make_stream(config, prepared, 0, 'train', BATCH, LENGTH, place)
+    for step in (3, 0):
+        for part, left in enumerate(one(step)):
+            np.testing.assert_array_equal(left, eight(step)[part])
+            np.testing.assert_array_equal(left, other(step)[part])
+            np.testing.assert_array_equal(left, np.concatenate([halves(2 * step)[part], halves(2 * step + 1)[part]]))
+    assert {shard.data.shape for shard in eight(0).inputs_BxL.addressable_shards} == {(1, LENGTH)}
+    with jax.transfer_guard('disallow'):
+        eight(0)
+
+
+def test_a_process_makes_its_own_rows_only(config, prepared, monkeypatch):
+    made = []
+
+    def one_device(shape, place, callback):
+        return callback(place.addressable_devices_indices_map(shape)[jax.devices()[2]])
+
+    def counting(*arguments):
+        made.append(arguments)
+        return assemble(*arguments)
+
+    assemble = instruct_rows.assemble
+    monkeypatch.setattr(instruct_rows, 'assemble', counting)
+    monkeypatch.setattr(jax, 'make_array_from_callback', one_device)
+    assert make(config, prepared, devices=8, batch=16)(0).inputs_BxL.shape == (2, LENGTH)
+    assert len(made) == 2
+
+
+def test_splits_share_no_problem(choices, prepared):
+    for found in (choices[1], prepared):
+        prompts = {split: {p.prompt for p in each} for split, each in found.problems.items()}
+        assert {split: len(each) for split, each in prompts.items()} == {s: len(p) for s, p in found.problems.items()}
+        assert len(set.union(*prompts.values())) == sum(map(len, prompts.values()))
+
+
+def test_training_problems_that_test_has_are_left_out_and_counted(config, folder, tmp_path):
+    lines = (GOLDEN / 'train.jsonl').read_text().splitlines()
+    test = (GOLDEN / 'test.jsonl').read_text().splitlines()
+    (tmp_path / 'train.jsonl').write_text('\n'.join([*lines, test[0], lines[3], test[5]]))
+    (tmp_path / 'test.jsonl').write_text('\n'.join(test))
+    found = instruct.prepare_instruct(dataclasses.replace(config, path=str(tmp_path)), folder, silent)
+    assert {split: len(each) for split, each in found.problems.items()} == {'train': 10, 'valid': 2, 'test': 8}
+    assert found.left_out == {'small tasks': 0, 'repeated': 3}
+
+
+def test_tasks_are_capped_and_small_ones_left_out(choices, folder):
+    config, prepared = choices
+    assert collections.Counter(p.task for p in prepared.problems['train']) == dict.fromkeys(
+        ('largest', 'parity', 'next_number', 'category', 'first_letter', 'last_letter'), 60 - 16 - 2
+    )
+    capped = dataclasses.replace(config, train_rows=20, tasks=('parity', 'largest'))
+    found = instruct.prepare_instruct(capped, folder, silent)
+    assert collections.Counter(p.task for p in found.problems['train']) == {'parity': 20, 'largest': 20}
+    assert set(found.problems['train']) < set(prepared.problems['train'])
+    with pytest.raises(UserError, match=r'^least_rows = 45: no task of choices has as many training problems'):
+        instruct.prepare_instruct(dataclasses.replace(config, least_rows=45), folder, silent)
+    with pytest.raises(UserError, match=r'^shots = \(0, 20\): task largest has 20 training problems besides 2'):
+        instruct.prepare_instruct(dataclasses.replace(capped, shots=(0, 20)), folder, silent)
+
+
+def test_identity_is_of_contents_not_of_files(config, folder, prepared, tmp_path):
+    lines = (GOLDEN / 'train.jsonl').read_text().splitlines()
+    shutil.copy(GOLDEN / 'test.jsonl', tmp_path)
+    moved = dataclasses.replace(config, path=str(tmp_path))
+
+    def identity(lines, config=moved):
+        (tmp_path / 'train.jsonl').write_text('\n'.join(lines))
+        return instruct.prepare_instruct(config, folder, silent).identity
+
+    assert identity(lines) == identity(lines[::-1]) == prepared.identity
+    row = json.loads(lines[4])
+    changed = json.dumps(row | {'answer': row['answer'] + '5'})
+    tokenizer.train(lines, 401).save(str(tmp_path / 'other.json'))
+    others = {
+        identity([*lines[:4], changed, *lines[5:]]),
+        identity(lines[:-1]),
+        identity(lines, dataclasses.replace(moved, calculator_marks='keep')),
+        identity(lines, dataclasses.replace(moved, tokenizer=str(tmp_path / 'other.json'))),
+        identity(lines, dataclasses.replace(moved, valid_rows=3)),
+    }
+    assert len(others | {prepared.identity}) == 6
+    assert prepared.tokenizer_identity == tokenizer.identity(prepared.tokenizer)
+    assert prepared.vocab.size == 400
+
+
+def test_evaluation_prompts_are_rows_of_training_without_the_answer(config, prepared):
+    end = tokenizer.end_of_text(prepared.tokenizer)
+    for problem in prepared.problems['test']:
+        shots = instruct.draw_shots(prepared, problem, 3, 0)
+        prompt = instruct.few_shot(problem, shots, prepared.tokenizer, LENGTH * 2, 50)
+        *before, own = instruct_rows.tokenise([*shots, problem], prepared.tokenizer, end)
+        row, weights = instruct_rows.assemble(own, before, LENGTH * 2, end, 'target')
+        np.testing.assert_array_equal(prompt, row[: len(prompt)])
+        np.testing.assert_array_equal(np.nonzero(weights)[0], np.arange(len(prompt), len(prompt) + len(own.target)))
+        assert text(prepared, prompt) == ''.join(s.prompt + s.target + tokenizer.END_OF_TEXT for s in shots) + (
+            problem.prompt
+        )
+
+
+def test_evaluation_prompts_leave_room_and_drop_the_earliest_shots(prepared):
+    problem = prepared.problems['test'][0]
+    shots = instruct.draw_shots(prepared, problem, 3, 0)
+    whole = instruct.few_shot(problem, shots, prepared.tokenizer, 4096, 50)
+    last = instruct.few_shot(problem, shots[1:], prepared.tokenizer, 4096, 50)
+    bare = instruct.few_shot(problem, (), prepared.tokenizer, 4096, 50)
+    for length, expected in ((len(whole) + 50, whole), (len(whole) + 49, last), (len(last) + 50, last)):
+        assert instruct.few_shot(problem, shots, prepared.tokenizer, length, 50) == expected
+    for length in (len(bare) + 50, len(bare) + 49, 10):
+        assert instruct.few_shot(problem, shots, prepared.tokenizer, length, 50) == bare
+    assert text(prepared, bare) == problem.prompt
+
+
+def test_evaluation_shots_depend_on_the_seed_and_the_problem_alone(choices):
+    _, prepared = choices
+    train = set(prepared.problems['train'])
+    drawn = {p.id: instruct.draw_shots(prepared, p, 2, 0) for p in prepared.problems['test']}
+    assert len(set(drawn.values())) > len(drawn) / 2
+    for problem in reversed(prepared.problems['test']):
+        shots = instruct.draw_shots(prepared, problem, 2, 0)
+        assert shots == drawn[problem.id]
+        assert set(shots) <= train
+        assert {shot.task for shot in shots} == {problem.task}
+    assert drawn != {p.id: instruct.draw_shots(prepared, p, 2, 1) for p in prepared.problems['test']}
+    own = prepared.problems['train'][0]
+    pool = sum(p.task == own.task for p in prepared.problems['train'])
+    assert own not in instruct.draw_shots(prepared, own, pool - 1, 0)
+    with pytest.raises(UserError, match=rf'^shots = {pool}: task {own.task} has {pool} training problems'):
+        instruct.draw_shots(prepared, own, pool, 0)
+
+
+@pytest.mark.parametrize(
+    ('field', 'value'),
+    [
+        *(
+            ('task', 'math'),
+            ('path', ''),
+            ('tasks', ('gsm8k',)),
+            ('tokenizer', ''),
+            ('shots', (2, 1)),
+            ('shots', (-1, 1)),
+        ),
+        *(('loss_on', 'answer'), ('calculator_marks', 'hide'), ('train_rows', -1), ('least_rows', -1)),
+        *(('valid_rows', 0), ('size', (1, 0))),
+    ],
+)
+def test_impossible_fields_are_named(config, field, value):
+    with pytest.raises(UserError, match=f'^{field} = '):
+        dataclasses.replace(config, **{field: value})
+
+
+def test_made_problems_have_a_size_and_no_path(config):
+    bare = {'path': '', 'size': (5, 5), 'task': 'arithmetic'}
+    dataclasses.replace(config, **bare)
+    for changes, field in (
+        ({'path': 'x'}, 'path'),
+        ({'size': (5, 0)}, 'size'),
+        ({'calculator_marks': 'keep'}, 'calculator_marks'),
+        ({'task': 'choices'}, 'size'),
+    ):
+        with pytest.raises(UserError, match=f'^{field} = '):
+            dataclasses.replace(config, **bare | changes)
+
+
+def test_the_config_survives_an_experiment_file(config):
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert configs._convert(instruct.InstructConfig, values, 'config.data') == config
+    with pytest.raises(UserError, match=r'^config.data.shots\[1\] = '):
+        configs._convert(instruct.InstructConfig, values | {'shots': [0, 'x']}, 'config.data')
