@@ -1,0 +1,216 @@
+"""Runs programs that a model wrote, each in a process of its own behind several layers, and says which pass their tests.
+
+    with sandbox.Sandbox(workers=2) as box:
+        for verdict in box.run(programs):
+            ...
+
+Two processes serve a program. One loads the candidate and answers calls of its entry point; the other runs the tests, and
+only plain values pass between them. Both are forked from a small Python that never sees programs or tests. The second
+knows a random nonce and tells it after the last test; nothing else counts as success.
+
+Layers around either process: user, mount, pid, network, IPC, UTS and cgroup namespaces; a root folder that holds Python
+and the system's libraries, read-only, and a private tmpfs; no capabilities, no privileges to gain, as root's child an
+unprivileged user; Landlock; a seccomp filter that lists what is allowed; limits of CPU time, wall-clock time, addresses,
+files and threads. `Sandbox` refuses to start where one of them is missing.
+
+What a candidate can still do: read Python's own library, use its CPU time and memory, learn the arguments that the tests
+call it with, and answer from memory. What differs from running the tests in the candidate's own interpreter: an answer
+arrives as a plain copy (an iterator, a Decimal or an object of a class of its own is no answer), a change of an argument
+isn't seen, and neither is a change of a function that the tests themselves use. A kernel's own flaw is not guarded against
+beyond the short list of calls that the filter lets through.
+"""
+
+import dataclasses
+import hmac
+import json
+import os
+import pathlib
+import secrets
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+
+from nca_jax.errors import UserError, check
+from nca_jax.evals import sandbox_layers as layers
+from nca_jax.evals import sandbox_sides as sides
+from nca_jax.evals import sandbox_wire as wire
+
+Limits = layers.Limits
+ROOT = pathlib.Path(__file__).parents[2]
+CPU_SLACK = 0.1  # seconds by which the kernel's account of a stopped process may fall short of the limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A candidate and its tests.
+
+    source: the whole candidate, which defines `entry_point`. setup: what the tests' side runs before the tests, for the
+    functions that these use besides. tests: define `check(candidate)`, which raises where the candidate is wrong.
+    """
+
+    source: str
+    entry_point: str
+    setup: str
+    tests: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """why: passed, wrong, memory, cpu time, wall clock, killed: SIGNAL, exited: CODE, answer: ..., error: NAME: TEXT."""
+
+    passed: bool
+    why: str
+    cpu_seconds: float
+
+
+class Sandbox:
+    """Workers that judge programs. A context manager; it can be used again and again until it is closed.
+
+    workers: how many programs run at a time (one a core). UserError where a layer can't be had here, naming it.
+    """
+
+    def __init__(self, workers: int | None = None, limits: Limits | None = None):
+        self.limits = limits or Limits()
+        count = workers or len(os.sched_getaffinity(0)) if sys.platform == 'linux' else 1
+        check(count > 0, 'workers', workers, 'must be positive')
+        if problem := layers.platform_problem():
+            raise UserError(f'sandbox: {problem}')
+        self._workers = []
+        try:
+            for _ in range(count):
+                self._workers.append(_Worker())
+            for worker in self._workers:
+                worker.wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> 'Sandbox':
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the workers and with them whatever they run."""
+        for worker in self._workers:
+            worker.close()
+        self._workers = []
+
+    @property
+    def processes(self) -> list[int]:
+        """Of the workers, as this process's children."""
+        return [worker.process.pid for worker in self._workers]
+
+    def judge(self, program: Program) -> Verdict:
+        """Of one program."""
+        return next(self.run([program]))
+
+    def run(self, programs: Iterable[Program], limits: Limits | None = None) -> Iterator[Verdict]:
+        """Verdicts in the programs' order, over all workers. `limits` replace the sandbox's own for these programs."""
+        limits, source = limits or self.limits, enumerate(programs)
+        idle, found, given = list(self._workers), {}, 0
+        with selectors.DefaultSelector() as selector:
+            while True:
+                while idle and (job := next(source, None)) is not None:
+                    worker = idle.pop()
+                    worker.start(job[0], job[1], limits)
+                    selector.register(worker.control, selectors.EVENT_READ, worker)
+                while given in found:
+                    yield found.pop(given)
+                    given += 1
+                if len(idle) == len(self._workers):
+                    return
+                for key, _ in selector.select():
+                    selector.unregister(key.fileobj)
+                    number, verdict = key.data.finish()
+                    found[number] = verdict
+                    idle.append(key.data)
+
+
+class _Worker:
+    """One zygote and the program that it runs."""
+
+    def __init__(self):
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, '-S', '-s', '-P', '-B', '-m', 'nca_jax.evals.sandbox_zygote', str(theirs.fileno())],
+                env={'PYTHONPATH': str(ROOT), 'PYTHONHASHSEED': '0'},  # the same order of sets in every run
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                cwd='/',
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self) -> None:
+        answer = self._answer()
+        if 'refused' in answer:
+            raise UserError(f'sandbox: this machine refuses a layer: {answer["refused"]}')
+
+    def start(self, number: int, program: Program, limits: Limits) -> None:
+        self.number, self.limits, self.nonce = number, limits, secrets.token_hex(32)
+        self.tests, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self.control, [json.dumps(dataclasses.asdict(limits)).encode()], [theirs.fileno()])
+        request = {
+            'program': program.source,
+            'entry_point': program.entry_point,
+            'setup': program.setup,
+            'tests': program.tests,
+            'nonce': self.nonce,
+        }
+        try:
+            wire.send(self.tests.fileno(), json.dumps(request).encode())
+        except (BrokenPipeError, ConnectionResetError):
+            return  # its process is gone already, of which `finish` learns
+
+    def finish(self) -> tuple[int, Verdict]:
+        ended = self._answer()
+        with self.tests:
+            try:
+                report = wire.receive(self.tests.fileno(), most=sides.REPORT_BYTES)
+            except ConnectionResetError:
+                report = None
+        why = 'passed' if _is_nonce(report, self.nonce) else _why(report, ended, self.limits)
+        return self.number, Verdict(why == 'passed', why, ended['cpu_seconds'])
+
+    def close(self) -> None:
+        self.control.close()
+        self.process.wait()
+
+    def _answer(self) -> dict:
+        data = self.control.recv(4096)
+        if not data:
+            raise RuntimeError(f'sandbox: a worker ended, exit code {self.process.wait()}')
+        return json.loads(data)
+
+
+def _is_nonce(report: bytes | None, nonce: str) -> bool:
+    return report is not None and hmac.compare_digest(report, nonce.encode())
+
+
+def _why(report: bytes | None, ended: dict, limits: Limits) -> str:
+    """Why a program failed, from what its tests' side reports and how the two processes ended."""
+    if os.WIFEXITED(ended['tests']) and os.WEXITSTATUS(ended['tests']) not in (0, sides.CANDIDATE_GONE):
+        raise RuntimeError(f'sandbox: a process could not be confined, exit code {os.WEXITSTATUS(ended["tests"])}')
+    said = None if report is None else json.loads(report)['why']
+    if ended['late']:
+        return 'wall clock'
+    if said not in (None, 'gone'):
+        return said
+    if said is None:  # the tests' own process died, as it may of an answer that is too large to compare
+        return f'tests {_ending(ended["tests"])}'
+    if ended['cpu_seconds'] > limits.cpu_seconds - CPU_SLACK:
+        return 'cpu time'
+    return _ending(ended['candidate']) if ended['ended'] else 'closed its files'
+
+
+def _ending(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        return f'killed: {signal.Signals(os.WTERMSIG(status)).name}'
+    return f'exited: {os.WEXITSTATUS(status)}'

@@ -1,0 +1,80 @@
+"""A seccomp filter that lets a program make the calls of sandbox_kernel.ALLOWED and no others.
+
+A refused call gives EPERM, so that Python raises an error instead of dying. Calls of another processor's or of the x32
+interface would be numbered otherwise, and kill the process.
+"""
+
+import ctypes
+import errno
+import platform
+import struct
+
+from nca_jax.evals import sandbox_kernel as kernel
+
+AUDIT_ARCH = {'x86_64': 0xC000003E, 'aarch64': 0xC00000B7}
+X32_BIT = 0x40000000
+SECCOMP_SET_MODE_FILTER = 1
+
+LOAD, JUMP_EQUAL, JUMP_NOT_BELOW, JUMP_ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+NUMBER, ARCH, FIRST, SECOND = 0, 4, 16, 24  # offsets in seccomp_data; of 64-bit arguments the low half
+ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
+
+NAMESPACES = (
+    kernel.CLONE_NEWNS
+    | kernel.CLONE_NEWCGROUP
+    | kernel.CLONE_NEWUTS
+    | kernel.CLONE_NEWIPC
+    | kernel.CLONE_NEWUSER
+    | kernel.CLONE_NEWPID
+    | kernel.CLONE_NEWNET
+    | kernel.CLONE_NEWTIME
+)
+# What Python asks of files: whether they are terminals (they aren't), closing on exec, blocking, bytes that wait.
+IOCTLS = (0x5401, 0x5450, 0x5451, 0x5421, 0x541B)
+
+
+def instruction(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
+    """One of struct sock_filter; `yes` and `no` are how many to skip."""
+    return struct.pack('=HBBI', code, yes, no, value)
+
+
+def program(machine: str) -> bytes:
+    """The filter for a processor, as an array of struct sock_filter."""
+    allowed = kernel.numbers(kernel.ALLOWED, machine)
+    others = kernel.numbers(kernel.OTHERS, machine)
+    lines = [
+        instruction(LOAD, ARCH),
+        instruction(JUMP_EQUAL, AUDIT_ARCH[machine], yes=1),
+        instruction(RETURN, KILL),
+        instruction(LOAD, NUMBER),
+    ]
+    if machine == 'x86_64':
+        lines += [instruction(JUMP_NOT_BELOW, X32_BIT, no=1), instruction(RETURN, KILL)]
+    for number in allowed.values():
+        lines += [instruction(JUMP_EQUAL, number, no=1), instruction(RETURN, ALLOW)]
+    # A thread of this process is allowed, another process is not. The C library falls back from clone3, whose flags lie
+    # in memory where a filter can't look, to clone.
+    lines += [
+        instruction(JUMP_EQUAL, others['clone3'], no=1),
+        instruction(RETURN, REFUSE | errno.ENOSYS),
+        instruction(JUMP_EQUAL, others['clone'], no=5),
+        instruction(LOAD, FIRST),
+        instruction(JUMP_ANY_BIT, NAMESPACES, yes=2),
+        instruction(JUMP_ANY_BIT, kernel.CLONE_THREAD, no=1),
+        instruction(RETURN, ALLOW),
+        instruction(RETURN, REFUSE | errno.EPERM),
+        instruction(JUMP_EQUAL, others['ioctl'], yes=1),
+        instruction(RETURN, REFUSE | errno.EPERM),
+        instruction(LOAD, SECOND),
+    ]
+    for request in IOCTLS:
+        lines += [instruction(JUMP_EQUAL, request, no=1), instruction(RETURN, ALLOW)]
+    return b''.join([*lines, instruction(RETURN, REFUSE | errno.EPERM)])
+
+
+def restrict() -> None:
+    """Puts this process behind the filter for good. It must have no_new_privs. OSError where the kernel can't."""
+    code = program(platform.machine())
+    buffer = ctypes.create_string_buffer(code, len(code))
+    header = struct.pack('@HxxxxxxQ', len(code) // 8, ctypes.addressof(buffer))
+    kernel.call('seccomp', SECCOMP_SET_MODE_FILTER, 0, header)

@@ -1,0 +1,139 @@
+"""What runs in the two processes of one program: the candidate's side answers calls, the tests' side makes and judges them.
+
+Only the tests' side ever sees tests and nonce; only plain values pass between them (see sandbox_wire).
+"""
+
+import builtins
+import json
+import os
+import random
+import sys
+import types
+from collections.abc import Callable
+
+from nca_jax.evals import sandbox_wire as wire
+
+NAME = 'candidate'  # of the module that a candidate is
+REPORT_BYTES = 4096
+TEXT = 200  # characters of an error's message
+READY = b'confined'  # what a candidate's process says before it reads the program
+CANDIDATE_GONE, UNCONFINED = 3, 4  # exit codes of the tests' side
+
+
+def candidate_side(calls: int, answers: int) -> None:
+    """Loads the program that comes first through `calls`, then answers each call of its entry point, until its end."""
+    wire.send(answers, READY)
+    source, entry_point = wire.decode(wire.receive(calls))
+    module = types.ModuleType(NAME)
+    sys.modules[NAME] = module
+    random.seed(0)  # the same draws in every run
+
+    def load() -> None:
+        exec(compile(source, f'<{NAME}>', 'exec', dont_inherit=True), module.__dict__)
+        if entry_point not in module.__dict__:
+            raise NameError(f'name {entry_point!r} is not defined')
+
+    wire.send(answers, _answer(load))
+    while (call := wire.receive(calls)) is not None:
+        arguments, named = wire.decode(call)
+        wire.send(answers, _answer(lambda: module.__dict__[entry_point](*arguments, **named)))
+
+
+def _answer(work: Callable[[], object]) -> bytes:
+    """Its plain value, or the name and the message of what it raised."""
+    try:
+        return wire.encode(('value', work()))
+    except wire.NotPlain as error:
+        return wire.encode(('not plain', str(error)))
+    except BaseException as error:
+        return wire.encode(('raised', type(error).__name__, _text(error)))
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)[:TEXT]
+    except BaseException:  # a candidate's own class may do anything here
+        return ''
+
+
+def tests_side(judge: int, calls: int, answers: int) -> None:
+    """Runs the tests that the judge sends against the candidate, and answers with the nonce or with a report."""
+    request = json.loads(wire.receive(judge, most=1 << 30))
+    random.seed(0)
+
+    def leave(why: str, code: int = 0) -> None:
+        wire.send(judge, json.dumps({'why': why}).encode()[:REPORT_BYTES])
+        os._exit(code)
+
+    def ask(message: bytes) -> object:
+        try:
+            wire.send(calls, message)
+            reply = wire.receive(answers)
+        except BrokenPipeError:
+            reply = None
+        if reply is None:
+            leave('gone', CANDIDATE_GONE)
+        try:
+            kind, *rest = wire.decode(reply)
+        except (wire.NotPlain, TypeError, ValueError):
+            leave('answer: bytes of no plain value')
+        if kind == 'value' and len(rest) == 1:
+            return rest[0]
+        if kind == 'raised' and len(rest) == 2 and all(type(part) is str for part in rest):
+            raise _Raised(*rest)
+        leave(f'answer: {str(rest[0])[:TEXT] if rest else ""}')
+
+    if wire.receive(answers) != READY:
+        os._exit(UNCONFINED)
+    try:
+        ask(wire.encode((request['program'], request['entry_point'])))
+    except _Raised as error:
+        leave(_why(error.name, error.text))
+    raised = []
+
+    def candidate(*arguments: object, **named: object) -> object:
+        try:
+            return ask(wire.encode((arguments, named)))
+        except _Raised as error:
+            raised.append(error.as_builtin())
+            raise raised[-1] from error
+
+    verdict = _run_tests(request, candidate, raised)
+    if verdict is not None:
+        leave(verdict)
+    wire.send(judge, request['nonce'].encode())
+
+
+def _run_tests(request: dict[str, str], candidate: Callable, raised: list[BaseException]) -> str | None:
+    """None where every test passed, else why not."""
+    names = {'__name__': 'tests'}
+    try:
+        exec(compile(request['setup'], '<setup>', 'exec', dont_inherit=True), names)
+        names[request['entry_point']] = candidate
+        exec(compile(request['tests'], '<tests>', 'exec', dont_inherit=True), names)
+        names['check'](candidate)
+    except BaseException as error:
+        cause = error.__cause__
+        if isinstance(cause, _Raised) and any(error is one for one in raised):
+            return _why(cause.name, cause.text)
+        return 'wrong' if isinstance(error, AssertionError) else _why(type(error).__name__, _text(error))
+    return None
+
+
+def _why(name: str, text: str) -> str:
+    return 'memory' if name == 'MemoryError' else f'error: {name}: {text}'
+
+
+class _Raised(Exception):
+    """What the candidate raised, in its own process."""
+
+    def __init__(self, name: str, text: str):
+        super().__init__(name, text)
+        self.name, self.text = name[:TEXT], text[:TEXT]
+
+    def as_builtin(self) -> Exception:
+        """Python's own exception of that name where there is one, since tests may expect it."""
+        kind = getattr(builtins, self.name, None)
+        if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, UnicodeError):
+            return kind(self.text)
+        return RuntimeError(f'{self.name}: {self.text}')

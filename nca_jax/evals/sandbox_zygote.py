@@ -1,0 +1,129 @@
+"""A worker: a small Python, started by exec, that forks two confined processes for each program.
+
+    python -S -s -P -B -m nca_jax.evals.sandbox_zygote FD
+
+Orders come through the socket FD, one packet each: the limits as JSON, with the socket to the judge through which the
+tests' side is then spoken to. So programs and tests never pass through this process, whose memory every candidate inherits.
+The answer says how both processes ended.
+"""
+
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+from nca_jax.evals import sandbox_kernel as kernel
+from nca_jax.evals import sandbox_landlock as landlock
+from nca_jax.evals import sandbox_layers as layers
+from nca_jax.evals import sandbox_sides as sides
+
+# What solutions import most. Anything else of the standard library is found where it lies, only later.
+PRELOADED = (
+    'array bisect cmath collections collections.abc copy dataclasses datetime decimal enum fractions functools hashlib heapq '
+    'itertools json math operator random re statistics string struct sys textwrap time types typing unicodedata'
+)
+FAILED = 70  # exit code of a process whose confinement failed
+LINGER_SECONDS = 1.0  # for a candidate that closed its pipes to end
+
+
+def main() -> None:
+    """Serves until the judge hangs up."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    for name in PRELOADED.split():
+        importlib.import_module(name)
+    sys.path[:] = [path for path in sys.path if path != os.environ.get('PYTHONPATH')]
+    os.environ.clear()
+    abi, mapped = landlock.version(), layers.addresses()
+    try:
+        layers.build()
+    except OSError as error:
+        control.send(json.dumps({'refused': error.strerror}).encode())
+        return
+    if worker := os.fork():  # this one stays outside, as the new pid namespace begins with its first child
+        control.close()
+        os.waitpid(worker, 0)
+        return
+    kernel.call('prctl', kernel.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    control.send(json.dumps({'ready': True}).encode())
+    gc.collect()
+    gc.freeze()
+    serve(control, mapped, abi)
+
+
+def serve(control: socket.socket, mapped: int, abi: int) -> None:
+    """One order after another."""
+    here = kernel.call('pidfd_open', os.getpid(), 0)
+    while True:
+        data, files, _, _ = socket.recv_fds(control, 4096, 1)
+        if not data:
+            return
+        limits = layers.Limits(**json.loads(data))
+        control.send(json.dumps(run(control, files[0], limits, here, mapped, abi)).encode())
+
+
+def run(control: socket.socket, judge: int, limits: layers.Limits, here: int, mapped: int, abi: int) -> dict:
+    """Both processes of one program, from fork to burial."""
+    calls, answers = os.pipe(), os.pipe()
+
+    def confined(side: Callable[..., None], *files: int) -> Callable[[], None]:
+        def work() -> None:
+            layers.confine(limits, files, mapped, abi)
+            side(*range(3, 3 + len(files)))
+
+        return work
+
+    candidate = fork(confined(sides.candidate_side, calls[0], answers[1]), here)
+    tests = fork(confined(sides.tests_side, judge, calls[1], answers[0]), here)
+    for file in (*calls, *answers, judge):
+        os.close(file)
+    late = watch(control, tests, time.monotonic() + limits.wall_seconds)
+    tests_status, _ = bury(tests)
+    if os.WIFEXITED(tests_status) and os.WEXITSTATUS(tests_status) == sides.CANDIDATE_GONE:
+        select.select([candidate[1]], [], [], LINGER_SECONDS)
+    ended = bool(select.select([candidate[1]], [], [], 0)[0])
+    status, cpu_seconds = bury(candidate)
+    return {'late': late, 'ended': ended, 'candidate': status, 'tests': tests_status, 'cpu_seconds': cpu_seconds}
+
+
+def fork(work: Callable[[], None], here: int) -> tuple[int, int]:
+    """A process of its own pid namespace, as number and pidfd. It never returns here."""
+    kernel.call('unshare', kernel.CLONE_NEWPID)
+    process = os.fork()
+    if process == 0:
+        code = FAILED
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    kernel.call('setns', here, kernel.CLONE_NEWPID)
+    return process, kernel.call('pidfd_open', process, 0)
+
+
+def watch(control: socket.socket, tests: tuple[int, int], deadline: float) -> bool:
+    """Waits for the end of the tests' side; True where the deadline came first. Leaves when the judge hangs up."""
+    poll = select.poll()
+    poll.register(tests[1], select.POLLIN)
+    poll.register(control, select.POLLRDHUP)
+    found = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+    if control.fileno() in found:
+        os._exit(0)  # and with this process, the first of its pid namespace, all below it end
+    return not found
+
+
+def bury(process: tuple[int, int]) -> tuple[int, float]:
+    """Kills what is still alive, with all that it started; its status and CPU seconds."""
+    signal.pidfd_send_signal(process[1], signal.SIGKILL)
+    _, status, usage = os.wait4(process[0], 0)
+    os.close(process[1])
+    return status, usage.ru_utime + usage.ru_stime
+
+
+if __name__ == '__main__':
+    main()
