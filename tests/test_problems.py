@@ -198,6 +198,18 @@ def test_every_target_is_right_and_the_first_is_learnt(tmp_path):
     assert (found['x/1'].answers, found['x/1'].choices) == (('five',), 2)
 
 
+def test_where_an_option_stands_says_nothing(tmp_path):
+    """Neither the file's order shows in the prompt nor which option is right, which often comes first in a file."""
+    rows = [{'input': f'question {n}', 'target_scores': {'a': 1, 'b': 0, 'c': 0}} for n in range(90)]
+    turned = [row | {'target_scores': dict(reversed(row['target_scores'].items()))} for row in rows]
+    write_task(tmp_path / 'one' / 'x', rows)
+    write_task(tmp_path / 'two' / 'x', turned)
+    one, two = (read(tmp_path / side, 'x') for side in ('one', 'two'))
+    assert [problem.prompt for problem in one.values()] == [problem.prompt for problem in two.values()]
+    places = [problem.prompt.removesuffix('\nA:').split('\n  choice: ').index('a') for problem in one.values()]
+    assert all(places.count(place) > 15 for place in (1, 2, 3))
+
+
 def test_a_task_is_the_union_of_its_subtasks(tmp_path):
     for subtask in ('three', 'five/deep'):
         write_task(tmp_path / 'deduction' / subtask, [{'input': f'{subtask} {n}', 'target': 'x'} for n in range(2)])
