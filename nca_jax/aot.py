@@ -16,7 +16,6 @@ compilation at the largest size. Exit codes: 0 all fits, 1 something doesn't (a 
 
 import argparse
 import dataclasses
-import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -35,8 +34,8 @@ from nca_jax.estimate import topology
 from nca_jax.estimate.estimate import KERNEL_RULE, Estimate, estimate
 from nca_jax.estimate.report import GIB, DoesNotFitError, Step, Target, empty_record, report
 from nca_jax.evals import held_out
+from nca_jax.model.cached import Caches, by_layer, empty_cache, extend
 from nca_jax.model.config import REMATS, step_flops
-from nca_jax.model.decode import empty_cache, extend
 from nca_jax.nca import stream
 
 LARGE_VOCAB = 16_384  # from here on the logits are worth cutting
@@ -105,8 +104,11 @@ def programs(target: Target) -> dict[str, Callable[[], jax.stages.Lowered]]:
         shapes = jax.eval_shape(lambda: empty_cache(model, count, length))
         cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), shapes)
         token_Bx1, start_B = (jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for shape in ((count, 1), (count,)))
-        step = jax.jit(functools.partial(extend, model, vocab=target.vocab), donate_argnums=3)
-        return step.lower(params, token_Bx1, start_B, cache)
+
+        def step(params: dict, token_Bx1: jax.Array, start_B: jax.Array, cache: Caches):
+            return extend(model, by_layer(model, params), token_Bx1, start_B, cache, target.vocab)
+
+        return jax.jit(step, donate_argnums=3).lower(params, token_Bx1, start_B, cache)
 
     found = {
         'train step': lambda: train_step.lower(state, batch(target.config.train.batch)),

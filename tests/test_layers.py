@@ -27,6 +27,7 @@ RANKS = {
     'nca': 1,
     'mesh': 1,
     'model': 1,
+    'model.decode': 2,  # it has a mesh to lay caches on
     'checkpoint.graft': 1,
     'checkpoint.torch_zip': 1,
     'data': 2,

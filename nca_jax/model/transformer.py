@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from nca_jax.batch import Batch, Vocab
-from nca_jax.model.attention import MASKED, Cache, cached_attention, causal_attention
+from nca_jax.model.attention import MASKED, Attend, causal_attention
 from nca_jax.model.config import ModelConfig
 from nca_jax.model.dropout import Dropout, drop
 from nca_jax.model.fused_attention import SAVED, cudnn_attention, splash_attention
@@ -66,8 +67,8 @@ class Attention(nn.Module):
         x_BxLxD: jax.Array,
         rotation: tuple[jax.Array, jax.Array],
         dropout: Dropout | None,
-        cached: tuple[Cache, jax.Array] | None,
-    ) -> tuple[jax.Array, Cache | None]:
+        attend: Attend | None,
+    ) -> tuple[jax.Array, Any]:
         c = self.config
         shape, axes = (c.width, c.heads, c.head_width), ('embed', 'heads', 'head')
 
@@ -77,10 +78,7 @@ class Attention(nn.Module):
         q_BxHxLxDh = rotate(project('q'), rotation) * (c.head_width**-0.5)
         k_BxHxLxDh, v_BxHxLxDh = rotate(project('k'), rotation), project('v')
         qkv = tuple(checkpoint_name(x, SAVED) for x in (q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh))
-        if cached is None:
-            mixed_BxHxLxDh, cache = self._attend(*qkv, dropout), None
-        else:
-            mixed_BxHxLxDh, cache = cached_attention(*qkv, *cached)
+        mixed_BxHxLxDh, cache = attend(*qkv) if attend else (self._attend(*qkv, dropout), None)
         mixed_BxHxLxDh = checkpoint_name(mixed_BxHxLxDh, SAVED)
         out_shape, out_axes = (c.heads, c.head_width, c.width), ('heads', 'head', 'embed')
         out = Projection(out_shape, out_axes, 'bhlk,hkd->bld', writer_std(c), c.param_dtype, name='o')
@@ -121,7 +119,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One layer, of training and of decoding. Its carry is the residual stream, as `nn.scan` wants it.
 
-    Without `cached` it sees its input alone; with a (Cache, start_B) what the cache has as well, and gives it back.
+    Without `attend` it sees its input alone; with it whatever that lets it see, and gives back what that returns.
     """
 
     config: ModelConfig
@@ -132,10 +130,10 @@ class Block(nn.Module):
         x_BxLxD: jax.Array,
         rotation: tuple[jax.Array, jax.Array],
         dropout: Dropout | None,
-        cached: tuple[Cache, jax.Array] | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
+        attend: Attend | None = None,
+    ) -> tuple[jax.Array, Any]:
         c = self.config
-        attended, cache = Attention(c, name='attn')(RMSNorm(c, name='attn_norm')(x_BxLxD), rotation, dropout, cached)
+        attended, cache = Attention(c, name='attn')(RMSNorm(c, name='attn_norm')(x_BxLxD), rotation, dropout, attend)
         x_BxLxD = nn.with_logical_constraint(x_BxLxD + attended, ('batch', 'length', 'residual'))
         x_BxLxD = checkpoint_name(x_BxLxD, SAVED)
         x_BxLxD = x_BxLxD + MLP(c, name='mlp')(RMSNorm(c, name='mlp_norm')(x_BxLxD))

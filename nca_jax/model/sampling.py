@@ -1,0 +1,90 @@
+"""From logits to a token: temperature, top-k, top-p, and one uniform number in place of noise for every token."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from nca_jax.errors import check
+
+LARGEST_BITS = 0x7F800000  # of a float32, read as an integer: infinity
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. temperature 0 is greedy; top_k 0 and top_p 1 leave all tokens.
+
+    Of the tokens that are among the top_k, the likeliest whose share of the probability reaches top_p are kept, and all
+    that are as likely as the last of them.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+
+    def __post_init__(self):
+        check(self.temperature >= 0, 'temperature', self.temperature, 'must be 0 (greedy) or above')
+        check(0 < self.top_p <= 1, 'top_p', self.top_p, 'must be above 0, up to 1 (all)')
+        check(self.top_k >= 0, 'top_k', self.top_k, 'must be 0 (all) or above')
+
+
+def choose(sampling: Sampling, logits_BxV: jax.Array, uniform_B: jax.Array) -> jax.Array:
+    """A token (B,) for each row of logits; `uniform_B` in [0, 1) decides which. Masked logits are never chosen."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
+    return invert(kept(sampling, logits_BxV), uniform_B)
+
+
+def kept(sampling: Sampling, logits_BxV: jax.Array) -> jax.Array:
+    """Probabilities (B, V), not normalised, of the tokens that may be chosen; 0 for the rest."""
+    p_BxV = jax.nn.softmax(logits_BxV / sampling.temperature, axis=-1)
+    if sampling.top_k:
+        p_BxV = _likeliest(p_BxV, jnp.ones_like(p_BxV), jnp.full(p_BxV.shape[:1], sampling.top_k, jnp.float32))
+    if sampling.top_p < 1:
+        p_BxV = _likeliest(p_BxV, p_BxV, sampling.top_p * jnp.sum(p_BxV, axis=-1))
+    return p_BxV
+
+
+def _likeliest(p_BxV: jax.Array, weight_BxV: jax.Array, limit_B: jax.Array) -> jax.Array:
+    """p where the likelier tokens weigh less than the limit, else 0.
+
+    The least p that is kept is found bit by bit, since floats above 0 are ordered as their bits are: exact as a sort,
+    and a few passes over V instead.
+    """
+    bits_BxV = jax.lax.bitcast_convert_type(p_BxV, jnp.int32)
+
+    def halve(_, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low_B, high_B = bounds  # tokens above `low` weigh at least the limit, those above `high` less
+        middle_B = low_B + (high_B - low_B) // 2
+        above_B = jnp.sum(jnp.where(bits_BxV > middle_B[:, None], weight_BxV, 0), axis=-1)
+        enough_B = above_B >= limit_B
+        return jnp.where(enough_B, middle_B, low_B), jnp.where(enough_B, high_B, middle_B)
+
+    bounds = jnp.full_like(limit_B, -1, jnp.int32), jnp.full_like(limit_B, LARGEST_BITS, jnp.int32)
+    _, least_B = jax.lax.fori_loop(0, 31, halve, bounds)
+    return jnp.where(bits_BxV >= least_B[:, None], p_BxV, 0)
+
+
+def invert(p_BxV: jax.Array, uniform_B: jax.Array) -> jax.Array:
+    """The token at which the running sum of p first passes uniform * sum(p); one of p = 0 is never chosen.
+
+    Summed in blocks, so that rounding doesn't grow with V and no long scan is needed.
+    """
+    block = 32
+    p_BxNxK = jnp.pad(p_BxV, ((0, 0), (0, -p_BxV.shape[-1] % block))).reshape(p_BxV.shape[0], -1, block)
+    block_BxN = jnp.sum(p_BxNxK, axis=-1)
+    end_BxN = jnp.cumsum(block_BxN, axis=-1)
+    target_B = uniform_B * end_BxN[:, -1]
+    number_B = _first_above(end_BxN, target_B, block_BxN)
+    chosen_BxK = jnp.take_along_axis(p_BxNxK, number_B[:, None, None], axis=1)[:, 0]
+    before_B = jnp.take_along_axis(end_BxN - block_BxN, number_B[:, None], axis=1)[:, 0]
+    within_B = _first_above(before_B[:, None] + jnp.cumsum(chosen_BxK, axis=-1), target_B, chosen_BxK)
+    return (number_B * block + within_B).astype(jnp.int32)
+
+
+def _first_above(sums_BxN: jax.Array, target_B: jax.Array, p_BxN: jax.Array) -> jax.Array:
+    """The first place whose sum passes the target; where rounding left none, the last with any probability."""
+    possible_BxN = p_BxN > 0
+    above_BxN = (sums_BxN > target_B[:, None]) & possible_BxN
+    last_B = p_BxN.shape[-1] - 1 - jnp.argmax(possible_BxN[:, ::-1], axis=-1)
+    return jnp.where(jnp.any(above_BxN, axis=-1), jnp.argmax(above_BxN, axis=-1), last_B)
