@@ -1,23 +1,23 @@
-"""Runs programs that a model wrote, each in a process of its own behind several layers, and says which pass their tests.
+"""Runs programs that a model wrote, each in processes of its own behind several layers, and says which pass.
 
     with sandbox.Sandbox(workers=2) as box:
         for verdict in box.run(programs):
             ...
 
-Two processes serve a program. One loads the candidate and answers calls of its entry point; the other runs the tests, and
-only plain values pass between them. Both are forked from a small Python that never sees programs or tests. The second
-knows a random nonce and tells it after the last test; nothing else counts as success.
+Two processes serve a program. One loads the candidate and answers calls of its entry point; the other runs the tests,
+and only plain values pass between them. Both are forked from a small Python that never sees programs or tests. The
+second knows a random nonce and tells it after the last test; nothing else counts as success.
 
-Layers around either process: user, mount, pid, network, IPC, UTS and cgroup namespaces; a root folder that holds Python
-and the system's libraries, read-only, and a private tmpfs; no capabilities, no privileges to gain, as root's child an
-unprivileged user; Landlock; a seccomp filter that lists what is allowed; limits of CPU time, wall-clock time, addresses,
-files and threads. `Sandbox` refuses to start where one of them is missing.
+Layers around either process: user, mount, pid, network, IPC, UTS and cgroup namespaces; a root folder that holds
+Python and the system's libraries, read-only, and a private tmpfs; no capabilities and no way to gain any, as root's
+child an unprivileged user; Landlock; a seccomp filter that lists what is allowed; limits of CPU time, wall-clock time,
+addresses, files and threads. `Sandbox` tries each of them when it starts, and refuses where one is missing.
 
-What a candidate can still do: read Python's own library, use its CPU time and memory, learn the arguments that the tests
-call it with, and answer from memory. What differs from running the tests in the candidate's own interpreter: an answer
-arrives as a plain copy (an iterator, a Decimal or an object of a class of its own is no answer), a change of an argument
-isn't seen, and neither is a change of a function that the tests themselves use. A kernel's own flaw is not guarded against
-beyond the short list of calls that the filter lets through.
+What a candidate can still do: read Python's own library, use its CPU time and memory, see the arguments that the tests
+call it with, and answer from memory. What differs from tests in the candidate's own interpreter: an answer arrives as a
+plain copy (a Counter as a dict; an iterator, a Decimal or an object of a class of its own is no answer), and tests see
+neither a change of an argument nor of a function that they use themselves. Flaws of the kernel are not guarded against
+beyond the shortness of the list of calls that the filter lets through.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ import hmac
 import json
 import os
 import pathlib
+import re
 import secrets
 import selectors
 import signal
@@ -41,6 +42,14 @@ from nca_jax.evals import sandbox_wire as wire
 Limits = layers.Limits
 ROOT = pathlib.Path(__file__).parents[2]
 CPU_SLACK = 0.1  # seconds by which the kernel's account of a stopped process may fall short of the limit
+ADDRESS = re.compile(r'0x[0-9a-f]{6,}')  # of an object: another one in every run
+PROBES = {  # bodies of a function that should add one
+    'return x + 1': 'passed',
+    'return x': 'wrong',
+    'import os; os._exit(0)': 'exited: 0',
+    'while True: pass': 'cpu time',
+    'import time; time.sleep(60)': 'wall clock',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +68,10 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """why: passed, wrong, memory, cpu time, wall clock, killed: SIGNAL, exited: CODE, answer: ..., error: NAME: TEXT."""
+    """why: passed, wrong, memory, cpu time, wall clock, closed its files, or one of these with more after it.
+
+    killed: SIGNAL. exited: CODE. answer: what is wrong with its form. error: NAME: TEXT. tests: how these ended.
+    """
 
     passed: bool
     why: str
@@ -84,6 +96,7 @@ class Sandbox:
                 self._workers.append(_Worker())
             for worker in self._workers:
                 worker.wait_until_ready()
+            self._prove()
         except BaseException:
             self.close()
             raise
@@ -104,6 +117,18 @@ class Sandbox:
     def processes(self) -> list[int]:
         """Of the workers, as this process's children."""
         return [worker.process.pid for worker in self._workers]
+
+    def _prove(self) -> None:
+        """UserError unless every layer refuses what it must, and only a right answer passes."""
+        for worker in self._workers:
+            worker.try_layers(self.limits)
+        quick = dataclasses.replace(self.limits, cpu_seconds=1, wall_seconds=60.0)
+        limits = [quick, quick, quick, quick, dataclasses.replace(quick, wall_seconds=0.3)]
+        for (body, expected), most in zip(PROBES.items(), limits, strict=True):
+            program = Program(f'def f(x):\n    {body}\n', 'f', '', 'def check(f):\n    assert f(1) == 2\n')
+            found = next(self.run([program], most)).why
+            if found != expected:
+                raise UserError(f'sandbox: self-test: {body!r} was judged {found!r} instead of {expected!r}')
 
     def judge(self, program: Program) -> Verdict:
         """Of one program."""
@@ -152,6 +177,14 @@ class _Worker:
         if 'refused' in answer:
             raise UserError(f'sandbox: this machine refuses a layer: {answer["refused"]}')
 
+    def try_layers(self, limits: Limits) -> None:
+        self.control.send(json.dumps(dataclasses.asdict(limits)).encode())
+        answer = self._answer()
+        if answer['missing'] is None:
+            raise UserError(f'sandbox: the self-test ended early, {_ending(answer["status"])}')
+        if answer['missing']:
+            raise UserError(f'sandbox: not in force on this machine: {", ".join(answer["missing"])}')
+
     def start(self, number: int, program: Program, limits: Limits) -> None:
         self.number, self.limits, self.nonce = number, limits, secrets.token_hex(32)
         self.tests, theirs = socket.socketpair()
@@ -173,7 +206,7 @@ class _Worker:
         ended = self._answer()
         with self.tests:
             try:
-                report = wire.receive(self.tests.fileno(), most=sides.REPORT_BYTES)
+                report = wire.receive(self.tests.fileno(), most=sides.REPORT_BYTES + 1)
             except ConnectionResetError:
                 report = None
         why = 'passed' if _is_nonce(report, self.nonce) else _why(report, ended, self.limits)
@@ -191,20 +224,20 @@ class _Worker:
 
 
 def _is_nonce(report: bytes | None, nonce: str) -> bool:
-    return report is not None and hmac.compare_digest(report, nonce.encode())
+    return report is not None and hmac.compare_digest(report, sides.PASSED + nonce.encode())
 
 
 def _why(report: bytes | None, ended: dict, limits: Limits) -> str:
     """Why a program failed, from what its tests' side reports and how the two processes ended."""
     if os.WIFEXITED(ended['tests']) and os.WEXITSTATUS(ended['tests']) not in (0, sides.CANDIDATE_GONE):
         raise RuntimeError(f'sandbox: a process could not be confined, exit code {os.WEXITSTATUS(ended["tests"])}')
-    said = None if report is None else json.loads(report)['why']
+    said = None if report is None else ADDRESS.sub('0x...', report[1:].decode('utf-8', 'ignore'))
     if ended['late']:
         return 'wall clock'
     if said not in (None, 'gone'):
         return said
     if said is None:  # the tests' own process died, as it may of an answer that is too large to compare
-        return f'tests {_ending(ended["tests"])}'
+        return f'tests: {_ending(ended["tests"])}'
     if ended['cpu_seconds'] > limits.cpu_seconds - CPU_SLACK:
         return 'cpu time'
     return _ending(ended['candidate']) if ended['ended'] else 'closed its files'

@@ -9,8 +9,8 @@ import platform
 
 MACHINES = ('x86_64', 'aarch64')  # the columns of the tables below; '-' is a call that a processor lacks
 
-# What a running Python needs: files, its own memory, time, signals, waiting, threads. Nothing that reaches out of a process
-# (sockets, other processes' memory, keys, shared memory), starts a program or asks for a privilege.
+# What a running Python needs: files, its own memory, time, signals, waiting, threads. Nothing that reaches out of a
+# process (sockets, other processes' memory, keys, shared memory), starts a program or asks for a privilege.
 ALLOWED = """
     read 0 63, write 1 64, readv 19 65, writev 20 66, pread64 17 67, pwrite64 18 68, preadv 295 69, pwritev 296 70,
     close 3 57, close_range 436 436, lseek 8 62, open 2 -, openat 257 56, creat 85 -, stat 4 -, fstat 5 80,
@@ -70,14 +70,22 @@ MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x20, 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP = 1, 4, 24
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS = 28, 38
-LAST_CAPABILITY = 63
+LOCKED_SECUREBITS = 0b11101111  # no powers by user number, no ambient ones; all but keep_caps, and locked
 CAPABILITY_VERSION = 0x20080522
 
 
-def call(name: str, *arguments: int | bytes | ctypes.Array | ctypes.Structure | None) -> int:
+Argument = int | bytes | ctypes.Array | ctypes.Structure | None
+
+
+def call(name: str, *arguments: Argument) -> int:
     """A system call by name. OSError, with the call's name in it, where the kernel refuses."""
+    return call_number(_NUMBERS[name], *arguments, name=name)
+
+
+def call_number(number: int, *arguments: Argument, name: str = 'system call') -> int:
+    """One by number, as `call`."""
     words = []
     for argument in arguments:
         if isinstance(argument, int):
@@ -86,7 +94,7 @@ def call(name: str, *arguments: int | bytes | ctypes.Array | ctypes.Structure | 
             words.append(ctypes.byref(argument))
         else:
             words.append(argument)  # bytes, arrays and None pass as pointers
-    result = _libc.syscall(ctypes.c_long(_NUMBERS[name]), *words)
+    result = _libc.syscall(ctypes.c_long(number), *words)
     if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, f'{name}: {os.strerror(error)}')
@@ -94,12 +102,6 @@ def call(name: str, *arguments: int | bytes | ctypes.Array | ctypes.Structure | 
 
 
 def drop_capabilities() -> None:
-    """Gives up every capability of this process, also those that a later exec could bring back."""
-    for capability in range(LAST_CAPABILITY + 1):
-        try:
-            call('prctl', PR_CAPBSET_DROP, capability, 0, 0, 0)
-        except OSError:
-            break  # past the last that this kernel knows
-    call('prctl', PR_SET_SECUREBITS, 0x2F, 0, 0, 0)  # root is nobody special, no ambient ones; locked
-    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
-    call('capset', header, (ctypes.c_uint32 * 6)())
+    """Gives up every capability of this process, and locks that being root of its namespace is worth nothing."""
+    call('prctl', PR_SET_SECUREBITS, LOCKED_SECUREBITS, 0, 0, 0)
+    call('capset', (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)())

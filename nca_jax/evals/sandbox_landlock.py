@@ -1,4 +1,4 @@
-"""Landlock: which folders a program may read, the one in which it may write, and no TCP, signals or sockets outwards."""
+"""Landlock: which folders a program may read, the one it may write in, and no TCP, signals or sockets outwards."""
 
 import ctypes
 import errno
@@ -42,15 +42,22 @@ def version() -> int:
         raise
 
 
-def restrict(read: Iterable[str], write: str, abi: int) -> None:
-    """Confines this process, which must have no_new_privs, to reading below `read` and writing below `write`."""
+def rules(read: Iterable[str], write: str, abi: int) -> int:
+    """The file number of a set of rules: reading below `read` and writing below `write`, nothing else.
+
+    The version of the interface, `abi`, decides what else is refused.
+    """
     known = (1 << RIGHTS[max(found for found in RIGHTS if found <= abi)]) - 1
     ruleset = Ruleset(known, NETWORK if abi >= 4 else 0, SCOPES if abi >= 6 else 0)
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
-    rules = kernel.call('landlock_create_ruleset', ruleset, size, 0)
+    number = kernel.call('landlock_create_ruleset', ruleset, size, 0)
     for path, rights in [*((path, READ) for path in read), (write, WRITE & known)]:
         folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        kernel.call('landlock_add_rule', rules, PATH_BENEATH, PathBeneath(rights, folder), 0)
+        kernel.call('landlock_add_rule', number, PATH_BENEATH, PathBeneath(rights, folder), 0)
         os.close(folder)
-    kernel.call('landlock_restrict_self', rules, 0)
-    os.close(rules)
+    return number
+
+
+def restrict(number: int) -> None:
+    """Confines this process, which must have no_new_privs, by a set of `rules` for good."""
+    kernel.call('landlock_restrict_self', number, 0)

@@ -4,11 +4,13 @@
 """
 
 import dataclasses
+import errno
 import os
 import resource
+import signal
 import struct
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from nca_jax.evals import sandbox_kernel as kernel
 from nca_jax.evals import sandbox_landlock as landlock
@@ -16,18 +18,28 @@ from nca_jax.evals import sandbox_seccomp as seccomp
 
 NOBODY = 65534  # the user that root becomes
 SYSTEM_LIBRARIES = ('/lib', '/lib64', '/usr/lib', '/usr/lib64')
-PRIVATE = '/tmp'
+# The private folder, and the one around it: Landlock passes over the very place where another file system begins.
+PRIVATE, AROUND = '/private/tmp', '/private'
+STAGE = '/tmp'  # where the new root is put together
 EMPTY = '/empty'  # a file, what programs read from standard input
 MIB = 1 << 20
-STACK_BYTES = 8 * MIB
-NAMESPACES = (
-    kernel.CLONE_NEWNS
-    | kernel.CLONE_NEWNET
-    | kernel.CLONE_NEWPID
-    | kernel.CLONE_NEWIPC
-    | kernel.CLONE_NEWUTS
-    | kernel.CLONE_NEWCGROUP
-)
+HOST = b'sandbox'
+SAME_FOR_ALL = {
+    resource.RLIMIT_STACK: 8 * MIB,
+    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_MSGQUEUE: 0,
+    resource.RLIMIT_MEMLOCK: 0,
+    resource.RLIMIT_RTPRIO: 0,
+    resource.RLIMIT_NICE: 0,
+}
+NAMESPACES = {
+    'user': kernel.CLONE_NEWUSER,
+    'mnt': kernel.CLONE_NEWNS,
+    'net': kernel.CLONE_NEWNET,
+    'ipc': kernel.CLONE_NEWIPC,
+    'uts': kernel.CLONE_NEWUTS,
+    'cgroup': kernel.CLONE_NEWCGROUP,
+}
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
 
 
@@ -74,12 +86,22 @@ def build() -> None:
         _own_user(processes)
         _new_root()
     os.close(processes)
-    kernel.call('sethostname', b'sandbox', 7)
+    kernel.call('sethostname', HOST, len(HOST))
+    for kind, most in SAME_FOR_ALL.items():
+        resource.setrlimit(kind, (most, most))
 
 
 def _own_user(processes: int) -> None:
-    user, group = os.geteuid(), os.getegid()
-    kernel.call('unshare', kernel.CLONE_NEWUSER | NAMESPACES)
+    """A user namespace and all others with it. OSError where one of them is still the machine's own."""
+
+    def namespaces() -> dict[str, str]:
+        return {name: os.readlink(f'self/ns/{name}', dir_fd=processes) for name in NAMESPACES}
+
+    user, group, before = os.geteuid(), os.getegid(), namespaces()
+    kernel.call('unshare', sum(NAMESPACES.values()) | kernel.CLONE_NEWPID)  # the last begins with the next child
+    for name, namespace in namespaces().items():
+        if namespace == before[name]:
+            raise OSError(errno.EPERM, f"namespace {name}: it is still the machine's own")
     for name, text in (('setgroups', 'deny'), ('uid_map', f'{user} {user} 1'), ('gid_map', f'{group} {group} 1')):
         file = os.open(f'self/{name}', os.O_WRONLY | os.O_CLOEXEC, dir_fd=processes)
         os.write(file, text.encode())
@@ -91,10 +113,10 @@ def _new_root() -> None:
     kernel.call('mount', None, b'/', None, kernel.MS_REC | kernel.MS_PRIVATE, None)
     folders = {folder: os.open(folder, os.O_PATH | os.O_CLOEXEC) for folder in readable() if not os.path.islink(folder)}
     links = {folder: os.readlink(folder) for folder in readable() if os.path.islink(folder)}
-    kernel.call('mount', b'tmpfs', PRIVATE.encode(), b'tmpfs', kernel.MS_NOSUID | kernel.MS_NODEV, b'size=1m,mode=0755')
+    kernel.call('mount', b'tmpfs', STAGE.encode(), b'tmpfs', kernel.MS_NOSUID | kernel.MS_NODEV, b'size=1m,mode=0755')
     os.umask(0o022)
     for folder, source in folders.items():
-        target = PRIVATE + folder
+        target = STAGE + folder
         os.makedirs(target)
         kernel.call(
             'mount', f'/proc/self/fd/{source}'.encode(), target.encode(), None, kernel.MS_BIND | kernel.MS_REC, None
@@ -103,10 +125,12 @@ def _new_root() -> None:
         attributes = struct.pack('=QQQQ', MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, 0, 0, 0)
         kernel.call('mount_setattr', kernel.AT_FDCWD, target.encode(), kernel.AT_RECURSIVE, attributes, len(attributes))
     for folder, target in links.items():
-        os.symlink(target, PRIVATE + folder)
-    os.mkdir(PRIVATE + PRIVATE)
-    os.close(os.open(PRIVATE + EMPTY, os.O_CREAT | os.O_WRONLY, 0o444))
-    os.chdir(PRIVATE)
+        os.symlink(target, STAGE + folder)
+    os.makedirs(STAGE + PRIVATE)
+    if not os.path.exists(f'{STAGE}/tmp'):  # Python itself may lie there
+        os.symlink(PRIVATE, f'{STAGE}/tmp')
+    os.close(os.open(STAGE + EMPTY, os.O_CREAT | os.O_WRONLY, 0o444))
+    os.chdir(STAGE)
     kernel.call('pivot_root', b'.', b'.')
     kernel.call('umount2', b'.', kernel.MNT_DETACH)
     os.chdir('/')
@@ -114,30 +138,43 @@ def _new_root() -> None:
     kernel.call('mount', None, b'/', None, flags, None)
 
 
+@dataclasses.dataclass(frozen=True)
+class Worker:
+    """What each process of a worker needs of it.
+
+    mapped: bytes of addresses at first. abi, rules: of Landlock, its version and a file. filter: of system calls.
+    """
+
+    mapped: int
+    abi: int
+    rules: int
+    filter: bytes
+
+
 def confine(
-    limits: Limits, keep: Iterable[int], mapped: int, abi: int, after: Callable[[str], None] = lambda layer: None
+    limits: Limits, keep: Sequence[int], worker: Worker, after: Callable[[str], None] = lambda layer: None
 ) -> None:
     """Puts this process behind all layers for good, with the files `keep` from number 3 on and no others.
 
-    mapped: the bytes of addresses that it has at first. abi: of Landlock. after: called with the name of each layer
-    once that is in force, for the self-test.
+    after: called with the name of each layer once that is in force, for the self-test.
     """
     os.setsid()
     _private_folder(limits)
-    _keep_files(keep)
+    _keep_files((*keep, worker.rules))
     after('mounts')
-    _set_limits(limits, mapped)
+    _set_limits(limits, worker.mapped)
     after('limits')
     # A user namespace of its own counts its threads apart from those of other programs.
     kernel.call('unshare', kernel.CLONE_NEWUSER)
     kernel.drop_capabilities()
     kernel.call('prctl', kernel.PR_SET_DUMPABLE, 0, 0, 0, 0)
-    kernel.call('prctl', kernel.PR_SET_PDEATHSIG, 9, 0, 0, 0)
+    kernel.call('prctl', kernel.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     kernel.call('prctl', kernel.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     after('privileges')
-    landlock.restrict(readable(), PRIVATE, abi)
+    landlock.restrict(3 + len(keep))
+    os.close(3 + len(keep))
     after('Landlock')
-    seccomp.restrict()
+    seccomp.restrict(worker.filter)
     after('seccomp')
 
 
@@ -149,7 +186,7 @@ def _private_folder(limits: Limits) -> None:
     os.chdir(PRIVATE)
 
 
-def _keep_files(keep: Iterable[int]) -> None:
+def _keep_files(keep: Sequence[int]) -> None:
     """Numbers from 3 on are `keep`; what is printed goes into a nameless file of the private folder."""
     printed = os.open(f'{PRIVATE}/printed', os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     os.unlink(f'{PRIVATE}/printed')
@@ -169,12 +206,6 @@ def _set_limits(limits: Limits, mapped: int) -> None:
         (resource.RLIMIT_FSIZE, limits.file_mb * MIB),
         (resource.RLIMIT_NOFILE, limits.files),
         (resource.RLIMIT_NPROC, limits.threads),
-        (resource.RLIMIT_STACK, STACK_BYTES),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_MSGQUEUE, 0),
-        (resource.RLIMIT_MEMLOCK, 0),
-        (resource.RLIMIT_RTPRIO, 0),
-        (resource.RLIMIT_NICE, 0),
     ):
         resource.setrlimit(kind, (most, most))
 

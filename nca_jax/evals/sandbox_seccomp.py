@@ -6,8 +6,8 @@ interface would be numbered otherwise, and kill the process.
 
 import ctypes
 import errno
-import platform
 import struct
+from collections.abc import Sequence
 
 from nca_jax.evals import sandbox_kernel as kernel
 
@@ -40,7 +40,6 @@ def instruction(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
 
 def program(machine: str) -> bytes:
     """The filter for a processor, as an array of struct sock_filter."""
-    allowed = kernel.numbers(kernel.ALLOWED, machine)
     others = kernel.numbers(kernel.OTHERS, machine)
     lines = [
         instruction(LOAD, ARCH),
@@ -50,8 +49,6 @@ def program(machine: str) -> bytes:
     ]
     if machine == 'x86_64':
         lines += [instruction(JUMP_NOT_BELOW, X32_BIT, no=1), instruction(RETURN, KILL)]
-    for number in allowed.values():
-        lines += [instruction(JUMP_EQUAL, number, no=1), instruction(RETURN, ALLOW)]
     # A thread of this process is allowed, another process is not. The C library falls back from clone3, whose flags lie
     # in memory where a filter can't look, to clone.
     lines += [
@@ -63,18 +60,33 @@ def program(machine: str) -> bytes:
         instruction(JUMP_ANY_BIT, kernel.CLONE_THREAD, no=1),
         instruction(RETURN, ALLOW),
         instruction(RETURN, REFUSE | errno.EPERM),
-        instruction(JUMP_EQUAL, others['ioctl'], yes=1),
-        instruction(RETURN, REFUSE | errno.EPERM),
+        instruction(JUMP_EQUAL, others['ioctl'], no=2 + 2 * len(IOCTLS)),
         instruction(LOAD, SECOND),
     ]
     for request in IOCTLS:
         lines += [instruction(JUMP_EQUAL, request, no=1), instruction(RETURN, ALLOW)]
-    return b''.join([*lines, instruction(RETURN, REFUSE | errno.EPERM)])
+    lines.append(instruction(RETURN, REFUSE | errno.EPERM))
+    allowed = set(kernel.numbers(kernel.ALLOWED, machine).values())
+    borders = [number for number in range(max(allowed) + 2) if (number in allowed) != (number - 1 in allowed)]
+    return b''.join([*lines, *search(borders, inside=False)])
 
 
-def restrict() -> None:
-    """Puts this process behind the filter for good. It must have no_new_privs. OSError where the kernel can't."""
-    code = program(platform.machine())
+def search(borders: Sequence[int], inside: bool) -> list[bytes]:
+    """A binary search: whether a number is allowed changes at each of `borders`, and is `inside` below the first.
+
+    The kernel runs a filter for every call there is when it is put in place, so a list one by one would take a
+    millisecond of each program.
+    """
+    if not borders:
+        return [instruction(RETURN, ALLOW if inside else REFUSE | errno.EPERM)]
+    middle = len(borders) // 2
+    below = search(borders[:middle], inside)
+    above = search(borders[middle + 1 :], inside ^ (middle % 2 == 0))
+    return [instruction(JUMP_NOT_BELOW, borders[middle], yes=len(below)), *below, *above]
+
+
+def restrict(code: bytes) -> None:
+    """Puts this process behind a `program` for good. It must have no_new_privs. OSError where the kernel can't."""
     buffer = ctypes.create_string_buffer(code, len(code))
     header = struct.pack('@HxxxxxxQ', len(code) // 8, ctypes.addressof(buffer))
     kernel.call('seccomp', SECCOMP_SET_MODE_FILTER, 0, header)

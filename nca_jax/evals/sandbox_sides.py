@@ -1,9 +1,10 @@
-"""What runs in the two processes of one program: the candidate's side answers calls, the tests' side makes and judges them.
+"""What runs in the two processes of one program: the candidate's answers calls, the tests' makes and judges them.
 
 Only the tests' side ever sees tests and nonce; only plain values pass between them (see sandbox_wire).
 """
 
 import builtins
+import functools
 import json
 import os
 import random
@@ -14,7 +15,8 @@ from collections.abc import Callable
 from nca_jax.evals import sandbox_wire as wire
 
 NAME = 'candidate'  # of the module that a candidate is
-REPORT_BYTES = 4096
+REPORT_BYTES = 1024
+PASSED, FAILED = b'+', b'-'  # first byte of a report, before the nonce or what failed
 TEXT = 200  # characters of an error's message
 READY = b'confined'  # what a candidate's process says before it reads the program
 CANDIDATE_GONE, UNCONFINED = 3, 4  # exit codes of the tests' side
@@ -35,15 +37,18 @@ def candidate_side(calls: int, answers: int) -> None:
 
     wire.send(answers, _answer(load))
     while (call := wire.receive(calls)) is not None:
-        arguments, named = wire.decode(call)
-        wire.send(answers, _answer(lambda: module.__dict__[entry_point](*arguments, **named)))
+        wire.send(answers, _answer(functools.partial(_call, module.__dict__[entry_point], *wire.decode(call))))
+
+
+def _call(function: Callable[..., object], arguments: tuple, named: dict[str, object]) -> object:
+    return function(*arguments, **named)
 
 
 def _answer(work: Callable[[], object]) -> bytes:
     """Its plain value, or the name and the message of what it raised."""
     try:
         return wire.encode(('value', work()))
-    except wire.NotPlain as error:
+    except wire.NotPlainError as error:
         return wire.encode(('not plain', str(error)))
     except BaseException as error:
         return wire.encode(('raised', type(error).__name__, _text(error)))
@@ -62,7 +67,8 @@ def tests_side(judge: int, calls: int, answers: int) -> None:
     random.seed(0)
 
     def leave(why: str, code: int = 0) -> None:
-        wire.send(judge, json.dumps({'why': why}).encode()[:REPORT_BYTES])
+        line = ' '.join(why.split()).encode('utf-8', 'backslashreplace')
+        wire.send(judge, FAILED + line[:REPORT_BYTES])
         os._exit(code)
 
     def ask(message: bytes) -> object:
@@ -75,33 +81,33 @@ def tests_side(judge: int, calls: int, answers: int) -> None:
             leave('gone', CANDIDATE_GONE)
         try:
             kind, *rest = wire.decode(reply)
-        except (wire.NotPlain, TypeError, ValueError):
+        except (wire.NotPlainError, TypeError, ValueError):
             leave('answer: bytes of no plain value')
         if kind == 'value' and len(rest) == 1:
             return rest[0]
         if kind == 'raised' and len(rest) == 2 and all(type(part) is str for part in rest):
-            raise _Raised(*rest)
+            raise _RaisedError(*rest)
         leave(f'answer: {str(rest[0])[:TEXT] if rest else ""}')
 
     if wire.receive(answers) != READY:
         os._exit(UNCONFINED)
     try:
         ask(wire.encode((request['program'], request['entry_point'])))
-    except _Raised as error:
+    except _RaisedError as error:
         leave(_why(error.name, error.text))
     raised = []
 
     def candidate(*arguments: object, **named: object) -> object:
         try:
             return ask(wire.encode((arguments, named)))
-        except _Raised as error:
+        except _RaisedError as error:
             raised.append(error.as_builtin())
             raise raised[-1] from error
 
     verdict = _run_tests(request, candidate, raised)
     if verdict is not None:
         leave(verdict)
-    wire.send(judge, request['nonce'].encode())
+    wire.send(judge, PASSED + request['nonce'].encode())
 
 
 def _run_tests(request: dict[str, str], candidate: Callable, raised: list[BaseException]) -> str | None:
@@ -114,7 +120,7 @@ def _run_tests(request: dict[str, str], candidate: Callable, raised: list[BaseEx
         names['check'](candidate)
     except BaseException as error:
         cause = error.__cause__
-        if isinstance(cause, _Raised) and any(error is one for one in raised):
+        if isinstance(cause, _RaisedError) and any(error is one for one in raised):
             return _why(cause.name, cause.text)
         return 'wrong' if isinstance(error, AssertionError) else _why(type(error).__name__, _text(error))
     return None
@@ -124,7 +130,7 @@ def _why(name: str, text: str) -> str:
     return 'memory' if name == 'MemoryError' else f'error: {name}: {text}'
 
 
-class _Raised(Exception):
+class _RaisedError(Exception):
     """What the candidate raised, in its own process."""
 
     def __init__(self, name: str, text: str):

@@ -13,27 +13,27 @@ DEPTH = 100  # of values in values
 MOST_BYTES = 8 << 20  # of one value or frame
 
 
-class NotPlain(ValueError):
+class NotPlainError(ValueError):
     """A value that has no plain form, or bytes that are of none."""
 
 
 def encode(value: object) -> bytes:
-    """NotPlain for other types, for values nested deeper than DEPTH, and above MOST_BYTES."""
+    """NotPlainError for other types, for values nested deeper than DEPTH, and above MOST_BYTES."""
     parts: list[bytes] = []
     _write(value, parts, [MOST_BYTES], DEPTH)
     return b''.join(parts)
 
 
 def decode(data: bytes) -> object:
-    """The value of `encode`. NotPlain for bytes that are of none."""
+    """The value of `encode`. NotPlainError for bytes that are of none."""
     try:
         value, end = _read(data, 0, DEPTH)
-    except NotPlain:
+    except NotPlainError:
         raise
     except (struct.error, KeyError, TypeError, ValueError) as error:
-        raise NotPlain(f'bytes of no plain value: {type(error).__name__}') from None
+        raise NotPlainError(f'bytes of no plain value: {type(error).__name__}') from None
     if end != len(data):
-        raise NotPlain('bytes after a value')
+        raise NotPlainError('bytes after a value')
     return value
 
 
@@ -68,15 +68,15 @@ def _write(value: object, parts: list[bytes], left: list[int], depth: int) -> No
     if kind not in _TAGS:
         kind = next((kind for kind in _TAGS if isinstance(value, kind)), None)
         if kind is None:
-            raise NotPlain(f'a {type(value).__name__} is no plain value')
+            raise NotPlainError(f'a {type(value).__name__} is no plain value')
     if depth == 0:
-        raise NotPlain(f'values nested more than {DEPTH} deep')
+        raise NotPlainError(f'values nested more than {DEPTH} deep')
     body = _BODIES[kind](value) if kind in _BODIES else b''
     items = _ITEMS[kind](value) if kind in _ITEMS else ()
     size = len(items) if kind in _ITEMS else len(body)
     left[0] -= 5 + len(body)
     if left[0] < 0:
-        raise NotPlain(f'more than {MOST_BYTES} bytes')
+        raise NotPlainError(f'more than {MOST_BYTES} bytes')
     parts.append(struct.pack('<cI', _TAGS[kind], size) + body)
     for item in items:
         _write(item, parts, left, depth - 1)
@@ -86,10 +86,10 @@ def _read(data: bytes, start: int, depth: int) -> tuple[object, int]:
     tag, size = struct.unpack_from('<cI', data, start)
     start += 5
     if depth == 0:
-        raise NotPlain(f'values nested more than {DEPTH} deep')
+        raise NotPlainError(f'values nested more than {DEPTH} deep')
     if tag in _SCALARS:
         if start + size > len(data):
-            raise NotPlain('bytes are missing')
+            raise NotPlainError('bytes are missing')
         return _SCALARS[tag](data[start : start + size]), start + size
     items = []
     for _ in range(size):

