@@ -73,7 +73,7 @@ def split_solution(text: str, marks: str, name: str) -> tuple[str, str]:
     """Reasoning and final answer of a solution that ends in `#### answer`.
 
     marks: 'drop' takes out `<<...>>`, which call a calculator that no model here has and cost a fifth to a third of an
-    answer's tokens; 'keep' leaves them in the reasoning. UserError, with `name` in it, where there is no answer of one word.
+    answer's tokens; 'keep' leaves them in the reasoning. UserError, with `name` in it, where no answer of one word is.
     """
     reasoning, mark, answer = text.rpartition('####')
     if not mark or len(answer.split()) != 1:
