@@ -12,6 +12,7 @@ import pytest
 
 from nca_jax import config as configs
 from nca_jax.data import instruct, instruct_rows, problems, tokenizer
+from nca_jax.data.problem_sets import ProblemsConfig
 from nca_jax.errors import UserError
 from nca_jax.progress import silent
 
@@ -29,31 +30,39 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def config(folder):
-    return instruct.InstructConfig(
+    chosen = ProblemsConfig(
         task='gsm8k',
         path=str(GOLDEN),
         tasks=(),
-        tokenizer=str(folder / 'tokenizer.json'),
-        shots=(1, 3),
-        loss_on='target',
         calculator_marks='drop',
         train_rows=0,
         least_rows=0,
         valid_rows=2,
         size=(0, 0),
     )
+    return instruct.InstructConfig(chosen, str(folder / 'tokenizer.json'), shots=(1, 3), loss_on='target')
+
+
+def changed(config, **changes):
+    """With fields of it, or of its problems, changed."""
+    own = {name: changes.pop(name) for name in ('tokenizer', 'shots', 'loss_on') if name in changes}
+    return dataclasses.replace(config, problems=dataclasses.replace(config.problems, **changes), **own)
+
+
+def prepare(config, folder):
+    return instruct.prepare_instruct(config, tokenizer.load(config.tokenizer), folder, silent)
 
 
 @pytest.fixture(scope='module')
 def prepared(config, folder):
-    return instruct.prepare_instruct(config, folder, silent)
+    return prepare(config, folder)
 
 
 @pytest.fixture(scope='module')
 def choices(config, folder):
     """Six tasks of 60 rows each, of which 16 are kept for test."""
-    several = dataclasses.replace(config, task='choices', path='', shots=(0, 3), size=(60, 0))
-    return several, instruct.prepare_instruct(several, folder, silent)
+    several = changed(config, task='choices', path='', shots=(0, 3), size=(60, 0))
+    return several, prepare(several, folder)
 
 
 def sharding(devices):
@@ -85,7 +94,7 @@ def examples(prepared, tokens):
     whole = text(prepared, tokens)
     while whole.endswith(tokenizer.END_OF_TEXT * 2):
         whole = whole.removesuffix(tokenizer.END_OF_TEXT)
-    known = {p.prompt + p.target: p for found in prepared.problems.values() for p in found}
+    known = {p.prompt + p.target: p for found in prepared.problems.splits.values() for p in found}
     return [known[part] for part in whole.removesuffix(tokenizer.END_OF_TEXT).split(tokenizer.END_OF_TEXT)]
 
 
@@ -98,7 +107,7 @@ def test_exactly_the_target_and_its_end_is_scored(config, prepared):
 
 
 def test_the_release_scores_the_shots_answers_too(config, prepared):
-    both = dataclasses.replace(config, loss_on='all_answers')
+    both = changed(config, loss_on='all_answers')
     for (tokens, scored), (same, _) in zip(rows(make(both, prepared)(0)), rows(make(config, prepared)(0)), strict=True):
         np.testing.assert_array_equal(tokens, same)
         expected = ''.join(each.target + tokenizer.END_OF_TEXT for each in examples(prepared, tokens))
@@ -117,11 +126,11 @@ def test_what_is_scored_ends_the_row_and_the_rest_is_padding(config, prepared):
 
 
 def test_an_epoch_has_each_problem_once_in_an_order_of_its_own(config, prepared):
-    stream, total = make(config, prepared, batch=5), len(prepared.problems['train'])
+    stream, total = make(config, prepared, batch=5), len(prepared.problems.splits['train'])
     assert total == 10
     owns = [examples(prepared, tokens)[-1].id for step in range(6) for tokens, _ in rows(stream(step))]
     epochs = [owns[start : start + total] for start in range(0, 30, total)]
-    assert all(sorted(epoch) == sorted(p.id for p in prepared.problems['train']) for epoch in epochs)
+    assert all(sorted(epoch) == sorted(p.id for p in prepared.problems.splits['train']) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     other = [
         examples(prepared, tokens)[-1].id
@@ -135,7 +144,7 @@ def test_an_epoch_has_each_problem_once_in_an_order_of_its_own(config, prepared)
 
 def test_shots_are_other_training_problems_of_the_same_task(choices):
     config, prepared = choices
-    train = {problem.id for problem in prepared.problems['train']}
+    train = {problem.id for problem in prepared.problems.splits['train']}
     counts = collections.Counter()
     for split in ('train', 'valid'):
         stream = make(config, prepared, split=split, batch=64)
@@ -238,8 +247,10 @@ def test_a_process_makes_its_own_rows_only(config, prepared, monkeypatch):
 
 def test_splits_share_no_problem(choices, prepared):
     for found in (choices[1], prepared):
-        prompts = {split: {p.prompt for p in each} for split, each in found.problems.items()}
-        assert {split: len(each) for split, each in prompts.items()} == {s: len(p) for s, p in found.problems.items()}
+        prompts = {split: {p.prompt for p in each} for split, each in found.problems.splits.items()}
+        assert {split: len(each) for split, each in prompts.items()} == {
+            s: len(p) for s, p in found.problems.splits.items()
+        }
         assert len(set.union(*prompts.values())) == sum(map(len, prompts.values()))
 
 
@@ -248,45 +259,47 @@ def test_training_problems_that_test_has_are_left_out_and_counted(config, folder
     test = (GOLDEN / 'test.jsonl').read_text().splitlines()
     (tmp_path / 'train.jsonl').write_text('\n'.join([*lines, test[0], lines[3], test[5]]))
     (tmp_path / 'test.jsonl').write_text('\n'.join(test))
-    found = instruct.prepare_instruct(dataclasses.replace(config, path=str(tmp_path)), folder, silent)
-    assert {split: len(each) for split, each in found.problems.items()} == {'train': 10, 'valid': 2, 'test': 8}
-    assert found.left_out == {'small tasks': 0, 'repeated': 3}
+    found = prepare(changed(config, path=str(tmp_path)), folder)
+    assert {split: len(each) for split, each in found.problems.splits.items()} == {'train': 10, 'valid': 2, 'test': 8}
+    assert found.problems.left_out == {'small tasks': 0, 'repeated': 3}
 
 
 def test_tasks_are_capped_and_small_ones_left_out(choices, folder):
     config, prepared = choices
-    assert collections.Counter(p.task for p in prepared.problems['train']) == dict.fromkeys(
+    assert collections.Counter(p.task for p in prepared.problems.splits['train']) == dict.fromkeys(
         ('largest', 'parity', 'next_number', 'category', 'first_letter', 'last_letter'), 60 - 16 - 2
     )
-    capped = dataclasses.replace(config, train_rows=20, tasks=('parity', 'largest'))
-    found = instruct.prepare_instruct(capped, folder, silent)
-    assert collections.Counter(p.task for p in found.problems['train']) == {'parity': 20, 'largest': 20}
-    assert set(found.problems['train']) < set(prepared.problems['train'])
+    capped = changed(config, train_rows=20, tasks=('parity', 'largest'))
+    found = prepare(capped, folder)
+    assert collections.Counter(p.task for p in found.problems.splits['train']) == {'parity': 20, 'largest': 20}
+    assert set(found.problems.splits['train']) < set(prepared.problems.splits['train'])
     with pytest.raises(UserError, match=r'^least_rows = 45: no task of choices has as many training problems'):
-        instruct.prepare_instruct(dataclasses.replace(config, least_rows=45), folder, silent)
-    with pytest.raises(UserError, match=r'^shots = \(0, 20\): task largest has 20 training problems besides 2'):
-        instruct.prepare_instruct(dataclasses.replace(capped, shots=(0, 20)), folder, silent)
+        prepare(changed(config, least_rows=45), folder)
+    with pytest.raises(
+        UserError, match=r'^shots = \(0, 20\): must leave a training problem of task largest besides them, which has 20'
+    ):
+        prepare(changed(capped, shots=(0, 20)), folder)
 
 
 def test_identity_is_of_contents_not_of_files(config, folder, prepared, tmp_path):
     lines = (GOLDEN / 'train.jsonl').read_text().splitlines()
     shutil.copy(GOLDEN / 'test.jsonl', tmp_path)
-    moved = dataclasses.replace(config, path=str(tmp_path))
+    moved = changed(config, path=str(tmp_path))
 
     def identity(lines, config=moved):
         (tmp_path / 'train.jsonl').write_text('\n'.join(lines))
-        return instruct.prepare_instruct(config, folder, silent).identity
+        return prepare(config, folder).identity
 
     assert identity(lines) == identity(lines[::-1]) == prepared.identity
     row = json.loads(lines[4])
-    changed = json.dumps(row | {'answer': row['answer'] + '5'})
+    another = json.dumps(row | {'answer': row['answer'] + '5'})
     tokenizer.train(lines, 401).save(str(tmp_path / 'other.json'))
     others = {
-        identity([*lines[:4], changed, *lines[5:]]),
+        identity([*lines[:4], another, *lines[5:]]),
         identity(lines[:-1]),
-        identity(lines, dataclasses.replace(moved, calculator_marks='keep')),
-        identity(lines, dataclasses.replace(moved, tokenizer=str(tmp_path / 'other.json'))),
-        identity(lines, dataclasses.replace(moved, valid_rows=3)),
+        identity(lines, changed(moved, calculator_marks='keep')),
+        identity(lines, changed(moved, tokenizer=str(tmp_path / 'other.json'))),
+        identity(lines, changed(moved, valid_rows=3)),
     }
     assert len(others | {prepared.identity}) == 6
     assert prepared.tokenizer_identity == tokenizer.identity(prepared.tokenizer)
@@ -295,8 +308,8 @@ def test_identity_is_of_contents_not_of_files(config, folder, prepared, tmp_path
 
 def test_evaluation_prompts_are_rows_of_training_without_the_answer(config, prepared):
     end = tokenizer.end_of_text(prepared.tokenizer)
-    for problem in prepared.problems['test']:
-        shots = instruct.draw_shots(prepared, problem, 3, 0)
+    for problem in prepared.problems.splits['test']:
+        shots = instruct.draw_shots(prepared.problems, problem, 3, 0)
         prompt = instruct.few_shot(problem, shots, prepared.tokenizer, LENGTH * 2, 50)
         *before, own = instruct_rows.tokenise([*shots, problem], prepared.tokenizer, end)
         row, weights = instruct_rows.assemble(own, before, LENGTH * 2, end, 'target')
@@ -308,8 +321,8 @@ def test_evaluation_prompts_are_rows_of_training_without_the_answer(config, prep
 
 
 def test_evaluation_prompts_leave_room_and_drop_the_earliest_shots(prepared):
-    problem = prepared.problems['test'][0]
-    shots = instruct.draw_shots(prepared, problem, 3, 0)
+    problem = prepared.problems.splits['test'][0]
+    shots = instruct.draw_shots(prepared.problems, problem, 3, 0)
     whole = instruct.few_shot(problem, shots, prepared.tokenizer, 4096, 50)
     last = instruct.few_shot(problem, shots[1:], prepared.tokenizer, 4096, 50)
     bare = instruct.few_shot(problem, (), prepared.tokenizer, 4096, 50)
@@ -322,20 +335,20 @@ def test_evaluation_prompts_leave_room_and_drop_the_earliest_shots(prepared):
 
 def test_evaluation_shots_depend_on_the_seed_and_the_problem_alone(choices):
     _, prepared = choices
-    train = set(prepared.problems['train'])
-    drawn = {p.id: instruct.draw_shots(prepared, p, 2, 0) for p in prepared.problems['test']}
+    train = set(prepared.problems.splits['train'])
+    drawn = {p.id: instruct.draw_shots(prepared.problems, p, 2, 0) for p in prepared.problems.splits['test']}
     assert len(set(drawn.values())) > len(drawn) / 2
-    for problem in reversed(prepared.problems['test']):
-        shots = instruct.draw_shots(prepared, problem, 2, 0)
+    for problem in reversed(prepared.problems.splits['test']):
+        shots = instruct.draw_shots(prepared.problems, problem, 2, 0)
         assert shots == drawn[problem.id]
         assert set(shots) <= train
         assert {shot.task for shot in shots} == {problem.task}
-    assert drawn != {p.id: instruct.draw_shots(prepared, p, 2, 1) for p in prepared.problems['test']}
-    own = prepared.problems['train'][0]
-    pool = sum(p.task == own.task for p in prepared.problems['train'])
-    assert own not in instruct.draw_shots(prepared, own, pool - 1, 0)
+    assert drawn != {p.id: instruct.draw_shots(prepared.problems, p, 2, 1) for p in prepared.problems.splits['test']}
+    own = prepared.problems.splits['train'][0]
+    pool = sum(p.task == own.task for p in prepared.problems.splits['train'])
+    assert own not in instruct.draw_shots(prepared.problems, own, pool - 1, 0)
     with pytest.raises(UserError, match=rf'^shots = {pool}: task {own.task} has {pool} training problems'):
-        instruct.draw_shots(prepared, own, pool, 0)
+        instruct.draw_shots(prepared.problems, own, pool, 0)
 
 
 @pytest.mark.parametrize(
@@ -345,7 +358,6 @@ def test_evaluation_shots_depend_on_the_seed_and_the_problem_alone(choices):
             ('task', 'math'),
             ('path', ''),
             ('tasks', ('gsm8k',)),
-            ('tokenizer', ''),
             ('shots', (2, 1)),
             ('shots', (-1, 1)),
         ),
@@ -355,12 +367,12 @@ def test_evaluation_shots_depend_on_the_seed_and_the_problem_alone(choices):
 )
 def test_impossible_fields_are_named(config, field, value):
     with pytest.raises(UserError, match=f'^{field} = '):
-        dataclasses.replace(config, **{field: value})
+        changed(config, **{field: value})
 
 
 def test_made_problems_have_a_size_and_no_path(config):
     bare = {'path': '', 'size': (5, 5), 'task': 'arithmetic'}
-    dataclasses.replace(config, **bare)
+    changed(config, **bare)
     for changes, field in (
         ({'path': 'x'}, 'path'),
         ({'size': (5, 0)}, 'size'),
@@ -368,7 +380,7 @@ def test_made_problems_have_a_size_and_no_path(config):
         ({'task': 'choices'}, 'size'),
     ):
         with pytest.raises(UserError, match=f'^{field} = '):
-            dataclasses.replace(config, **bare | changes)
+            changed(config, **bare | changes)
 
 
 def test_the_config_survives_an_experiment_file(config):

@@ -79,6 +79,19 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
     return bytes_V
 
 
+def pieces(tokenizer: Tokenizer) -> list[bytes]:
+    """The bytes of every token, by its number; special tokens have none."""
+    # Byte-level BPE writes printable bytes as the characters of their numbers, the others as those from 256 on.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    byte_of = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    texts = {number: token for token, number in tokenizer.get_vocab().items()}
+    return [
+        bytes(byte_of[character] for character in texts[number]) if size else b''
+        for number, size in enumerate(token_bytes(tokenizer))
+    ]
+
+
 def _whole_text(tokenizer: Tokenizer) -> Tokenizer:
     """Text that spells a special token is text: only `prepare` writes the end of a document."""
     tokenizer.encode_special_tokens = True
