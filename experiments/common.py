@@ -236,7 +236,7 @@ def experiment(**blocks: Any) -> ConfigDict:
     `profile` names the updates to trace ('10-12'), `track` where the run is shown besides TensorBoard ('wandb').
     """
     mesh = {'data': -1, 'fsdp': 1, 'tensor': 1, 'shard_optimizer': False}
-    common = {'mesh': mesh, 'profile': '', 'track': '', 'init_from': None}
+    common = {'benchmark': None, 'mesh': mesh, 'profile': '', 'track': '', 'init_from': None}
     return ConfigDict({**common, **blocks}).lock()
 
 

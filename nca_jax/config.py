@@ -12,9 +12,10 @@ import ml_collections
 from nca_jax.checkpoint import graft
 from nca_jax.data.controls import CopyConfig, NoiseConfig
 from nca_jax.data.dyck import DyckConfig
+from nca_jax.data.instruct import InstructConfig
 from nca_jax.data.text import TextConfig
 from nca_jax.errors import FieldError, UserError, check
-from nca_jax.evals.config import EvalConfig
+from nca_jax.evals.config import BenchmarkConfig, EvalConfig
 from nca_jax.mesh import MeshConfig
 from nca_jax.model.config import ModelConfig
 from nca_jax.nca.config import NCAConfig
@@ -24,12 +25,27 @@ from nca_jax.train.optimizer import OptimizerConfig
 from nca_jax.train.tracking import TRACKERS
 
 # What `data` is in each stage.
-DATA = {'nca': NCAConfig, 'text': TextConfig, 'dyck': DyckConfig, 'copy': CopyConfig, 'noise': NoiseConfig}
+DATA = {
+    'nca': NCAConfig,
+    'text': TextConfig,
+    'dyck': DyckConfig,
+    'copy': CopyConfig,
+    'noise': NoiseConfig,
+    'instruct': InstructConfig,
+}
+LANGUAGE = ('text', 'instruct')  # whose models have a tokenizer
 
 # What an identity leaves out: where things lie on this machine. What they hold is in the manifest, by hash.
-PATHS = ('data.path', 'data.cache', 'data.tokenizer', 'init_from.run')
+PATHS = (
+    'data.path',
+    'data.cache',
+    'data.tokenizer',
+    'data.problems.path',
+    'benchmark.problems.path',
+    'init_from.run',
+)
 # And what changes no result: a run may go on with other devices, in less memory, and watched in another way.
-HOW_IT_RUNS = ('mesh', 'profile', 'track', 'model.remat', 'model.unroll', 'model.loss_chunks')
+HOW_IT_RUNS = ('mesh', 'profile', 'track', 'model.remat', 'model.unroll', 'model.loss_chunks', 'benchmark.batch')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +70,7 @@ class InitFrom:
 class Config:
     """One run. stage says what `data` is; arm is the name that reports group seeds under.
 
+    benchmark: problems that are put to the model at every evaluation, None for none.
     profile: the updates of which a trace is written ('10-12'), '' for none. track: 'wandb' shows the run in Weights &
     Biases too, '' doesn't.
     """
@@ -63,11 +80,12 @@ class Config:
     stage: str
     seed: int
     smoke: bool
-    data: NCAConfig | TextConfig | DyckConfig | CopyConfig | NoiseConfig
+    data: NCAConfig | TextConfig | DyckConfig | CopyConfig | NoiseConfig | InstructConfig
     model: ModelConfig
     optimizer: OptimizerConfig
     train: LoopConfig
     eval: EvalConfig
+    benchmark: BenchmarkConfig | None
     mesh: MeshConfig
     profile: str
     track: str
@@ -79,6 +97,9 @@ class Config:
         check(self.track in TRACKERS, 'track', self.track, 'must be one of ' + ', '.join(map(repr, TRACKERS)))
         batch, accumulate = self.train.batch, self.train.accumulate
         check(batch % accumulate == 0, 'train.accumulate', accumulate, f'must divide train.batch = {batch}')
+        readable = self.benchmark is None or self.stage in LANGUAGE
+        allowed = f'must be None in stage {self.stage}: its model reads no text'
+        check(readable, 'benchmark', self.benchmark and self.benchmark.problems.task, allowed)
 
 
 def resolve(experiment: ml_collections.ConfigDict) -> Config:
@@ -103,8 +124,10 @@ def identity(config: Config, parent: dict | None) -> str:
     """sha256 of the config without PATHS and HOW_IT_RUNS; the parent's identity and step stand for its folder."""
     content = to_dict(config)
     for path in PATHS + HOW_IT_RUNS:
-        block, _, field = path.rpartition('.')
-        holder = content[block] if block else content
+        *blocks, field = path.split('.')
+        holder: Any = content
+        for block in blocks:
+            holder = holder.get(block) if isinstance(holder, dict) else None
         if isinstance(holder, dict):
             holder.pop(field, None)
     content['parent'] = parent and {'identity': parent['identity'], 'step': parent['step']}

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer
 
 from nca_jax import new_folder, run, trees
 from nca_jax.batch import Vocab
@@ -30,7 +29,6 @@ from nca_jax.errors import UserError
 from nca_jax.model import hf
 
 SHARD_BYTES = 2 << 30  # of one file, and of what is held besides the parameters themselves
-TOKENIZER = 'tokenizer.json'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +71,7 @@ def export(
     checkpoints = run.checkpoints(source)
     manifest = read_manifest(checkpoints, step)
     llama, vocab = hf.Llama.of(manifest['config']['model']), Vocab(manifest['vocab_size'])
-    found = find_tokenizer(source, manifest, tokenizer)
+    found = bpe.of_run(source, manifest, tokenizer)
     end = None if found is None else found.token_to_id(bpe.END_OF_TEXT)
     write_json(folder / 'config.json', hf.to_config(llama, vocab, end, dtype))
     whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -84,39 +82,13 @@ def export(
     params, manifest = restore_params(checkpoints, step, abstract.keys(), abstract, weights)
     files = write_weights(hf.exported(llama, params, vocab, jnp.dtype(dtype)), folder)
     if found is not None:
-        found.save(str(folder / TOKENIZER))
+        found.save(str(folder / bpe.FILE))
         write_json(folder / 'tokenizer_config.json', tokenizer_config(llama.length, end))
     return [
         f'{source}, step {manifest["step"]}: {trees.count(params):,} parameters ({weights}) as {dtype}',
         f'tables: {vocab.size:,} rows, without the {vocab.padded - vocab.size} of padding; files of weights: {files}',
         'tokenizer: none, since the run has none' if found is None else f'tokenizer: {found.get_vocab_size():,} tokens',
     ]
-
-
-def find_tokenizer(source: pathlib.Path, manifest: Mapping[str, Any], given: pathlib.Path | None) -> Tokenizer | None:
-    """The tokenizer by whose hash the run's manifest knows it, None for runs without one.
-
-    It is looked for where `given` says, else in the run's folder, where its config had it and in its cache of texts.
-    """
-    if 'tokenizer' not in manifest['data']:
-        if given is not None:
-            raise UserError(f'--tokenizer={given}: {source} was trained on no text')
-        return None
-    for file in [given] if given else filter(pathlib.Path.is_file, places(source, manifest['config'])):
-        tokenizer = bpe.load(str(file))
-        if bpe.identity(tokenizer) == manifest['data']['tokenizer']:
-            return tokenizer
-    where = f'{given} is another one' if given else 'it is not where the run had it; name it with --tokenizer=FILE'
-    raise UserError(f'{source}: was trained with a tokenizer of hash {manifest["data"]["tokenizer"][:12]}, and {where}')
-
-
-def places(source: pathlib.Path, config: Mapping[str, Any]) -> Iterator[pathlib.Path]:
-    yield source / TOKENIZER
-    if 'data' in config:  # adopted weights have none
-        if config['data']['tokenizer']:
-            yield pathlib.Path(config['data']['tokenizer']).expanduser()
-        cache = pathlib.Path(config['data']['cache'] or source / 'text').expanduser()
-        yield from sorted(cache.glob(f'tokens/*/{TOKENIZER}'))
 
 
 def write_weights(tensors: Iterator[tuple[str, np.ndarray]], folder: pathlib.Path) -> int:

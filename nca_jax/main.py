@@ -45,7 +45,15 @@ CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'An experiment, e.g. experiments/nca_pretrain.py:size=10m,smoke; --config.a.b=c changes one field.'
 )
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of this run: metrics, checkpoints, and what a report reads.')
-BEFORE_RECORD = {'lock', 'rules', 'text', 'checkpoints'}  # what a run makes before its run.json
+BEFORE_RECORD = {
+    'lock',
+    'rules',
+    'text',
+    'problems',
+    'tokenizer.json',
+    'answers',
+    'checkpoints',
+}  # what a run makes before its run.json
 
 
 def main() -> None:

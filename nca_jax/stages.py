@@ -7,14 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from tokenizers import Tokenizer
 
-from nca_jax import distributed
+from nca_jax import atomic, distributed
 from nca_jax import mesh as meshes
 from nca_jax.batch import MAX_VOCAB, Batch, Vocab
+from nca_jax.checkpoint.store import read_manifest
 from nca_jax.config import Config
-from nca_jax.data import controls, dyck, generated, prepare, recipes, text, tokenizer
-from nca_jax.errors import FieldError, check
-from nca_jax.evals import held_out, nca_grid, perplexity
+from nca_jax.data import controls, dyck, generated, instruct, prepare, recipes, text, tokenizer
+from nca_jax.data.problem_sets import CODE, load_problems
+from nca_jax.errors import FieldError, UserError, check
+from nca_jax.evals import benchmark, held_out, nca_grid, perplexity
 from nca_jax.nca import stream as nca_stream
 from nca_jax.progress import Progress
 from nca_jax.train.duration import to_steps
@@ -32,13 +35,15 @@ class Data:
 
 def prepare_data(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
     """The data of the config's stage, prepared under `folder` or where the config says."""
-    stages = {'nca': _nca, 'text': _text, 'dyck': _dyck, 'copy': _copy, 'noise': _noise}
+    stages = {'nca': _nca, 'text': _text, 'dyck': _dyck, 'copy': _copy, 'noise': _noise, 'instruct': _instruct}
     return stages[config.stage](config, mesh, folder, progress)
 
 
 def vocabulary(config: Config) -> Vocab:
     """The vocabulary that `prepare_data` brings, without any data: a text's from its tokenizer's file or size."""
     data = config.data
+    if config.stage == 'instruct':
+        return Vocab(_tokenizer(config, None).get_vocab_size())
     if config.stage != 'text':
         return data.vocab
     if data.tokenizer:
@@ -88,7 +93,69 @@ def _text(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progres
     valid = text.make_eval_range(prepared, 'valid', evaluation.batch, length, windows, sharding)
     evaluator = perplexity.make_evaluator(config.model, prepared.vocab, mesh, valid.stream, valid.steps, valid.bytes)
     hashes = {'text': prepared.identity, 'tokenizer': prepared.tokenizer_identity}
-    return Data(prepared.vocab, stream, {'perplexity': evaluator}, hashes)
+    evaluators = {'perplexity': evaluator} | _benchmark(config, prepared.vocab, prepared.tokenizer, mesh, folder)
+    return Data(prepared.vocab, stream, evaluators, hashes)
+
+
+def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
+    sharding, length, data = meshes.batch_sharding(mesh), config.model.length, config.data
+    found = _tokenizer(config, folder)
+    distributed.first(lambda: distributed.is_first() and _keep(found, folder))
+    prepared = distributed.first(lambda: instruct.prepare_instruct(data, found, folder / 'problems', progress))
+    _check_table('config.data.tokenizer', data.tokenizer, prepared.vocab.size)
+    hashes = {'problems': prepared.identity, 'tokenizer': prepared.tokenizer_identity}
+    evaluators = _benchmark(config, prepared.vocab, found, mesh, folder)
+    if data.problems.task == CODE:  # there is nothing to train on, so it's evaluated alone
+        steps = to_steps(config.train.stop, config.train.batch * length, 'config.train.stop')
+        check(steps == 0, 'config.train.stop', config.train.stop, f"must be '0 steps': {CODE} trains nothing")
+        return Data(prepared.vocab, _nothing, evaluators, hashes)
+    if distributed.is_first():
+        print(instruct.describe(prepared, length), flush=True)
+
+    def stream(split: str, batch: int) -> Callable[[int], Batch]:
+        return instruct.make_stream(data, prepared, config.seed, split, batch, length, sharding)
+
+    valid = stream('valid', config.eval.batch)
+    loss = held_out.make_evaluator(config.model, prepared.vocab, mesh, valid, config.eval.batches, {})
+    return Data(prepared.vocab, stream('train', config.train.batch), {'held_out': loss} | evaluators, hashes)
+
+
+def _nothing(step: int) -> Batch:
+    raise UserError('there is nothing to train on')
+
+
+def _tokenizer(config: Config, folder: pathlib.Path | None) -> Tokenizer:
+    """That of the data's file, or else of the run whose weights are carried, of which the run keeps a copy."""
+    if config.data.tokenizer:
+        return tokenizer.load(config.data.tokenizer)
+    if folder is not None and (folder / tokenizer.FILE).exists():
+        return tokenizer.load(str(folder / tokenizer.FILE))
+    allowed = 'must be a tokenizer.json where no run is carried, or one without a tokenizer'
+    check(config.init_from is not None, 'config.data.tokenizer', '', allowed)
+    parent = pathlib.Path(config.init_from.run)
+    manifest = read_manifest(parent.absolute() / 'checkpoints', config.init_from.step)
+    found = tokenizer.of_run(parent, manifest, None)
+    check(found is not None, 'config.data.tokenizer', '', allowed)
+    return found
+
+
+def _keep(found: Tokenizer, folder: pathlib.Path) -> None:
+    """A later stage asks this run for its tokenizer, wherever that came from."""
+    atomic.write(folder / tokenizer.FILE, lambda file: file.write(found.to_str().encode()))
+
+
+def _benchmark(
+    config: Config, vocab: Vocab, found: Tokenizer, mesh: jax.sharding.Mesh, folder: pathlib.Path
+) -> dict[str, Callable[[Any, int], dict]]:
+    """The evaluator of the config's benchmark, where it has one."""
+    asked = config.benchmark
+    if asked is None:
+        return {}
+    problems = distributed.first(lambda: load_problems(asked.problems, folder / 'problems'))
+    answers = folder / 'answers'
+    return {
+        'benchmark': benchmark.make_evaluator(asked, problems, config.model, vocab, found, mesh, config.seed, answers)
+    }
 
 
 def _dyck(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:

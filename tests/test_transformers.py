@@ -14,6 +14,7 @@ from nca_jax import adopt, export
 from nca_jax.batch import Vocab
 from nca_jax.checkpoint import torch_zip
 from nca_jax.checkpoint.store import read_manifest
+from nca_jax.data import tokenizer as bpe
 from nca_jax.errors import UserError
 from nca_jax.model import hf, transformer
 from tests.test_export import params_of, write_corpus
@@ -56,7 +57,7 @@ def test_a_trained_run_loads_and_generates(tmp_path, recipe):
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     fast = transformers.PreTrainedTokenizerFast.from_pretrained(out)
     text = 'def f1(x):\n    return x * 17  # é'
-    own = export.find_tokenizer(folder, read_manifest(folder / 'checkpoints'), None)
+    own = bpe.of_run(folder, read_manifest(folder / 'checkpoints'), None)
     assert tokenizer(text)['input_ids'] == fast(text)['input_ids'] == own.encode(text).ids
     assert tokenizer.decode(own.encode(text).ids) == text
     assert (tokenizer.eos_token_id, tokenizer.bos_token_id, len(tokenizer)) == (0, 0, 300)

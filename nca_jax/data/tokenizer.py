@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from nca_jax.errors import UserError
 
 END_OF_TEXT = '<|endoftext|>'
+FILE = 'tokenizer.json'
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())  # one printable character for each of the 256 bytes
 
 
@@ -90,6 +92,32 @@ def pieces(tokenizer: Tokenizer) -> list[bytes]:
         bytes(byte_of[character] for character in texts[number]) if size else b''
         for number, size in enumerate(token_bytes(tokenizer))
     ]
+
+
+def of_run(run: Path, manifest: Mapping[str, Any], given: Path | None) -> Tokenizer | None:
+    """The tokenizer by whose hash the manifest of the run in a folder knows it, None for runs without one.
+
+    It is looked for where `given` says, else in the run's folder, where its config had it and in its cache of texts.
+    """
+    if 'tokenizer' not in manifest['data']:
+        if given is not None:
+            raise UserError(f'--tokenizer={given}: {run} was trained on no text')
+        return None
+    for file in [given] if given else filter(Path.is_file, _places(run, manifest['config'])):
+        tokenizer = load(str(file))
+        if identity(tokenizer) == manifest['data']['tokenizer']:
+            return tokenizer
+    where = f'{given} is another one' if given else 'it is not where the run had it; name it with --tokenizer=FILE'
+    raise UserError(f'{run}: was trained with a tokenizer of hash {manifest["data"]["tokenizer"][:12]}, and {where}')
+
+
+def _places(run: Path, config: Mapping[str, Any]) -> Iterator[Path]:
+    yield run / FILE
+    if 'data' in config:  # adopted weights have none
+        if config['data']['tokenizer']:
+            yield Path(config['data']['tokenizer']).expanduser()
+        if 'cache' in config['data']:
+            yield from sorted(Path(config['data']['cache'] or run / 'text').expanduser().glob(f'tokens/*/{FILE}'))
 
 
 def _whole_text(tokenizer: Tokenizer) -> Tokenizer:

@@ -6,6 +6,7 @@ Numbers are of x86_64 and aarch64 (from the kernel's own headers); no other proc
 import ctypes
 import os
 import platform
+import struct
 
 MACHINES = ('x86_64', 'aarch64')  # the columns of the tables below; '-' is a call that a processor lacks
 
@@ -73,7 +74,8 @@ AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS = 28, 38
 LOCKED_SECUREBITS = 0b11101111  # no powers by user number, no ambient ones; all but keep_caps, and locked
-CAPABILITY_VERSION = 0x20080522
+CAPABILITY_HEADER = struct.pack('=Ii', 0x20080522, 0)  # version, and this process
+NO_CAPABILITIES = bytes(24)
 
 
 Argument = int | bytes | ctypes.Array | ctypes.Structure | None
@@ -104,4 +106,4 @@ def call_number(number: int, *arguments: Argument, name: str = 'system call') ->
 def drop_capabilities() -> None:
     """Gives up every capability of this process, and locks that being root of its namespace is worth nothing."""
     call('prctl', PR_SET_SECUREBITS, LOCKED_SECUREBITS, 0, 0, 0)
-    call('capset', (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)())
+    call('capset', CAPABILITY_HEADER, NO_CAPABILITIES)

@@ -148,7 +148,7 @@ class Worker:
     mapped: int
     abi: int
     rules: int
-    filter: bytes
+    filter: seccomp.Filter
 
 
 def confine(

@@ -5,6 +5,7 @@ interface would be numbered otherwise, and kill the process.
 """
 
 import ctypes
+import dataclasses
 import errno
 import struct
 from collections.abc import Sequence
@@ -85,8 +86,19 @@ def search(borders: Sequence[int], inside: bool) -> list[bytes]:
     return [instruction(JUMP_NOT_BELOW, borders[middle], yes=len(below)), *below, *above]
 
 
-def restrict(code: bytes) -> None:
-    """Puts this process behind a `program` for good. It must have no_new_privs. OSError where the kernel can't."""
-    buffer = ctypes.create_string_buffer(code, len(code))
-    header = struct.pack('@HxxxxxxQ', len(code) // 8, ctypes.addressof(buffer))
-    kernel.call('seccomp', SECCOMP_SET_MODE_FILTER, 0, header)
+@dataclasses.dataclass(frozen=True)
+class Filter:
+    """A program where the kernel can read it: made once, since each process would pay for it otherwise."""
+
+    code: ctypes.Array
+    header: bytes
+
+    @classmethod
+    def of(cls, code: bytes) -> 'Filter':
+        buffer = ctypes.create_string_buffer(code, len(code))
+        return cls(buffer, struct.pack('@HxxxxxxQ', len(code) // 8, ctypes.addressof(buffer)))
+
+
+def restrict(program: Filter) -> None:
+    """Puts this process behind a filter for good. It must have no_new_privs. OSError where the kernel can't."""
+    kernel.call('seccomp', SECCOMP_SET_MODE_FILTER, 0, program.header)

@@ -54,7 +54,7 @@ def main() -> None:
         control.close()
         os.waitpid(inside, 0)
         return
-    worker = layers.Worker(mapped, abi, rules, seccomp.program(os.uname().machine))
+    worker = layers.Worker(mapped, abi, rules, seccomp.Filter.of(seccomp.program(os.uname().machine)))
     kernel.call('prctl', kernel.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     control.send(json.dumps({'ready': True}).encode())
     gc.collect()

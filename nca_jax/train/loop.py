@@ -139,7 +139,7 @@ def train(
                 scored += [(f'{name}_ema', evaluator, state.ema) for name, evaluator in evaluators.items()]
             for name, evaluator, params in scored:
                 result = evaluator(params, step)
-                if not np.isfinite(result['loss']):
+                if 'loss' in result and not np.isfinite(result['loss']):  # scores have none
                     raise NotFiniteError(f'step {step}: the loss of {name} is {result["loss"]}')
                 writer.write(
                     {'kind': 'eval', 'evaluator': name, 'step': step, 'tokens': step * plan.tokens_per_step} | result

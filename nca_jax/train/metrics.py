@@ -13,7 +13,7 @@ import tensorboardX
 
 from nca_jax.train.tracking import Tracker
 
-SHOWN = ('loss', 'perplexity', 'bits_per_byte', 'accuracy', 'cell_accuracy', 'grid_accuracy')
+SHOWN = ('loss', 'perplexity', 'bits_per_byte', 'accuracy', 'cell_accuracy', 'grid_accuracy', 'pass@1')
 
 
 class MetricWriter:

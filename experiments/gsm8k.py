@@ -1,0 +1,28 @@
+"""GSM8K: tune a language model on worked solutions, then count how many problems its samples solve (paper, section 3).
+
+    python -m nca_jax.main --config=experiments/gsm8k.py:size=1b6,path=DIR,parent=runs/owm --workdir=runs/gsm8k
+    python -m nca_jax.main --config=experiments/gsm8k.py:size=1b6,path=DIR,parent=runs/owm,evaluate --workdir=runs/is
+    python -m nca_jax.main --config=experiments/gsm8k.py:smoke,tokenizer=FILE --workdir=runs/try   # seconds on a CPU
+
+DIR has the published train.jsonl and test.jsonl; without it reasoning-gym's gsm_symbolic stands in, which needs no
+download. 140 updates of 512 sequences (10 epochs), five worked examples before each problem, loss on the target alone
+(recipe=release: on all answers). Asked with three examples, 32 samples at temperature 0.6, 250 tokens; protocol=readme
+takes what the release's README says instead. Expected at 1.6B after OpenWebMath: published.json of the paper's release,
+pass@1 in percent, of which nothing was run here.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import common, tasks
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    """Words: path (GSM8K's folder, '' for gsm_symbolic), size, parent (a run of the text stage), tokenizer (where there
+    is no parent), recipe, protocol (script or readme), arm, evaluate (no tuning), seed, smoke."""
+    words = common.words(arg, path='', **tasks.WORDS)
+    if words.path:
+        problems = tasks.problems('gsm8k', words.path, valid_rows=256)
+    else:
+        problems = tasks.problems('gsm_symbolic', size=(7473, 1319), valid_rows=256)
+    asked = tasks.benchmark('gsm8k', problems, words.protocol)
+    return tasks.tuning(words, asked, lr=1e-5, batch=512, stop='140 steps', shots=(5, 5))

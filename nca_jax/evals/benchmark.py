@@ -1,0 +1,202 @@
+"""How many of a benchmark's problems a model solves: answers are sampled, compared with the right ones, and counted.
+
+GSM8K, BigBench-Lite and HumanEval as the paper sets them (arXiv 2603.10055), and what stands in for them.
+"""
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tokenizers import Tokenizer
+
+from nca_jax import atomic, distributed, keys
+from nca_jax.batch import Vocab
+from nca_jax.checkpoint.manifest import leaf_table
+from nca_jax.data import instruct
+from nca_jax.data import tokenizer as bpe
+from nca_jax.data.problem_sets import CODE, Problems
+from nca_jax.data.problems import Problem
+from nca_jax.errors import UserError, check
+from nca_jax.evals import judge, passk, records
+from nca_jax.evals.answers import same_number, same_text
+from nca_jax.evals.config import BenchmarkConfig
+from nca_jax.model.config import ModelConfig
+from nca_jax.model.decode import make_decoder
+from nca_jax.model.refill import Prompt
+from nca_jax.model.stops import cut, make_stops
+from nca_jax.progress import bars, silent
+
+# Whether a text answers a problem; programs are judged by their tests instead.
+SAME = {
+    'gsm8k': same_number,
+    'tfds:gsm8k': same_number,
+    'gsm_symbolic': same_number,
+    'arithmetic': same_number,
+    'bigbench': same_text,
+    'choices': same_text,
+}
+
+
+class Asked(NamedTuple):
+    """A problem, and the tokens of its prompt with the shots before it."""
+
+    problem: Problem
+    tokens: list[int]
+
+
+def make_evaluator(
+    config: BenchmarkConfig,
+    problems: Problems,
+    model: ModelConfig,
+    vocab: Vocab,
+    tokenizer: Tokenizer,
+    mesh: jax.sharding.Mesh,
+    seed: int,
+    folder: Path,
+) -> Callable[[dict, int], dict]:
+    """`evaluate(params, step)`: the metrics of `passk.metrics` over the test problems, and how many were `left_out`.
+
+    Left out are those whose own prompt leaves no room for an answer. A problem's answers depend on (seed, its id, the
+    sample's number) and the weights alone. They are written to `folder` as they come, and a killed evaluation goes on
+    with them. Programs count if config.run_code says so; else they are only written, and a line says how to judge them.
+    """
+    end = bpe.end_of_text(tokenizer)
+    asked, left_out = ask(config, problems, tokenizer, model.length, seed)
+    stops = make_stops([end], config.stops, bpe.pieces(tokenizer))
+    decode = make_decoder(model, vocab, mesh, config.batch, config.sampling, stops)
+    protocol = dataclasses.asdict(dataclasses.replace(config, batch=None, run_code=False))
+    about = [protocol, seed, problems.identity, bpe.identity(tokenizer)]
+
+    def solved(answer: list[int], problem: Problem) -> tuple[str, bool | None]:
+        text = cut(tokenizer.decode([token for token in answer if token != end]), config.stops)
+        return text, None if config.problems.task == CODE else SAME[config.problems.task](text, problem.answers)
+
+    def sample(params: dict, file: Path, done: dict[str, dict]) -> dict[str, dict]:
+        """Records by id, those that `done` has and the rest, which are appended to the file."""
+        todo = [each for each in asked if each.problem.id not in done]
+        prompts = [
+            Prompt(
+                np.array(tokens),
+                int(keys.number(problem.id)),
+                range(config.samples),
+                [config.max_tokens] * config.samples,
+            )
+            for problem, tokens in todo
+        ]
+        found: list[dict[int, tuple]] = [{} for _ in todo]
+        with _shown() as progress, _appended(file) as append:
+            for answer in decode(params, prompts, seed):
+                problem, answers = todo[answer.prompt].problem, found[answer.prompt]
+                answers[answer.sample] = solved(answer.tokens.tolist(), problem)
+                progress('answers', sum(map(len, found)), len(todo) * config.samples)
+                if len(answers) == config.samples:
+                    done[problem.id] = record(problem, [answers[number] for number in range(config.samples)])
+                    append(json.dumps(done[problem.id]) + '\n')
+        return done
+
+    def evaluate(params: dict, step: int) -> dict:
+        file = records.file_of(folder, step, [*about, leaf_table(params)])
+        done = sample(params, file, distributed.first(lambda: records.read(file)))
+        rows = [done[each.problem.id] for each in asked]
+        if config.problems.task == CODE:
+            rows = judged(rows, file, config)
+            if rows is None:
+                return {'problems': len(asked), 'samples': config.samples, 'left_out': left_out}
+        outcomes = [passk.Outcome(config.samples, sum(row['correct']), row['choices'], row['task']) for row in rows]
+        return passk.metrics(outcomes, seed) | {'left_out': left_out}
+
+    return evaluate
+
+
+def ask(
+    config: BenchmarkConfig, problems: Problems, tokenizer: Tokenizer, length: int, seed: int
+) -> tuple[list[Asked], int]:
+    """What is asked: the first `limit` problems of each task of the test split, and how many don't fit."""
+    asked, counts, left_out = [], dict.fromkeys((p.task for p in problems.splits['test']), 0), 0
+    for problem in problems.splits['test']:
+        if config.limit and counts[problem.task] == config.limit:
+            continue
+        counts[problem.task] += 1
+        shots = instruct.draw_shots(problems, problem, config.shots, seed)
+        tokens = instruct.few_shot(problem, shots, tokenizer, length, config.max_tokens)
+        if len(tokens) + config.max_tokens > length:
+            left_out += 1
+        else:
+            asked.append(Asked(problem, tokens))
+    allowed = f'must leave room for a prompt of {config.problems.task} in config.model.length = {length}'
+    check(bool(asked), 'config.benchmark.max_tokens', config.max_tokens, allowed)
+    return asked, left_out
+
+
+def record(problem: Problem, answers: Sequence[tuple[str, bool | None]]) -> dict[str, Any]:
+    """A line of the file of answers. correct: null for programs, which are judged apart."""
+    texts, correct = zip(*answers, strict=True)
+    return {
+        'id': problem.id,
+        'task': problem.task,
+        'answers': problem.answers,
+        'choices': problem.choices,
+        'texts': texts,
+        'correct': correct,
+    }
+
+
+def judged(rows: Sequence[dict], file: Path, config: BenchmarkConfig) -> list[dict] | None:
+    """The rows with what the sandbox says of their programs; None, and a line on how to judge, where it may not run."""
+    samples = file.with_suffix('.samples.jsonl')
+    lines = [
+        {'task_id': row['id'], 'sample': number, 'completion': text}
+        for row in rows
+        for number, text in enumerate(row['texts'])
+    ]
+    path = Path(config.problems.path) if config.problems.path else None
+
+    def work() -> list[dict]:
+        if distributed.is_first():
+            content = ''.join(json.dumps(line) + '\n' for line in lines)
+            atomic.write(samples, lambda whole: whole.write(content.encode()))
+            if config.run_code:
+                judge.judge_file(samples, path, allow_code=True)
+        return [line for _, line in judge.read_lines(judge.out_file(samples))] if config.run_code else []
+
+    verdicts = distributed.first(work)
+    if not config.run_code:
+        if distributed.is_first():
+            how = f'python -m nca_jax.evals.judge {samples} --allow-code'
+            print(f'not judged, since config.benchmark.run_code is false: {how}', file=sys.stderr)
+        return None
+    passed = iter(line['passed'] for line in verdicts)
+    return [row | {'correct': [next(passed) for _ in row['texts']]} for row in rows]
+
+
+@contextlib.contextmanager
+def _shown():
+    with bars() if distributed.is_first() else contextlib.nullcontext(silent) as progress:
+        yield progress
+
+
+@contextlib.contextmanager
+def _appended(file: Path):
+    """`append(line)` to the file, on the first process alone."""
+    if not distributed.is_first():
+        yield lambda line: None
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        records.cut_half_a_line(file)
+        stream = file.open('a')
+    except OSError as error:
+        raise UserError(f'{file}: {error.strerror}') from None
+    with stream:
+
+        def append(line: str) -> None:
+            stream.write(line)
+            stream.flush()
+
+        yield append
