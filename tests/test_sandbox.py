@@ -1,6 +1,7 @@
 """Programs of tests.hostile have no effect and don't pass; right answers pass; a layer that is missing is noticed."""
 
 import concurrent.futures
+import errno
 import gzip
 import inspect
 import json
@@ -9,6 +10,7 @@ import pathlib
 import secrets
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -17,6 +19,9 @@ import time
 import pytest
 
 from nca_jax.evals import judge, sandbox
+from nca_jax.evals import sandbox_kernel as kernel
+from nca_jax.evals import sandbox_proof as proof
+from nca_jax.evals import sandbox_seccomp as seccomp
 from nca_jax.evals import sandbox_wire as wire
 from tests import hostile
 
@@ -357,6 +362,51 @@ def test_a_missing_layer_is_noticed(name, mutants):
     assert ended.returncode == 1, ended.stderr
     assert 'UserError: sandbox: ' in ended.stderr
     assert MUTATIONS[name][-1] in ended.stderr
+
+
+def decide(code, machine, number, arguments=(0, 0)):
+    """What a filter says of a call, by a small interpreter of its instructions."""
+    data = {0: number, 4: seccomp.AUDIT_ARCH[machine], 16: arguments[0], 24: arguments[1]}
+    lines = list(struct.iter_unpack('=HBBI', code))
+    place, held = 0, 0
+    while True:
+        operation, yes, no, value = lines[place]
+        if operation == seccomp.RETURN:
+            return value
+        if operation == seccomp.LOAD:
+            held, step = data[value], 0
+        else:
+            jumps = {
+                seccomp.JUMP_EQUAL: held == value,
+                seccomp.JUMP_NOT_BELOW: held >= value,
+                seccomp.JUMP_ANY_BIT: held & value != 0,
+            }
+            step = yes if jumps[operation] else no
+        place += 1 + step
+
+
+@pytest.mark.parametrize('machine', kernel.MACHINES)
+def test_the_filter_lets_through_what_is_listed_alone(machine):
+    """Of all numbers, also for the processor that this machine doesn't have."""
+    code = seccomp.program(machine)
+    allowed = kernel.numbers(kernel.ALLOWED, machine)
+    others = kernel.numbers(kernel.OTHERS, machine)
+    passed = {number for number in range(1100) if decide(code, machine, number) == seccomp.ALLOW}
+    assert passed == set(allowed.values())
+    assert len(allowed.values()) == len(passed)
+    assert passed.isdisjoint(proof.FORBIDDEN[machine].values())
+    refused = seccomp.REFUSE | errno.EPERM
+    assert decide(code, machine, others['ioctl'], (1, 0x5401)) == seccomp.ALLOW
+    assert decide(code, machine, others['ioctl'], (1, 0x5412)) == refused  # typing into a terminal
+    assert decide(code, machine, others['clone'], (0x3D0F00, 0)) == seccomp.ALLOW  # a thread, as the C library has it
+    assert decide(code, machine, others['clone'], (17, 0)) == refused  # a process
+    for flag in (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000, 0x80):
+        assert decide(code, machine, others['clone'], (0x3D0F00 | flag, 0)) == refused
+    assert decide(code, machine, others['clone3']) == seccomp.REFUSE | errno.ENOSYS
+    other = next(name for name in kernel.MACHINES if name != machine)
+    assert decide(seccomp.program(other), machine, 0) == seccomp.KILL
+    if machine == 'x86_64':
+        assert decide(code, machine, 0x40000000) == seccomp.KILL
 
 
 PLAIN = [
