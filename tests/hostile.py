@@ -329,6 +329,9 @@ class Files:
         handle = ctypes.create_string_buffer(b'\x08\0\0\0\1\0\0\0\2\0\0\0\0\0\0\0')
         return any_of(lambda: call(304, 0, handle, 0))
 
+    def look_around(at):
+        return any_of(lambda: os.listdir('/'), lambda: open('/empty'), lambda: os.listdir('/usr/..'))
+
     def leave_a_file_for_the_next(at):
         found = os.path.exists('/tmp/left')
         pathlib.Path('/tmp/left').write_text('x')
@@ -624,6 +627,19 @@ class Scores:
 
     def name_the_error(at):
         raise type('Passed\n+' + '0' * 64, (Exception,), {'__str__': lambda self: '\ud800' * 5000})('\0')
+
+    def equal_by_pickle(at):
+        import pickle
+
+        import nca_jax.evals.sandbox_wire as wire
+
+        class Equal:
+            def __reduce__(self):
+                return eval, ('type("Equal", (), {"__eq__": lambda *_: True, "__hash__": lambda *_: 0})()',)
+
+        for answer in (pickle.dumps(Equal()), pickle.dumps(('value', Equal()))):
+            wire.send(4, answer)
+        return Equal()
 
     def other_codec(at):
         import pickle

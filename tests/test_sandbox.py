@@ -26,7 +26,7 @@ from nca_jax.evals import sandbox_wire as wire
 from tests import hostile
 
 ROOT = pathlib.Path(__file__).parents[1]
-LIMITS = sandbox.Limits(cpu_seconds=1, wall_seconds=4.0, memory_mb=256)
+LIMITS = sandbox.Limits(cpu_seconds=1, wall_seconds=5.0, memory_mb=256)
 IMPORTS = (
     'import builtins, ctypes, gc, os, pathlib, re, signal, socket, subprocess, sys, threading, time\n'
     f'REACHED = {hostile.REACHED!r}\n'

@@ -3,13 +3,13 @@
 Layers overlap, so each is tried before the next one could hide that it is missing.
 """
 
+import _thread
 import errno
 import json
 import mmap
 import os
 import resource
 import socket
-import threading
 from collections.abc import Callable
 
 from nca_jax.evals import sandbox_kernel as kernel
@@ -175,9 +175,10 @@ def privileges() -> list[str]:
 
 def processes(limits: layers.Limits) -> list[str]:
     """That no more of them than the limit can be, which the filter refuses later on; and that a thread can be."""
-    thread = threading.Thread(target=id, args=(0,))
-    thread.start()
-    thread.join()
+    running = _thread.allocate_lock()
+    running.acquire()
+    _thread.start_new_thread(running.release, ())
+    running.acquire()
     started, (end, hold) = [], os.pipe()
 
     def fill() -> None:
