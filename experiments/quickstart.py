@@ -22,12 +22,13 @@ TRANSFER = {'nca': 'all', 'only_attn': 'only_attn'}
 BEST = {'automata': (1e-3, 0.04), 'scratch': (4e-3, 0.04), 'nca': (4e-3, 0.04), 'only_attn': (4e-3, 0.04)}
 GRID = ((2e-3, 0.04), (4e-3, 0.01), (4e-3, 0.04), (4e-3, 0.16), (8e-3, 0.04))
 
-TUNED_LR = 2e-3
+TUNED_LR = 4e-3
 
 
 def get_config(arg: str = '') -> ConfigDict:
     """Words: arm, seed, parent (the folder of the automata run, for the arms that need one), lr and tables (a point of
-    the grid; 0 is the arm's best), smoke."""
+    the grid; 0 is the arm's best), tuned (the arm's language model, which parent then names, learns arithmetic), smoke.
+    """
     words = common.words(arg, arm='scratch', seed=0, parent='', lr=0.0, tables=0.0, tuned=False, smoke=False)
     lr, tables = common.choose(BEST, words.arm, 'arm')
     if words.tuned:
@@ -102,7 +103,7 @@ def arithmetic(words: ConfigDict) -> ConfigDict:
     asked = tasks.benchmark('gsm8k', problems, 'script')
     asked.update({'shots': 0, 'samples': 8, 'max_tokens': 48})
     llama = model(BEST[words.arm][1])
-    llama.length = 80
+    llama.length = 72
     config = common.experiment(
         name='quickstart',
         arm=words.arm,
@@ -157,4 +158,21 @@ def grid(seed: int) -> dict[str, str]:
     return runs
 
 
-STUDIES = {'main': paired(range(5)), 'smoke': paired(range(2), ',smoke'), 'grid': grid(seed=100)}
+def tuned(seeds: range, words: str = '') -> dict[str, str]:
+    """Every arm of the second stage at every seed, tuned on arithmetic."""
+    arms = ('scratch', *TRANSFER)
+    return {
+        f'{arm}-{seed}-tuned': f'arm={arm},seed={seed},parent={arm}-{seed},tuned{words}'
+        for seed in seeds
+        for arm in arms
+    }
+
+
+STUDIES = {
+    'main': paired(range(5)),
+    'reasoning': tuned(range(5)),
+    'smoke': paired(range(2), ',smoke'),
+    'smoke-reasoning': tuned(range(2), ',smoke'),
+    'grid': grid(seed=100),
+}
+CONTINUES = {'reasoning': 'main', 'smoke-reasoning': 'smoke'}

@@ -1,7 +1,8 @@
 """Runs a study, several runs at a time: `python -m nca_jax.study experiments/quickstart.py [smoke] [--out=DIR]`.
 
 An experiment file's STUDIES are `{study: {run: words}}`; `parent=RUN` among the words names another run of the study,
-which is then trained first. Finished runs are reused and interrupted ones resumed, so the
+which is then trained first. CONTINUES, if the file has it, is `{study: earlier study}`: the later one's runs join those
+of the earlier in its folder. Finished runs are reused and interrupted ones resumed, so the
 same command goes on wherever it was stopped. At the end the report is written and its table printed.
 """
 
@@ -82,7 +83,8 @@ def run_study(file: pathlib.Path, study: str, out: pathlib.Path | None, workers:
     """Trains what isn't trained yet, then writes the report."""
     start = time.time()
     check(out is None or ',' not in str(out), '--out', str(out), 'a comma would part it into words of a config')
-    out = out or pathlib.Path('runs') / (file.stem if study == MAIN else f'{file.stem}-{study}')
+    first = chain(load_studies(file), file, study)[0]
+    out = out or pathlib.Path('runs') / (file.stem if first == MAIN else f'{file.stem}-{first}')
     # One process a core: small matrices don't gain from a second one, and results don't depend on how many there are.
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str((out / 'compiled').absolute()))
@@ -105,10 +107,10 @@ def run_study(file: pathlib.Path, study: str, out: pathlib.Path | None, workers:
 
 
 def make_jobs(file: pathlib.Path, study: str, out: pathlib.Path) -> list[Job]:
-    """The study's runs in its own order, parents before children."""
+    """The study's runs and before them those that it continues, in their own order, parents before children."""
     jobs, module = [], load_studies(file)
-    check(study in module.STUDIES, 'study', study, f'{file} has {", ".join(module.STUDIES)}')
-    for name, words in module.STUDIES[study].items():
+    wanted = [pair for each in chain(module, file, study) for pair in module.STUDIES[each].items()]
+    for name, words in wanted:
         parent = next((word.removeprefix('parent=') for word in words.split(',') if word.startswith('parent=')), None)
         if parent is not None:
             words = words.replace(f'parent={parent}', f'parent={out / parent}')
@@ -120,6 +122,13 @@ def make_jobs(file: pathlib.Path, study: str, out: pathlib.Path) -> list[Job]:
         tokens = to_steps(config.train.stop, tokens_per_step, 'config.train.stop') * tokens_per_step
         jobs.append(Job(name, f'{file}:{words}', out / name, parent, tokens))
     return jobs
+
+
+def chain(module: ModuleType, file: pathlib.Path, study: str) -> list[str]:
+    """The studies that this one continues, the first of all at the front, and itself."""
+    check(study in module.STUDIES, 'study', study, f'{file} has {", ".join(module.STUDIES)}')
+    earlier = getattr(module, 'CONTINUES', {})
+    return [*(chain(module, file, earlier[study]) if study in earlier else []), study]
 
 
 def is_finished(job: Job) -> bool:
