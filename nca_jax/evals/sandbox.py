@@ -41,8 +41,8 @@ from nca_jax.evals import sandbox_wire as wire
 
 Limits = layers.Limits
 ROOT = pathlib.Path(__file__).parents[2]
-# Of the limit: the kernel stops a process by a count of clock ticks and accounts for it afterwards by a finer one, which
-# was seen to be an eighth lower on a busy machine.
+# Of the limit: the kernel stops a process by a count of clock ticks and accounts for it afterwards by a finer one, and
+# that was seen to be an eighth lower on a busy machine.
 LEAST_OF_LIMIT = 0.5
 ADDRESS = re.compile(r'0x[0-9a-f]{6,}')  # of an object: another one in every run
 PROBES = {  # bodies of a function that should add one
