@@ -269,7 +269,7 @@ def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path):
         (lambda run: (run / 'run.json').write_text('{"name": '), 'run.json: not JSON'),
         (lambda run: (run / 'run.json').write_text('[]'), 'run.json: expected a JSON object, found list'),
         (lambda run: (run / 'run.json').write_text('{"name": "x"}'), "run.json: field 'arm' is missing"),
-        (lambda run: edit(run, stage='vision'), "stage = 'vision': one of copy, dyck, nca, noise, text"),
+        (lambda run: edit(run, stage='vision'), "stage = 'vision': one of copy, dyck, instruct, nca, noise, text"),
         (lambda run: (run / 'run.json').unlink(), 'holds no run'),
         (lambda run: (run / 'metrics.jsonl').write_text('oops\n'), 'metrics.jsonl line 1: not JSON'),
         (lambda run: edit(run, seed='0'), "run.json: seed = '0': must be of type int"),

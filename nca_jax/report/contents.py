@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nca_jax import errors
-from nca_jax.report import figures, page, runs, stats, style, tables, words
+from nca_jax.report import figures, page, runs, solved, stats, style, tables, words
 
 TITLE = 'nca_jax: what the runs support'
 SMOKE = 'Smoke test: tiny models, minutes of training. The numbers on this page mean nothing.'
@@ -49,21 +49,29 @@ def summary(study: runs.Study) -> str:
         tables.table(tables.result_rows(study, found)),
         tables.table(tables.comparison_rows(found, study.baseline)),
     ]
-    parts += [page.plain('\n'.join(words.findings(study, found))), '\n'.join(words.left_out(study))]
+    gained = solved.all_gains(study)
+    for name, group in study.solved.items():
+        parts.append(f'Problems solved: {name}. {solved.about(group)}')
+        parts += map(tables.table, _solved_tables(group, gained[name], study.baseline))
+    findings = words.findings(study, found) + solved.findings(study, gained)
+    parts += [page.plain('\n'.join(findings)), '\n'.join(words.left_out(study))]
     return '\n\n'.join(part for part in parts if part)
 
 
 def make_blocks(study: runs.Study) -> list[page.Block]:
     """The whole page."""
-    found = comparisons(study)
+    found, gained = comparisons(study), solved.all_gains(study)
     blocks: list[page.Block] = [page.Heading(TITLE, 1)]
     if study.smoke:
         blocks.append(page.Text(SMOKE, 'warning'))
-    blocks.append(page.Bullets(words.findings(study, found) or ['No run has finished.']))
+    findings = words.findings(study, found) + solved.findings(study, gained)
+    blocks.append(page.Bullets(findings or ['No run has finished.']))
     if study.left_out:
         blocks.append(page.Text('Left out: ' + '; '.join(words.left_out(study)) + '.', 'note'))
     if study.arms:
         blocks += _text_blocks(study, found)
+    if study.solved:
+        blocks += _solved_blocks(study, gained)
     if study.nca:
         blocks += _nca_blocks(study)
     if study.controls:
@@ -88,6 +96,40 @@ def _text_blocks(study: runs.Study, found: dict[str, stats.Comparison | None]) -
         'zero, the seeds support a difference at that one point.'
     )
     return [*blocks, _picture('learning_curves', caption, lambda theme: figures.learning_curves(study, theme))]
+
+
+def _solved_blocks(study: runs.Study, gained: Mapping[str, solved.Gains]) -> list[page.Block]:
+    blocks: list[page.Block] = [page.Heading('Problems solved')]
+    for name, group in study.solved.items():
+        blocks += [page.Heading(name, 3), page.Text(solved.about(group), 'note')]
+        rows, *others = _solved_tables(group, gained[name], study.baseline)
+        blocks += [page.Table(rows, emphasis=f'pass@1 over {study.baseline}, points'), *map(page.Table, others)]
+        if caveats := solved.caveats(group, gained[name], study.baseline):
+            blocks.append(page.Text(' '.join(caveats), 'note'))
+        if len(solved.all_ks(group)) > 1:
+            suffix = '' if len(study.solved) == 1 else '_' + re.sub(r'\W+', '_', name)
+            caption = (
+                f'{name}: pass@k against k. The paired gain takes the baseline of the same seed away, and with it what '
+                'seeds share; where its band leaves zero, the seeds support a difference at that one k.'
+            )
+            blocks.append(
+                _picture(f'pass_at_k{suffix}', caption, lambda theme, name=name: figures.pass_at_k(study, name, theme))
+            )
+    notes = [solved.NOTE]
+    notes += [solved.GAIN_NOTE] if any(gained.values()) else []
+    notes += [solved.CHANCE_NOTE] if any(map(solved.chance_rows, study.solved.values())) else []
+    return blocks + [page.Text(note, 'note') for note in notes]
+
+
+def _solved_tables(group: solved.Group, found: solved.Gains, baseline: str) -> list[tables.Rows]:
+    """The tables of one benchmark that have any rows, that of the results first."""
+    shown = [
+        solved.rows(group, found, baseline),
+        solved.gain_rows(found, baseline),
+        solved.chance_rows(group),
+        solved.task_rows(group),
+    ]
+    return [rows for rows in shown if rows]
 
 
 def _nca_blocks(study: runs.Study) -> list[page.Block]:
@@ -167,6 +209,11 @@ def _provenance(study: runs.Study) -> list[page.Block]:
         blocks += [page.Heading('What was carried', 3), page.Table(plans)]
     if settings := tables.setting_rows(study):
         blocks += [page.Heading('Settings that differ between compared runs', 3), page.Table(settings)]
+    of_text = {run.folder for by_seed in study.arms.values() for run in by_seed.values()}
+    for name, group in study.solved.items():
+        own = any(run.folder not in of_text for by_seed in group.values() for run in by_seed.values())
+        if own and (settings := tables.differing_rows(group)):
+            blocks += [page.Heading(f'Settings that differ between the runs on {name}', 3), page.Table(settings)]
     seconds = tables.seconds_rows(study)
     total = sum(sum(run.done.get('seconds', {}).values()) for run in study.runs)
     spent = f'{math.floor(total / 60):,} min {total % 60:.0f} s in all.'

@@ -9,7 +9,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nca_jax.report import runs, stats, style
+from nca_jax.report import runs, solved, stats, style
 
 WIDTH = 8.6
 
@@ -89,6 +89,81 @@ def _token_axis(axes: Axes) -> None:
 
 def _curves(axes: Axes) -> list:
     return [line for line in axes.get_lines() if line.get_transform() == axes.transData]
+
+
+def pass_at_k(study: runs.Study, benchmark: str, theme: style.Theme) -> Figure:
+    """pass@k against k by arm, mean and 95 % interval; beside it the paired gain over the baseline at each k."""
+    group = study.solved[benchmark]
+    colours = style.arm_colours(study.arm_names, study.baseline, theme)
+    others = [by_seed for arm, by_seed in group.items() if arm != study.baseline]
+    paired = any(by_seed.keys() & group.get(study.baseline, {}).keys() for by_seed in others)
+    figure = Figure(figsize=(WIDTH, 3.9))
+    left, *right = style.panels(figure, 2 if paired else 1, longest_label=max(8, *map(len, group)))
+    _pass_panel(left, group, colours, theme)
+    for axes in right:
+        _pass_gain_panel(axes, group, study.baseline, colours, theme)
+    return figure
+
+
+def _pass_panel(axes: Axes, group: solved.Group, colours: Mapping[str, str], theme: style.Theme) -> None:
+    ks, ends, reach = np.array(solved.all_ks(group)), [], []
+    for arm, by_seed in group.items():
+        records = solved.finals(by_seed)
+        intervals = [solved.level(records, f'pass@{k}') for k in ks]
+        mean = _band(axes, ks, intervals, colours[arm])
+        ends.append((mean[-1], arm, colours[arm]))
+        reach += [bound for i in intervals for bound in (i.low, i.high)]
+    if f'chance_pass@{ks[-1]}' in records[0]:  # of every arm the same: they were asked the same problems
+        guessing = [100 * records[0][f'chance_pass@{k}'] for k in ks]
+        axes.plot(ks, guessing, color=theme.muted, linewidth=1, linestyle=(0, (4, 3)))
+        ends.append((guessing[-1], 'guessing', theme.muted))
+        reach += guessing
+    margin = 0.06 * (max(reach) - min(reach) or 1)
+    axes.set_ylim(min(reach) - margin, max(reach) + margin)
+    _k_axis(axes, ks)
+    axes.set(title='Problems solved in k answers', ylabel='pass@k, %')
+    alone = 'one seed: over problems' if any(len(by_seed) == 1 for by_seed in group.values()) else ''
+    style.subtitle(axes, f'mean and 95 % interval over seeds{alone and "; " + alone}', theme)
+    style.label_ends(axes, ends)
+
+
+def _pass_gain_panel(
+    axes: Axes, group: solved.Group, baseline: str, colours: Mapping[str, str], theme: style.Theme
+) -> None:
+    ks, ends = np.array(solved.all_ks(group)), [(0.0, baseline, colours[baseline])]
+    reach, bounds = [0.0], []
+    axes.axhline(0, color=colours[baseline], linewidth=1.4)
+    for arm, by_seed in group.items():
+        seeds = sorted(by_seed.keys() & group[baseline].keys())
+        if arm == baseline or not seeds:
+            continue
+        for seed in seeds:
+            ours, theirs = (solved.finals({seed: group[a][seed]})[0] for a in (arm, baseline))
+            points = [100 * (ours[f'pass@{k}'] - theirs[f'pass@{k}']) for k in ks]
+            axes.plot(ks, points, color=colours[arm], linewidth=0.7, alpha=0.55)
+            reach += points
+        intervals = [solved.gain(group, baseline, arm, k).gain for k in ks]
+        mean = _band(axes, ks, intervals, colours[arm])
+        ends.append((mean[-1], arm, colours[arm]))
+        bounds += [bound for i in intervals for bound in (i.low, i.high) if not math.isnan(bound)]
+    # Two pairs have intervals of many times their difference: those may leave the axes, so that lines can be read.
+    low, high = min(reach), max(reach)
+    span = high - low or 1
+    low, high = max(min(bounds, default=low), low - span), min(max(bounds, default=high), high + span)
+    axes.set_ylim(min([low, *reach]) - 0.08 * span, max([high, *reach]) + 0.08 * span)
+    _k_axis(axes, ks)
+    axes.set(title=f'Paired gain over {baseline}', ylabel='percentage points, up is better')
+    style.subtitle(axes, 'mean and 95 % interval; thin: single pairs of seeds', theme)
+    style.label_ends(axes, ends)
+
+
+def _k_axis(axes: Axes, ks: np.ndarray) -> None:
+    axes.set_xscale('log', base=2)
+    axes.set_xlim(ks[0], ks[-1])
+    axes.xaxis.set_major_locator(ticker.FixedLocator(ks))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.xaxis.set_major_formatter(ticker.FormatStrFormatter('%d'))
+    axes.set_xlabel('k, answers to a problem')
 
 
 def automata(

@@ -1,17 +1,15 @@
-"""Reads run folders: what each run is, what it measured, and which runs may be compared with which."""
+"""Reads run folders, and says which runs may be compared with which."""
 
-import contextlib
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nca_jax import errors
+from nca_jax.report.records import read_json, read_metrics
+from nca_jax.report.run import ASKED, EVALUATORS, Run
 
 FIELDS = {
     **dict.fromkeys(('name', 'arm', 'stage', 'identity'), str),
@@ -19,84 +17,36 @@ FIELDS = {
     **dict.fromkeys(('config', 'code', 'versions', 'device', 'data'), dict),
 }
 WITHIN = {'device': ('kind', 'count'), 'parent': ('identity', 'step', 'plan')}
-EVALUATORS = {'text': 'perplexity', 'nca': 'nca_grid', **dict.fromkeys(('dyck', 'copy', 'noise'), 'held_out')}
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One run's folder: the fields of its run.json (`about`) and the lines of its metrics.jsonl (`records`)."""
-
-    folder: Path
-    about: dict[str, Any]
-    records: tuple[dict[str, Any], ...]
-
-    arm = property(lambda self: self.about['arm'])
-    seed = property(lambda self: self.about['seed'])
-    stage = property(lambda self: self.about['stage'])
-    identity = property(lambda self: self.about['identity'])
-    parent = property(lambda self: self.about['parent'])
-
-    @property
-    def name(self) -> str:
-        """What tables call the run: its folder's name, since seeds of one experiment may share the config's name."""
-        return self.folder.resolve().name
-
-    def __str__(self) -> str:
-        return f'{self.arm} seed {self.seed} ({self.folder})'
-
-    @property
-    def evals(self) -> list[dict[str, Any]]:
-        """The evaluations that belong to the stage, in order of tokens; of several at one step the last counts."""
-        chosen = (r for r in self.records if r['kind'] == 'eval' and r['evaluator'] == EVALUATORS[self.stage])
-        return sorted({r['tokens']: r for r in chosen}.values(), key=lambda r: r['tokens'])
-
-    @property
-    def done(self) -> dict[str, Any] | None:
-        """The line a finished run ends with; None for one that is still running or was killed."""
-        return self.records[-1] if self.records and self.records[-1]['kind'] == 'done' else None
-
-    @property
-    def final(self) -> dict[str, Any]:
-        """The last evaluation; of a usable run it was made at its last step."""
-        return self.evals[-1]
-
-    @property
-    def unusable(self) -> str | None:
-        """Why the run has no final number, or None."""
-        if self.done is None:
-            steps = [r['step'] for r in self.records]
-            return f'not finished (last record: step {steps[-1]:,})' if steps else 'not finished (nothing recorded yet)'
-        if not self.evals or self.final['step'] != self.done['step']:
-            return f'no {EVALUATORS[self.stage]} evaluation at its last step {self.done["step"]:,}'
-        if self.final['tokens'] == 0:
-            return 'evaluated only, not trained'
-        return None if math.isfinite(self.final['loss']) else f'its final loss is {self.final["loss"]}'
-
-    def curve(self, name: str = 'loss') -> tuple[np.ndarray, np.ndarray]:
-        """(tokens, values) of one evaluated quantity."""
-        return np.array([r['tokens'] for r in self.evals], float), np.array([r[name] for r in self.evals], float)
-
-    def json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the run's folder, None if the run wrote none."""
-        path = self.folder / name
-        return _read_json(path) if path.is_file() else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
     """All runs of a report: `arms` of text by name and seed, the `nca` stage's runs, those of the `controls` in its
-    place (dyck, copy, noise), and what was left out and why."""
+    place (dyck, copy, noise), and what was left out and why.
+
+    `solved`: by benchmark (Run.benchmark), arm and seed, the runs that were asked problems; a text run may be in it and
+    in `arms`.
+    """
 
     arms: dict[str, dict[int, Run]]
     nca: tuple[Run, ...]
     controls: tuple[Run, ...]
     left_out: tuple[tuple[Run, str], ...]
     baseline: str
+    solved: dict[str, dict[str, dict[int, Run]]]
 
     @property
     def runs(self) -> list[Run]:
         """Every run whose numbers the report shows, parents' stage first."""
-        return [*self.nca, *self.controls, *(run for arm in self.arms.values() for run in arm.values())]
+        arms = [run for arm in self.arms.values() for run in arm.values()]
+        solved = [run for group in self.solved.values() for arm in group.values() for run in arm.values()]
+        asked_alone = [run for run in solved if run.folder not in {text.folder for text in arms}]
+        return [*self.nca, *self.controls, *arms, *asked_alone]
+
+    @property
+    def arm_names(self) -> list[str]:
+        """The arms of text, then those that were only asked problems: the order in which colours are dealt."""
+        return list(dict.fromkeys([*self.arms, *(arm for group in self.solved.values() for arm in group)]))
 
     @property
     def smoke(self) -> bool:
@@ -117,56 +67,10 @@ class Study:
         return next((r for r in everyone if run.parent and r.identity == run.parent['identity']), None)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text('utf-8'))
-    except ValueError as error:
-        raise errors.UserError(f'{path}: not JSON ({error})') from error
-    except OSError as error:
-        raise errors.UserError(f'{path}: {error.strerror}') from error
-    if not isinstance(content, dict):
-        raise errors.UserError(f'{path}: expected a JSON object, found {type(content).__name__}')
-    return content
-
-
-def read_metrics(path: Path) -> tuple[dict[str, Any], ...]:
-    """The records of a metrics.jsonl.
-
-    A killed writer leaves at most a last line without its newline: that one line is ignored if it doesn't parse.
-    Any other line that isn't a record raises UserError with its number.
-    """
-    if not path.is_file():
-        return ()
-    *lines, last = path.read_bytes().split(b'\n')
-    records = [_record(line, f'{path} line {number}') for number, line in enumerate(lines, 1)]
-    if last:
-        with contextlib.suppress(errors.UserError):  # the half-written line of a killed run
-            records.append(_record(last, f'{path} line {len(lines) + 1}'))
-    return tuple(records)
-
-
-def _record(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise errors.UserError(f'{where}: not JSON ({error}); only an unfinished last line is forgiven') from error
-    if not isinstance(record, dict) or 'kind' not in record:
-        raise errors.UserError(f'{where}: not a metrics record, it has no field "kind"')
-    missing = {'step', 'tokens'} - record.keys() | (
-        {'evaluator', 'loss'} if record['kind'] == 'eval' else set()
-    ) - record.keys()
-    if record['kind'] in ('train', 'eval', 'done') and missing:
-        raise errors.UserError(f'{where}: a record of kind {record["kind"]!r} without {", ".join(sorted(missing))}')
-    for field in record.keys() & {'step', 'tokens', 'loss'}:
-        if not isinstance(record[field], int | float):
-            raise errors.UserError(f'{where}: {field} = {record[field]!r}: must be a number')
-    return record
-
-
 def read_run(folder: Path) -> Run:
     """Reads one run's folder; UserError if its run.json lacks a field or names another stage."""
     path = folder / 'run.json'
-    about = _read_json(path)
+    about = read_json(path)
     for field in (*FIELDS, 'parent'):
         if field not in about:
             raise errors.UserError(f'{path}: field {field!r} is missing')
@@ -178,6 +82,8 @@ def read_run(folder: Path) -> Run:
             raise errors.UserError(f'{path}: {field} lacks {", ".join(sorted(lacking))}')
     if about['stage'] not in EVALUATORS:
         raise errors.UserError(f'{path}: stage = {about["stage"]!r}: one of {", ".join(sorted(EVALUATORS))}')
+    if about['stage'] == 'instruct' and 'problems' not in about['data']:
+        raise errors.UserError(f'{path}: data lacks problems')
     return Run(folder, about, read_metrics(folder / 'metrics.jsonl'))
 
 
@@ -206,24 +112,53 @@ def make_study(runs: Iterable[Run], baseline: str | None = None) -> Study:
     `baseline` None means scratch, if there is such an arm; a named one must exist.
     """
     runs = list(runs)
-    left_out = tuple((run, run.unusable) for run in runs if run.unusable)
     usable = [run for run in runs if not run.unusable]
-    arms: dict[str, dict[int, Run]] = {}
-    for run in sorted((r for r in usable if r.stage == 'text'), key=lambda r: r.seed):
-        other = arms.setdefault(run.arm, {}).setdefault(run.seed, run)
-        if other is not run:
-            raise errors.UserError(f'two runs are {run.arm} seed {run.seed}: {other.folder} and {run.folder}')
-    if baseline is not None and baseline not in arms:
+    arms = _by_seed([run for run in usable if run.stage == 'text'], '')
+    asked: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.benchmarks and not run.unsolved:
+            asked.setdefault(run.benchmark, []).append(run)
+    solved = {name: _by_seed(asked[name], f' on {name}') for name in sorted(asked)}
+    names = set(arms).union(*solved.values())
+    if baseline is not None and baseline not in names:
         raise errors.UserError(
-            f'--baseline {baseline}: no finished run of it; arms: {", ".join(sorted(arms)) or "none"}'
+            f'--baseline {baseline}: no finished run of it; arms: {", ".join(sorted(names)) or "none"}'
         )
     baseline = baseline or 'scratch'
-    order = sorted(arms, key=lambda arm: (arm != baseline, arm))
-    nca = tuple(run for run in usable if run.stage == 'nca')
-    controls = tuple(run for run in usable if run.stage not in ('nca', 'text'))
-    study = Study({arm: arms[arm] for arm in order}, nca, controls, left_out, baseline)
+    study = Study(
+        arms=_ordered(arms, baseline),
+        nca=tuple(run for run in usable if run.stage == 'nca'),
+        controls=tuple(run for run in usable if run.stage not in ('nca', 'text', 'instruct')),
+        left_out=tuple((run, reason) for run in runs if (reason := _left_out(run))),
+        baseline=baseline,
+        solved={name: _ordered(group, baseline) for name, group in solved.items()},
+    )
     _check_comparable([run for arm in study.arms.values() for run in arm.values()])
+    for group in study.solved.values():
+        _check_solved([run for arm in group.values() for run in arm.values()])
     return study
+
+
+def _by_seed(runs: Iterable[Run], where: str) -> dict[str, dict[int, Run]]:
+    arms: dict[str, dict[int, Run]] = {}
+    for run in sorted(runs, key=lambda r: r.seed):
+        other = arms.setdefault(run.arm, {}).setdefault(run.seed, run)
+        if other is not run:
+            raise errors.UserError(f'two runs are {run.arm} seed {run.seed}{where}: {other.folder} and {run.folder}')
+    return arms
+
+
+def _ordered(arms: dict[str, dict[int, Run]], baseline: str) -> dict[str, dict[int, Run]]:
+    return {arm: arms[arm] for arm in sorted(arms, key=lambda arm: (arm != baseline, arm))}
+
+
+def _left_out(run: Run) -> str | None:
+    """Why a run is missing where it belongs, or None. One that was evaluated alone belongs to the problems solved."""
+    if not run.benchmarks or run.stage == 'instruct':
+        return run.unusable
+    if run.unusable and (run.unsolved or run.trained):
+        return run.unusable
+    return run.unsolved and f'{run.unsolved} (missing from the problems solved only)'
 
 
 def _check_comparable(runs: list[Run]) -> None:
@@ -238,6 +173,29 @@ def _check_comparable(runs: list[Run]) -> None:
         ):
             if not math.isclose(ours, theirs, rel_tol=1e-4 if isinstance(ours, float) else 0):
                 raise errors.UserError(f"can't compare {runs[0]} with {run}: {what} {theirs:,.12g} and {ours:,.12g}")
+
+
+def _check_solved(runs: list[Run]) -> None:
+    for run in runs[1:]:
+        pair = f"can't compare {runs[0]} with {run}"
+        if run.about['data'].get('problems') != runs[0].about['data'].get('problems'):  # a text run hashes none
+            raise errors.UserError(f'{pair}: their problems or their tokenizers differ')
+        ours, theirs = _protocol(run), _protocol(runs[0])
+        for what in theirs | ours:
+            if ours.get(what) != theirs.get(what):
+                raise errors.UserError(f'{pair}: {what} {theirs.get(what)} and {ours.get(what)}')
+        if other := run.solved.keys() ^ runs[0].solved.keys():
+            raise errors.UserError(f'{pair}: only one of them recorded {", ".join(sorted(other))}')
+
+
+def _protocol(run: Run) -> dict[str, Any]:
+    """What must agree where solved problems are compared. Batches of a decoder change no number, nor do paths."""
+    fields = {'final tokens': run.solved['tokens']} | {name: run.solved[name] for name in ('problems', 'samples')}
+    for name in ASKED:
+        value = run.asked[name]
+        parts = value.items() if isinstance(value, dict) else [('', value)]
+        fields |= {f'benchmark.{name}.{part}'.rstrip('.'): what for part, what in parts if part != 'path'}
+    return fields
 
 
 def _bytes_per_token(run: Run) -> float:

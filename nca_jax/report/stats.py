@@ -58,6 +58,28 @@ class Comparison:
         return self.gain.excludes_zero
 
 
+@dataclasses.dataclass(frozen=True)
+class ScoreGain:
+    """One arm against the baseline in one score of solved problems, over the seeds that both have.
+
+    gain and detectable are in percentage points, the arm's percent minus the baseline's. p and holm are as in
+    Comparison. Scores are counts, so that the pairs may all differ by the same: they then show no spread to judge by,
+    and the interval, detectable and p are nan as with one pair.
+    """
+
+    arm: str
+    seeds: tuple[int, ...]
+    gain: Interval
+    p: float
+    detectable: float
+    holm: float = math.nan
+
+    @property
+    def supported(self) -> bool:
+        """Whether the 95 % interval of the gain excludes zero (on its own, before Holm)."""
+        return self.gain.excludes_zero
+
+
 def t_interval(values: Sequence[float]) -> Interval:
     """Mean and two-sided 95 % t interval of the mean over independent values, n >= 1."""
     values = np.asarray(values, float)
@@ -171,6 +193,18 @@ def compare_all(
     tested = [c for c in found.values() if c]
     adjusted = holm([c.p for c in tested])
     return found | {c.arm: dataclasses.replace(c, holm=p) for c, p in zip(tested, adjusted, strict=True)}
+
+
+def score_gain(arm: str, ours: Mapping[int, float], theirs: Mapping[int, float]) -> ScoreGain | None:
+    """Compares an arm's scores with the baseline's, both {seed: share in 0..1}, over common seeds; None if none is."""
+    seeds = tuple(sorted(ours.keys() & theirs.keys()))
+    if not seeds:
+        return None
+    # Shares of the same counts differ in their last digits, which are no spread.
+    gain = t_interval([round(100 * (ours[seed] - theirs[seed]), 9) for seed in seeds])
+    if gain.n < 2 or gain.sd == 0:
+        return ScoreGain(arm, seeds, dataclasses.replace(gain, low=math.nan, high=math.nan), math.nan, math.nan)
+    return ScoreGain(arm, seeds, gain, paired_p(gain), detectable(gain.sd, gain.n))
 
 
 def mean_curve(curves: Sequence[tuple]) -> tuple[np.ndarray, list[Interval]]:

@@ -166,7 +166,8 @@ def plan_rows(study: runs.Study) -> list[dict[str, str]]:
     for run in study.runs:
         if run.parent is not None:
             entries = (' '.join(str(part) for part in entry if part not in ({}, None)) for entry in run.parent['plan'])
-            rows.setdefault(run.arm, {'arm': run.arm, 'transfer plan': f'`{"; ".join(entries)}`'})
+            arm = f'{run.arm}, instruct' if run.stage == 'instruct' else run.arm  # it carried before, by another plan
+            rows.setdefault(arm, {'arm': arm, 'transfer plan': f'`{"; ".join(entries)}`'})
     return list(rows.values())
 
 
@@ -183,8 +184,13 @@ def seconds_rows(study: runs.Study) -> list[dict[str, str]]:
 
 
 def setting_rows(study: runs.Study) -> list[dict[str, str]]:
+    """`differing_rows` of the arms of text."""
+    return differing_rows(study.arms)
+
+
+def differing_rows(arms: Mapping[str, Mapping[int, runs.Run]]) -> list[dict[str, str]]:
     """One row a config field that isn't the same in all compared runs, one column an arm."""
-    flat = {arm: [_flatten(run.about['config']) for run in seeds.values()] for arm, seeds in study.arms.items()}
+    flat = {arm: [_flatten(run.about['config']) for run in seeds.values()] for arm, seeds in arms.items()}
     fields = sorted({field for configs in flat.values() for config in configs for field in config})
     rows = []
     for field in fields:

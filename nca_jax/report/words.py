@@ -10,10 +10,12 @@ def p_value(p: float) -> str:
     return '-' if math.isnan(p) else '< 0.001' if p < 0.001 else f'{p:.3f}'
 
 
-def verdict(comparison: stats.Comparison) -> str:
+def verdict(comparison: stats.Comparison | stats.ScoreGain) -> str:
     """What the paired interval supports, in a word or two."""
     if comparison.gain.n < 2:
         return 'one seed: no interval'
+    if math.isnan(comparison.gain.low):  # of scores alone
+        return 'no spread: no interval'
     if not comparison.supported:
         return 'not significant'
     word = 'better' if comparison.gain.mean > 0 else 'worse'
@@ -57,10 +59,11 @@ def _finding(c: stats.Comparison, baseline: str, family: int) -> str:
     else:  # an increase has its own interval: exp is not symmetric
         worse, least, most = (100 * math.expm1(-x) for x in (c.gain.mean, c.gain.high, c.gain.low))
         claim = f'ends at {worse:.1f} % higher perplexity than {baseline} (95 % interval {least:.1f} to {most:.1f} %'
-    return f'**{c.arm}** {claim}; {nats}): {_support(c, family)}.{_speedup_sentence(c, baseline)}'
+    return f'**{c.arm}** {claim}; {nats}): {support(c, family)}.{_speedup_sentence(c, baseline)}'
 
 
-def _support(c: stats.Comparison, family: int) -> str:
+def support(c: stats.Comparison | stats.ScoreGain, family: int) -> str:
+    """How far a gain whose interval excludes zero is supported, among `family` comparisons."""
     if c.holm < 1 - stats.LEVEL:
         return '**supported**'
     return f'**supported on its own, but not once {family} comparisons are corrected for** (Holm p = {c.holm:.3f})'
@@ -102,22 +105,25 @@ def left_out(study: runs.Study) -> list[str]:
 
 def caveats(study: runs.Study, comparisons: Mapping[str, stats.Comparison | None]) -> list[str]:
     """What the intervals do not cover, as far as the runs show it."""
+    return arm_caveats(study.arms, study.baseline, {arm: c is not None for arm, c in comparisons.items()})
+
+
+def arm_caveats(arms: Mapping[str, Mapping[int, runs.Run]], baseline: str, compared: Mapping[str, bool]) -> list[str]:
+    """`caveats` of any group of runs by arm and seed; compared: whether the arm shares seeds with the baseline."""
     notes = []
-    shared = [arm for arm in comparisons if len(study.arms[arm]) > 1 and len(_parents(study, arm)) == 1]
+    shared = [arm for arm in compared if len(arms[arm]) > 1 and len(_parents(arms[arm])) == 1]
     if shared:
-        arms = ' and of '.join(f'`{arm}`' for arm in shared)
+        named = ' and of '.join(f'`{arm}`' for arm in shared)
         notes.append(
-            f'All seeds of {arms} start from one parent run: their intervals cover the chance of this stage, '
+            f'All seeds of {named} start from one parent run: their intervals cover the chance of this stage, '
             f'not that of the stage before.'
         )
-    for arm, c in comparisons.items():
-        alone = sorted(study.arms[arm].keys() ^ study.arms[study.baseline].keys())
-        if c and alone:
-            notes.append(
-                f'Seeds without a partner between `{arm}` and `{study.baseline}`: {", ".join(map(str, alone))}.'
-            )
+    for arm, paired in compared.items():
+        alone = sorted(arms[arm].keys() ^ arms[baseline].keys())
+        if paired and alone:
+            notes.append(f'Seeds without a partner between `{arm}` and `{baseline}`: {", ".join(map(str, alone))}.')
     return notes
 
 
-def _parents(study: runs.Study, arm: str) -> set[str]:
-    return {run.parent['identity'] for run in study.arms[arm].values() if run.parent}
+def _parents(by_seed: Mapping[int, runs.Run]) -> set[str]:
+    return {run.parent['identity'] for run in by_seed.values() if run.parent}
