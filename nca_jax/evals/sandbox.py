@@ -16,8 +16,11 @@ addresses, files and threads. `Sandbox` tries each of them when it starts, and r
 What a candidate can still do: read Python's own library, use its CPU time and memory, see the arguments that the tests
 call it with, and answer from memory. What differs from tests in the candidate's own interpreter: an answer arrives as a
 plain copy (a Counter as a dict; an iterator, a Decimal or an object of a class of its own is no answer), and tests see
-neither a change of an argument nor of a function that they use themselves. Flaws of the kernel are not guarded against
-beyond the shortness of the list of calls that the filter lets through.
+neither a change of an argument nor of a function that they use themselves. Against flaws of the kernel stands no more
+than the shortness of the list of calls that the filter lets through.
+
+Tried as root and as an ordinary user, who needs unprivileged user namespaces, with Linux 6.18 on x86_64 and version 7
+of Landlock. The filter for aarch64 was checked by an interpreter of its instructions, never run.
 """
 
 import dataclasses
