@@ -79,6 +79,7 @@ def tuning(
         benchmark=asked,
         init_from=common.init_from(words.parent, (('.*', 'carry'),)) if words.parent else None,
     )
+    config.train.accumulate = batch // 16
     if words.smoke:
         shrink(config)
     return config
@@ -88,7 +89,7 @@ def shrink(config: ConfigDict) -> None:
     """`smoke` for this stage: few problems, few and short answers."""
     stop = config.train.stop
     common.shrink(config)
-    config.model.length = 512
+    config.model.length = {'arithmetic': 64, 'choices': 256}.get(config.data.problems.task, 1024)
     config.train.stop = stop if stop == '0 steps' else config.train.stop
     config.data.shots = (0, 1) if config.data.shots[1] else (0, 0)
     config.benchmark.update({'limit': 2, 'shots': min(1, config.benchmark.shots), 'samples': 2, 'max_tokens': 8})

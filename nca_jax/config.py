@@ -45,7 +45,10 @@ PATHS = (
     'init_from.run',
 )
 # And what changes no result: a run may go on with other devices, in less memory, and watched in another way.
-HOW_IT_RUNS = ('mesh', 'profile', 'track', 'model.remat', 'model.unroll', 'model.loss_chunks', 'benchmark.batch')
+HOW_IT_RUNS = (
+    *('mesh', 'profile', 'track', 'model.remat', 'model.unroll', 'model.loss_chunks'),
+    *('benchmark.batch', 'benchmark.run_code'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +129,8 @@ def identity(config: Config, parent: dict | None) -> str:
     for path in PATHS + HOW_IT_RUNS:
         *blocks, field = path.split('.')
         holder: Any = content
-        for block in blocks:
-            holder = holder.get(block) if isinstance(holder, dict) else None
+        for block in blocks:  # some stages have none of these
+            holder = holder[block] if isinstance(holder, dict) and block in holder else None
         if isinstance(holder, dict):
             holder.pop(field, None)
     content['parent'] = parent and {'identity': parent['identity'], 'step': parent['step']}

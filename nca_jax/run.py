@@ -15,8 +15,10 @@ from nca_jax.batch import Batch, Vocab
 from nca_jax.checkpoint import graft
 from nca_jax.checkpoint.store import Store, read_manifest, restore_params, saved_params
 from nca_jax.config import Config, InitFrom
+from nca_jax.data.problem_sets import CODE
 from nca_jax.errors import UserError, check
-from nca_jax.model import transformer
+from nca_jax.model import hf, transformer
+from nca_jax.model.config import InitConfig, ModelConfig
 from nca_jax.model.fused_attention import check_cudnn
 from nca_jax.progress import Progress, silent
 from nca_jax.train import loop, profiler
@@ -133,7 +135,13 @@ def check_fit(config: Config, mesh: jax.sharding.Mesh) -> None:
     if config.model.attention == 'cudnn':
         check_cudnn(config.model.head_width)
     tokens_per_step = config.train.batch * config.model.length
-    _plan(config, tokens_per_step)
+    plan = _plan(config, tokens_per_step)
+    if config.stage == 'instruct' and config.data.problems.task == CODE:
+        check(plan.stop == 0, 'config.train.stop', config.train.stop, f"must be '0 steps': {CODE} trains nothing")
+    if config.benchmark is not None:
+        groups, batch = 'config.benchmark.batch.rows', config.benchmark.batch
+        allowed = f'/ share = {batch.share} must be a multiple of {rows} devices'
+        check(batch.rows // batch.share % rows == 0, groups, batch.rows, allowed)
     make_schedule(config.optimizer, tokens_per_step)
     if config.optimizer.names_leaves:
         check_paths(config.optimizer, trees.flatten(transformer.abstract_params(config.model, Vocab(1))))
@@ -223,6 +231,36 @@ def load(
         raise UserError(f'{folder}: kept no average of its weights (its optimizer.ema is None)')
     params, manifest = restore_params(checkpoints(folder), manifest['step'], abstract.keys(), abstract, weights)
     return program, params, manifest
+
+
+def load_model(
+    folder: pathlib.Path, mesh: jax.sharding.Mesh, weights: str = 'params'
+) -> tuple[ModelConfig, Vocab, dict, dict[str, Any]]:
+    """A run's model without its data: (config, vocabulary, parameters or their 'ema', manifest of the checkpoint).
+
+    Also an adopted folder's, of which no more is known. The config is for reading: no dropout, and what runs anywhere.
+    """
+    manifest = read_manifest(checkpoints(folder))
+    model, saved = manifest['config']['model'], saved_params(manifest, weights=weights)
+    if not saved:
+        raise UserError(f'{folder}: kept no average of its weights (its optimizer.ema is None)')
+    param_dtype = str(next(iter(saved.values())).dtype)
+    config = ModelConfig(
+        **dataclasses.asdict(hf.Llama.of(model)),
+        dropout=0.0,
+        init=InitConfig(std=1.0, residual='flat', table_std=1.0, head='normal'),  # of weights that nobody draws
+        remat='none',
+        unroll=1,
+        attention='einsum',
+        loss_chunks=1,
+        dtype=({'dtype': param_dtype} | model)['dtype'],  # adopted weights name none
+        param_dtype=param_dtype,
+    )
+    vocab = Vocab(manifest['vocab_size'])
+    axes, abstract = transformer.logical_axes(config, vocab), transformer.abstract_params(config, vocab)
+    saved = saved_params(manifest, meshes.param_shardings(mesh, axes, abstract), weights)
+    params, manifest = restore_params(checkpoints(folder), manifest['step'], saved.keys(), saved, weights)
+    return config, vocab, params, manifest
 
 
 def read_record(folder: pathlib.Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from tokenizers import Tokenizer
@@ -93,8 +93,8 @@ def _text(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progres
     valid = text.make_eval_range(prepared, 'valid', evaluation.batch, length, windows, sharding)
     evaluator = perplexity.make_evaluator(config.model, prepared.vocab, mesh, valid.stream, valid.steps, valid.bytes)
     hashes = {'text': prepared.identity, 'tokenizer': prepared.tokenizer_identity}
-    evaluators = {'perplexity': evaluator} | _benchmark(config, prepared.vocab, prepared.tokenizer, mesh, folder)
-    return Data(prepared.vocab, stream, evaluators, hashes)
+    asked = _benchmark(config, prepared.vocab, prepared.tokenizer, mesh, folder)
+    return Data(prepared.vocab, stream, {'perplexity': evaluator} | asked.evaluators, hashes | asked.hashes)
 
 
 def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
@@ -104,11 +104,10 @@ def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, pro
     prepared = distributed.first(lambda: instruct.prepare_instruct(data, found, folder / 'problems', progress))
     _check_table('config.data.tokenizer', data.tokenizer, prepared.vocab.size)
     hashes = {'problems': prepared.identity, 'tokenizer': prepared.tokenizer_identity}
-    evaluators = _benchmark(config, prepared.vocab, found, mesh, folder)
+    asked = _benchmark(config, prepared.vocab, found, mesh, folder)
+    hashes |= asked.hashes
     if data.problems.task == CODE:  # there is nothing to train on, so it's evaluated alone
-        steps = to_steps(config.train.stop, config.train.batch * length, 'config.train.stop')
-        check(steps == 0, 'config.train.stop', config.train.stop, f"must be '0 steps': {CODE} trains nothing")
-        return Data(prepared.vocab, _nothing, evaluators, hashes)
+        return Data(prepared.vocab, _nothing, asked.evaluators, hashes)
     if distributed.is_first():
         print(instruct.describe(prepared, length), flush=True)
 
@@ -117,7 +116,7 @@ def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, pro
 
     valid = stream('valid', config.eval.batch)
     loss = held_out.make_evaluator(config.model, prepared.vocab, mesh, valid, config.eval.batches, {})
-    return Data(prepared.vocab, stream('train', config.train.batch), {'held_out': loss} | evaluators, hashes)
+    return Data(prepared.vocab, stream('train', config.train.batch), {'held_out': loss} | asked.evaluators, hashes)
 
 
 def _nothing(step: int) -> Batch:
@@ -144,18 +143,22 @@ def _keep(found: Tokenizer, folder: pathlib.Path) -> None:
     atomic.write(folder / tokenizer.FILE, lambda file: file.write(found.to_str().encode()))
 
 
-def _benchmark(
-    config: Config, vocab: Vocab, found: Tokenizer, mesh: jax.sharding.Mesh, folder: pathlib.Path
-) -> dict[str, Callable[[Any, int], dict]]:
-    """The evaluator of the config's benchmark, where it has one."""
+class Asked(NamedTuple):
+    """What a benchmark adds to a stage's data: nothing, where the config has none."""
+
+    evaluators: dict[str, Callable[[Any, int], dict]]
+    hashes: dict[str, str]
+
+
+def _benchmark(config: Config, vocab: Vocab, found: Tokenizer, mesh: jax.sharding.Mesh, folder: pathlib.Path) -> Asked:
     asked = config.benchmark
     if asked is None:
-        return {}
+        return Asked({}, {})
     problems = distributed.first(lambda: load_problems(asked.problems, folder / 'problems'))
-    answers = folder / 'answers'
-    return {
-        'benchmark': benchmark.make_evaluator(asked, problems, config.model, vocab, found, mesh, config.seed, answers)
-    }
+    evaluator = benchmark.make_evaluator(
+        asked, problems, config.model, vocab, found, mesh, config.seed, folder / 'answers'
+    )
+    return Asked({'benchmark': evaluator}, {'benchmark': problems.identity})
 
 
 def _dyck(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:

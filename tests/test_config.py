@@ -16,7 +16,14 @@ from nca_jax.errors import UserError
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
 START = {'run': 'p', 'step': None, 'weights': 'params', 'plan': ()}
 WORDS = {
-    'quickstart': ['', 'arm=automata', 'arm=nca,parent=p', 'arm=only_attn,seed=3,parent=p,smoke'],
+    'quickstart': [
+        '',
+        'arm=automata',
+        'arm=nca,parent=p',
+        'arm=only_attn,seed=3,parent=p,smoke',
+        'arm=nca,parent=p,tuned',
+        'arm=scratch,parent=p,tuned,smoke',
+    ],
     'nca_pretrain': [
         '',
         'size=1b6,band=30-40,seed=1',
@@ -54,6 +61,15 @@ WORDS = {
         'parent=p,parent_stage=copy,transfer=only_attn',
         'parent=p,parent_stage=text,recipe=release,transfer=only_attn,writers=0.2',
     ],
+    'gsm8k': [
+        '',
+        'path=p,parent=p,size=1b6',
+        'path=p,parent=p,recipe=release,protocol=readme',
+        'parent=p,evaluate',
+        'tokenizer=t,smoke',
+    ],
+    'bigbench': ['', 'path=p,parent=p,size=1b6,recipe=release', 'tokenizer=t,evaluate,smoke'],
+    'humaneval': ['', 'path=p,parent=p,run_code', 'parent=p,recipe=release,smoke'],
 }
 
 
@@ -62,7 +78,7 @@ def experiment(name: str, words: str = '') -> ml_collections.ConfigDict:
 
 
 def test_every_file_is_listed():
-    files = {path.stem for path in EXPERIMENTS.glob('*.py')} - {'common', '__init__'}
+    files = {path.stem for path in EXPERIMENTS.glob('*.py')} - {'common', 'tasks', '__init__'}
     assert files == set(WORDS)
 
 

@@ -148,6 +148,14 @@ def enumerate_bytes():
     return [(byte, chr(byte)) for byte in printable] + [(byte, chr(256 + k)) for k, byte in enumerate(others)]
 
 
+def test_the_pieces_of_a_text_are_its_bytes(prepared):
+    text = 'def f(x):\n\treturn "é\u4e2d\U0001f600" \x00\x7f\u00a0\u00ad'
+    found = bpe.pieces(prepared.tokenizer)
+    assert b''.join(found[token] for token in prepared.tokenizer.encode(text).ids) == text.encode()
+    assert {piece for piece in found if len(piece) == 1} == {bytes([byte]) for byte in range(256)}
+    assert found[bpe.end_of_text(prepared.tokenizer)] == b''
+
+
 def test_text_that_spells_the_end_of_text_is_text(prepared, texts):
     assert any('<|endoftext|>' in text for text in texts)
     ends = (prepared.train.read(0, len(prepared.train)) == 0).sum()

@@ -22,7 +22,7 @@ PATIENCE = 600.0
 def start(out: pathlib.Path, log) -> subprocess.Popen:
     # One virtual device, as for users; a cache of text that both studies share is named in the experiment itself.
     environment = os.environ | {'XLA_FLAGS': ''}
-    command = [sys.executable, '-m', 'nca_jax.study', 'experiments/quickstart.py', 'smoke', f'--out={out}']
+    command = [sys.executable, '-m', 'nca_jax.study', 'experiments/quickstart.py', 'smoke-reasoning', f'--out={out}']
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
@@ -41,7 +41,7 @@ def kill_when(process: subprocess.Popen, sight: pathlib.Path) -> None:
 def test_a_study_killed_in_each_stage_ends_the_same(tmp_path):
     killed, whole = tmp_path / 'killed', tmp_path / 'whole'
     sights = ['automata-0/run.json', 'automata-0/checkpoints/3', 'scratch-0/metrics.jsonl', 'nca-0/checkpoints/3']
-    sights += ['only_attn-0/metrics.jsonl', 'report/report.md']
+    sights += ['only_attn-0/metrics.jsonl', 'scratch-0-tuned/answers', 'nca-1-tuned/checkpoints/3', 'report/report.md']
     with (tmp_path / 'log').open('w') as log:
         for sight in sights:
             kill_when(start(killed, log), killed / sight)
@@ -49,10 +49,10 @@ def test_a_study_killed_in_each_stage_ends_the_same(tmp_path):
         assert start(whole, log).wait() == 0
         stamps = {path: path.stat().st_mtime_ns for path in whole.glob('*/checkpoints/*')}
         assert start(whole, log).wait() == 0  # a second call reuses everything
-        assert '8 of them finished before' in (tmp_path / 'log').read_text()
+        assert '14 of them finished before' in (tmp_path / 'log').read_text()
         assert {path: path.stat().st_mtime_ns for path in whole.glob('*/checkpoints/*')} == stamps
     runs = sorted(path.parent.name for path in whole.glob('*/run.json'))
-    assert len(runs) == 8
+    assert len(runs) == 14
     for name in runs:
         assert metrics(killed / name) == metrics(whole / name), name
         ours, theirs = (read_manifest(out / name / 'checkpoints') for out in (killed, whole))
@@ -72,6 +72,16 @@ def test_parents_come_first_and_words_name_their_folders(tmp_path):
             assert names.index(job.parent) < names.index(job.name)
             assert f'parent={tmp_path / job.parent}' in job.config
     assert all(job.tokens == 6 * 8 * 64 for job in jobs)
+
+
+def test_a_study_that_continues_another_joins_it():
+    file = ROOT / 'experiments' / 'quickstart.py'
+    out = pathlib.Path('runs/quickstart')
+    main, both = (study.make_jobs(file, name, out) for name in ('main', 'reasoning'))
+    assert [job.name for job in both[: len(main)]] == [job.name for job in main]
+    assert len(both) == len(main) + 15
+    assert all(job.parent == job.name.removesuffix('-tuned') for job in both[len(main) :])
+    assert study.chain(study.load_studies(file), file, 'smoke-reasoning') == ['smoke', 'smoke-reasoning']
 
 
 def test_a_finished_run_of_another_config_is_refused(tmp_path):
@@ -94,7 +104,7 @@ def test_a_finished_run_of_another_config_is_refused(tmp_path):
         (['experiments/quickstart.py', '--workers=0'], '--workers = 0: must be positive'),
         (['experiments/quickstart.py', '--out=a,b'], "--out = 'a,b': a comma"),
         (['experiments/quickstart.py', '--out=README.md'], '--out=README.md: File exists'),
-        (['experiments/quickstart.py', 'smok'], "study = 'smok': experiments/quickstart.py has main, smoke, grid"),
+        (['experiments/quickstart.py', 'smok'], "study = 'smok': experiments/quickstart.py has main, reasoning, smoke"),
     ],
 )
 def test_bad_studies_are_one_line(arguments, said, capsys, monkeypatch):

@@ -1,0 +1,179 @@
+"""The last stage as whole runs: tuned from a text run, asked before and after, killed, and evaluated alone."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from experiments import bigbench, gsm8k, humaneval, language, nca_pretrain, quickstart
+from nca_jax import config as configs
+from nca_jax import mesh as meshes
+from nca_jax import run
+from nca_jax.data import tokenizer
+from nca_jax.errors import FieldError, UserError
+from nca_jax.evals import answers, benchmark
+from tests.test_export import write_corpus
+from tests.test_run import CrashError, adjusted, checksums, config, crash, interrupt, metrics, refuse, train
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory) -> pathlib.Path:
+    return write_corpus(tmp_path_factory.mktemp('reasoning'))
+
+
+@pytest.fixture(scope='module')
+def parent(cache) -> pathlib.Path:
+    return train(config(cache, 'arm=scratch'), cache / 'scratch')
+
+
+def tuned(parent: pathlib.Path, words: str = '') -> configs.Config:
+    return configs.resolve(quickstart.get_config(f'arm=scratch,parent={parent},tuned,smoke{words}'))
+
+
+@pytest.fixture(scope='module')
+def child(cache, parent) -> pathlib.Path:
+    return train(tuned(parent), cache / 'tuned')
+
+
+def evaluated(folder: pathlib.Path, name: str) -> list[dict]:
+    return [record for record in metrics(folder) if record['kind'] == 'eval' and record['evaluator'] == name]
+
+
+def test_a_text_model_is_tuned_and_asked_before_and_after(parent, child):
+    asked, losses = evaluated(child, 'benchmark'), evaluated(child, 'held_out')
+    assert [record['step'] for record in asked] == [record['step'] for record in losses] == [0, 3, 6]
+    assert losses[-1]['loss'] < losses[0]['loss']
+    assert {record['problems'] for record in asked} == {6}  # two of each of three tasks
+    assert len(list((child / 'answers').glob('step-*.jsonl'))) == 3
+    manifest = run.read_record(child)
+    assert manifest['data'].keys() == {'problems', 'tokenizer', 'benchmark'}
+    assert manifest['data']['tokenizer'] == run.read_record(parent)['data']['tokenizer']
+    assert manifest['parent']['identity'] == run.read_record(parent)['identity']
+
+
+def test_six_steps_equal_some_and_a_crash_and_the_rest(parent, child, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupt(patched, at=5, how=crash)
+        with pytest.raises(CrashError):
+            train(tuned(parent), tmp_path / 'run')
+    train(tuned(parent), tmp_path / 'run')
+    assert metrics(tmp_path / 'run') == metrics(child)
+    assert checksums(tmp_path / 'run') == checksums(child)
+
+
+def test_a_run_killed_while_it_is_asked_goes_on(parent, child, tmp_path, monkeypatch):
+    """In the second evaluation, after a few of its problems: they aren't asked again."""
+    asked = []
+
+    def same(text: str, right: tuple[str, ...]) -> bool:
+        asked.append(text)
+        if len(asked) == 20:
+            raise CrashError
+        return answers.same_number(text, right)
+
+    with monkeypatch.context() as patched:
+        patched.setitem(benchmark.SAME, 'arithmetic', same)
+        with pytest.raises(CrashError):
+            train(tuned(parent), tmp_path / 'run')
+    (half,) = (tmp_path / 'run' / 'answers').glob('step-3-*.jsonl')
+    kept = len(half.read_text().splitlines())
+    assert 0 < kept < 6
+    asked.clear()
+    with monkeypatch.context() as patched:
+        patched.setitem(benchmark.SAME, 'arithmetic', lambda *text: asked.append(text) or answers.same_number(*text))
+        train(tuned(parent), tmp_path / 'run')
+    assert len(asked) == 2 * (6 - kept) + 2 * 6  # the rest of the second evaluation, and the third
+    assert metrics(tmp_path / 'run') == metrics(child)
+
+
+def test_evaluation_alone_is_a_run_of_zero_steps(child, tmp_path):
+    alone = quickstart.get_config(f'arm=scratch,parent={child},tuned,smoke')
+    alone.train.stop = '0 steps'
+    folder = train(configs.resolve(alone), tmp_path / 'run')
+    (before,) = evaluated(folder, 'benchmark')
+    assert before | {'step': 6, 'tokens': 0} == evaluated(child, 'benchmark')[-1] | {'tokens': 0}
+
+
+def test_a_tuned_run_is_read_like_any_other(child):
+    """By what it holds itself: its parent isn't needed."""
+    program, params, _ = run.load(child, meshes.make_mesh(meshes.MeshConfig(-1, 1, 1)))
+    found = {name: evaluate(params, 6) for name, evaluate in program.evaluators.items()}
+    assert found['benchmark']['pass@1'] == evaluated(child, 'benchmark')[-1]['pass@1']
+    np.testing.assert_allclose(found['held_out']['loss'], evaluated(child, 'held_out')[-1]['loss'], rtol=1e-5)
+
+
+def test_a_text_run_is_asked_on_its_way(cache, tmp_path):
+    file = language.get_config('size=tiny,smoke')
+    with file.unlocked():
+        file.benchmark = quickstart.get_config('arm=scratch,parent=p,tuned,smoke').benchmark
+    folder = train(adjusted(file, cache), tmp_path / 'run')
+    assert [record['step'] for record in evaluated(folder, 'benchmark')] == [0, 3, 6]
+    assert [record['step'] for record in evaluated(folder, 'perplexity')] == [0, 3, 6]
+
+
+def test_programs_may_be_judged_when_the_run_is_over(parent, tmp_path):
+    """The same command with run_code: the answers are there, and only judged."""
+    words = f'parent={parent},recipe=release,smoke'
+    folder = train(configs.resolve(humaneval.get_config(words)), tmp_path / 'run')
+    (file,) = (path for path in (folder / 'answers').glob('*.jsonl') if '.' not in path.stem)
+    written = file.read_bytes()
+    train(configs.resolve(humaneval.get_config(f'{words},run_code')), folder)
+    assert [record['pass@1'] for record in evaluated(folder, 'benchmark')] == [0.0]
+    assert file.read_bytes() == written
+
+
+@pytest.mark.parametrize('name', [gsm8k, bigbench, humaneval])
+def test_every_benchmark_runs_from_a_checkpoint(cache, parent, tmp_path, name):
+    words = f'parent={parent},recipe=release,smoke'  # as the parent, which isn't tied
+    words += ',evaluate' if name is gsm8k else ''  # its tuning is bigbench's
+    folder = train(configs.resolve(name.get_config(words)), tmp_path / 'run')
+    last = evaluated(folder, 'benchmark')[-1]
+    assert last['step'] == (6 if name is bigbench else 0)
+    assert ('pass@2' in last) == (name is not humaneval)
+    assert ('chance_pass@2' in last) == (name is bigbench)
+    assert (folder / tokenizer.FILE).exists()
+
+
+def test_a_model_of_automata_is_asked_too(cache, parent, tmp_path):
+    """With fresh tables, for it has none for text, and a tokenizer that is named."""
+    automata = train(config(cache, 'arm=automata'), tmp_path / 'automata')
+    found = tokenizer.of_run(parent, run.read_record(parent), None)
+    found.save(str(tmp_path / 'tokenizer.json'))
+    file = gsm8k.get_config(f'tokenizer={tmp_path / "tokenizer.json"},evaluate,smoke')
+    with file.unlocked():
+        file.init_from = quickstart.get_config(f'arm=nca,parent={automata},smoke').init_from
+        file.model.tied = False
+    folder = train(configs.resolve(file), tmp_path / 'run')
+    assert [record['step'] for record in evaluated(folder, 'benchmark')] == [0]
+
+
+def test_what_stops_a_run_before_it_starts(parent, child, tmp_path):
+    file = humaneval.get_config(f'parent={parent},smoke')
+    file.train.stop = '1 steps'
+    refuse(configs.resolve(file), tmp_path / 'a', "config.train.stop = '1 steps': must be '0 steps': humaneval trains")
+    file = gsm8k.get_config(f'parent={parent},smoke')
+    file.benchmark.batch.rows = 12
+    refuse(configs.resolve(file), tmp_path / 'b', 'config.benchmark.batch.rows = 12')
+    bad = gsm8k.get_config(f'parent={parent},smoke')
+    bad.benchmark.max_tokens = 1020
+    for file, said in (
+        (gsm8k.get_config('smoke'), "config.data.tokenizer = '': must be a tokenizer.json where no run is carried"),
+        (gsm8k.get_config(f'parent={parent},path={tmp_path},smoke'), 'train.jsonl: unreadable'),
+        (bad, 'config.benchmark.max_tokens = 1020: must leave room'),
+    ):
+        with pytest.raises(UserError, match=said) as error:
+            train(configs.resolve(file), tmp_path / 'c')
+        assert '\n' not in str(error.value)
+    file = nca_pretrain.get_config('smoke')
+    with file.unlocked():
+        file.benchmark = gsm8k.get_config('smoke').benchmark
+    with pytest.raises(FieldError, match=r"^config.benchmark = 'gsm_symbolic': must be None in stage nca"):
+        configs.resolve(file)
+
+
+def test_answers_in_the_file_are_those_that_were_scored(child):
+    for file in (child / 'answers').glob('step-*.jsonl'):
+        for record in map(json.loads, file.read_text().splitlines()):
+            scored = [answers.same_number(text, record['answers']) for text in record['texts']]
+            assert scored == record['correct']
