@@ -1,6 +1,7 @@
 """Does pre-pre-training on automata help a small model of Python code? The whole idea in half an hour on two cores.
 
     bash launch/quickstart.sh            # all arms, five paired seeds, and the report
+    bash launch/quickstart.sh reasoning  # and every language model tuned on arithmetic, and asked it
     python -m nca_jax.main --config=experiments/quickstart.py:arm=scratch,seed=0 --workdir=runs/scratch-0
 
 Arms: `automata` is the pre-pre-training itself; `nca` carries all its blocks (residual writers at a fifth) into a
