@@ -56,6 +56,7 @@ RANKS = {
     'cost': 7,
     'export': 7,
     'adopt': 7,
+    'harness': 7,
 }
 APART = 'report'
 

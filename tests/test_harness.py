@@ -1,0 +1,436 @@
+"""Likelihoods and answers for lm-evaluation-harness, against whole sequences that are read one by one.
+
+The tests marked full run the package itself, of launch/oracle.lock.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import quickstart
+from nca_jax import adopt, harness, run
+from nca_jax import mesh as meshes
+from nca_jax.batch import Vocab
+from nca_jax.data import tokenizer as bpe
+from nca_jax.errors import FieldError, UserError
+from nca_jax.harness import Answering, Model, Window
+from nca_jax.model import transformer
+from nca_jax.model.sampling import Sampling
+from nca_jax.report.tables import NONE
+from tests.test_export import write_corpus
+from tests.test_hf import GOLDEN
+from tests.test_model import CONFIG
+from tests.test_run import adjusted, train
+
+TEXT = '\n'.join(f'def f{i}(x):\n    return x * {i} + {i}' for i in range(60))
+GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0)
+
+
+@functools.cache
+def model(devices: int = 8) -> Model:
+    """Of 40 tokens' length and 300 kinds of them, with weights that make some tokens far likelier than others."""
+    config, vocab = dataclasses.replace(CONFIG, layers=2, length=40, unroll=1), Vocab(300)
+    params = transformer.init_params(config, vocab, jax.random.key(0))
+    mesh = meshes.make_mesh(meshes.MeshConfig(-1, 1, 1), jax.devices()[:devices])
+    return Model(config, vocab, params, bpe.train([TEXT], 300), mesh, rows=8, seed=0)
+
+
+@functools.cache
+def reader(config, vocab):
+    return jax.jit(lambda params, tokens_BxL: transformer.apply(config, params, tokens_BxL, vocab))
+
+
+def whole_logits(found: Model, tokens: Sequence[int]) -> np.ndarray:
+    """Logits (L, V) after each of at most `length` tokens, in float64."""
+    padded_1xL = np.zeros((1, found.config.length), np.int32)
+    padded_1xL[0, : len(tokens)] = tokens
+    logits_1xLxV = jax.device_get(reader(found.config, found.vocab)(found.params, padded_1xL))
+    return logits_1xLxV[0, : len(tokens), : found.vocab.size].astype(np.float64)
+
+
+def naive(found: Model, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
+    """Of a continuation that fits the model, after what fits of the context."""
+    tokens = [*context, *continuation][-(found.config.length + 1) :]
+    logits_LxV = whole_logits(found, tokens[:-1])[-len(continuation) :]
+    chosen_L = logits_LxV[np.arange(len(continuation)), list(continuation)]
+    nats_L = chosen_L - np.log(np.sum(np.exp(logits_LxV), axis=-1))
+    return float(nats_L.sum()), bool((logits_LxV.argmax(-1) == continuation).all())
+
+
+def likeliest(found: Model, context: Sequence[int], count: int) -> list[int]:
+    tokens = list(context)
+    for _ in range(count):
+        tokens.append(int(whole_logits(found, tokens)[-1].argmax()))
+    return tokens[len(context) :]
+
+
+def pairs() -> list[tuple[list[int], list[int]]]:
+    """Contexts of 1 to 60 tokens and continuations of 1 to 12, of which every fourth is the likeliest."""
+    draw = np.random.default_rng(0)
+    found = []
+    for number in range(30):
+        context = draw.integers(0, 300, draw.integers(1, 61)).tolist()
+        continuation = draw.integers(0, 300, draw.integers(1, 13)).tolist()
+        if number % 4 == 0:
+            context = context[:20]
+            continuation = likeliest(model(), context, 5)
+        found.append((context, continuation))
+    return found
+
+
+def test_likelihoods_are_sums_over_the_whole_sequence():
+    """In the order of the requests, though the longest are read first; some contexts are cut."""
+    assert any(len(context) + len(continuation) > 41 for context, continuation in pairs())
+    expected = [naive(model(), *pair) for pair in pairs()]
+    for likelihood, (nats, greedy) in zip(harness.likelihoods(model(), pairs()), expected, strict=True):
+        assert likelihood.nats == pytest.approx(nats, rel=1e-4)
+        assert likelihood.greedy is greedy
+    assert 0 < sum(greedy for _, greedy in expected) < 30
+
+
+def test_a_likelihood_depends_on_no_other_request():
+    together = harness.likelihoods(model(), pairs())
+    for number in (0, 7):
+        (alone,) = harness.likelihoods(model(), [pairs()[number]])
+        assert alone.nats == pytest.approx(together[number].nats, rel=1e-5)
+
+
+def test_long_continuations_are_read_in_windows():
+    """100 tokens of which 40 fit: each is predicted once, from as many as fit before it."""
+    tokens = np.random.default_rng(1).integers(0, 300, 100).tolist()
+    likelihood, empty = harness.likelihoods(model(), [([0], tokens), ([0, 1], [])])
+    parts = naive(model(), [0], tokens[:40])[0], naive(model(), tokens[:40], tokens[40:80])[0]
+    last = naive(model(), tokens[:80], tokens[80:])[0]
+    assert likelihood.nats == pytest.approx(sum(parts) + last, rel=1e-4)
+    assert likelihood.greedy is False
+    assert empty == (0.0, True)
+    greedy = likeliest(model(), [5], 40)
+    assert harness.likelihoods(model(), [([5], greedy)])[0].greedy is True
+    wrong = [(greedy[0] + 1) % 300, *greedy[1:], *greedy[:10]]  # in the first window alone
+    assert harness.likelihoods(model(), [([5], wrong)])[0].greedy is False
+
+
+def test_windows_by_hand():
+    assert harness.windows([9], range(5), 5) == [Window([9, 0, 1, 2, 3, 4], 5)]
+    assert harness.windows([7, 8, 9], range(3), 4) == [Window([8, 9, 0, 1, 2], 3)]
+    three = [Window([9, 0, 1, 2, 3], 4), Window([3, 4, 5, 6, 7], 4), Window([5, 6, 7, 8, 9], 2)]
+    assert harness.windows([7, 9], range(10), 4) == three
+    assert harness.windows([9], [], 4) == []
+
+
+def test_a_pair_has_the_tokens_of_the_whole():
+    def text(tokens):
+        return model().tokenizer.decode(tokens, skip_special_tokens=False)
+
+    before, after = harness.encode_pair(model(), 'def f1(x):\n    return  ', 'x * 17')
+    assert (text(before), text(after)) == ('def f1(x):\n    return', '  x * 17')
+    assert before + after == model().encode('def f1(x):\n    return  x * 17')
+    for context in ('', '  '):
+        assert harness.encode_pair(model(), context, 'x') == ([model().end], model().encode(f'{context}x'))
+    assert harness.encode_pair(model(), 'x', '') == (model().encode('x'), [])
+    both = next(text for text in map(text, ([token] for token in range(257, 300))) if text.isalpha() and len(text) == 2)
+    assert len(model().encode(both)) == 1
+    assert harness.encode_pair(model(), *both) == (model().encode(both[0]), model().encode(both[1]))
+    assert model().encode('<|endoftext|>') != [model().end]
+
+
+@pytest.mark.parametrize('length', [1, 31, 32, 33, 64, 65, 99, 100])
+def test_windows_are_padded_to_few_lengths(length):
+    assert harness.bucket(length, 100) == (32 if length <= 32 else 64 if length <= 64 else 100)
+
+
+def test_answers_are_the_likeliest_tokens(capsys):
+    """In order, after what fits of the context, and with less room where that would be more than half."""
+    contexts = ['def f1(x):', '', TEXT[:300], 'def f2(', 'def f1(x):', 'é']
+    found = harness.answers(model(1), [(context, {'max_gen_toks': 25}) for context in contexts])
+    for text, context in zip(found, contexts, strict=True):
+        tokens = (model().encode(context) or [0])[-20:]
+        following = likeliest(model(), tokens, 20 if context == TEXT[:300] else 25)
+        ends = following.index(0) if 0 in following else None
+        assert text == model().tokenizer.decode(following[:ends])
+    assert '1 of 6 answers have room for fewer than 25 tokens in length 40' in capsys.readouterr().err
+
+
+def test_requests_of_different_kinds():
+    """Each stops where its own kind does. Samples depend on the seed and their request alone."""
+    sampled = {'do_sample': True, 'temperature': 1.0, 'max_gen_toks': 8}
+    asked = [('def f1', sampled), ('def f2', {'max_gen_toks': 8}), ('def f2', sampled), ('def f1', sampled)]
+    found = harness.answers(model(1), asked)
+    assert len(set(found)) == 4
+    stop = found[1][2:4]
+    assert len(stop) == 2
+    again = [('def f2', {'max_gen_toks': 8, 'until': [stop, '']}), ('def f2', sampled), ('def f1', sampled)]
+    assert harness.answers(model(1), again) == [found[1][: found[1].index(stop)], found[2], found[0]]
+    other = harness.answers(dataclasses.replace(model(1), seed=1), [asked[0], asked[2], asked[3]])
+    assert not set(found) & set(other)
+
+
+def test_what_fits_of_a_context():
+    tokens = list(range(100))
+    assert harness.fitting(tokens, most=12, length=40) == tokens[-28:]
+    assert harness.fitting(tokens, most=30, length=40) == tokens[-20:]
+    assert harness.fitting(tokens[:5], most=39, length=40) == tokens[:5]
+
+
+@pytest.mark.parametrize(
+    ('options', 'expected'),
+    [
+        ({}, Answering(GREEDY, (), 256)),
+        ({'until': '\n', 'max_gen_toks': 5}, Answering(GREEDY, ('\n',), 5)),
+        ({'until': ['a', '', 'b'], 'max_new_tokens': 7, 'num_beams': 1}, Answering(GREEDY, ('a', 'b'), 7)),
+        ({'do_sample': False, 'temperature': 0.7, 'max_tokens': None}, Answering(GREEDY, (), 256)),
+        ({'temperature': 0.5, 'top_p': 0.9}, Answering(Sampling(0.5, 0.9, 0), (), 256)),
+        ({'do_sample': True, 'top_k': -1}, Answering(Sampling(1.0, 1.0, 0), (), 256)),
+        ({'do_sample': True, 'temperature': 0.0}, Answering(GREEDY, (), 256)),
+    ],
+)
+def test_what_tasks_ask_for(options, expected):
+    assert harness.answering(options) == expected
+
+
+@pytest.mark.parametrize(
+    ('options', 'said'),
+    [
+        ({'num_beams': 10}, 'num_beams = 10: must be 1'),
+        ({'repetition_penalty': 1.2}, 'repetition_penalty = 1.2: must be one of do_sample, max_'),
+        ({'max_gen_toks': 0}, 'max_gen_toks = 0: must be positive'),
+        ({'temperature': 1, 'top_p': 0}, 'top_p = 0'),
+    ],
+)
+def test_what_cannot_be_done(options, said):
+    with pytest.raises(FieldError, match=said):
+        harness.answering(options)
+
+
+def test_the_table():
+    found = {
+        'results': {
+            'all': {'alias': 'all', 'acc,none': 0.5},
+            'a': {'alias': ' - a', 'acc,none': 0.5, 'acc_stderr,none': 0.25, 'sample_len': 4},
+            'b': {'bytes,strict': 1.5, 'bytes_stderr,strict': 'N/A'},
+        },
+        'groups': {'all': {'alias': 'all', 'acc,none': 0.5}},
+        'n-shot': {'a': 2, 'b': 0},
+    }
+    lines = [[cell.strip() for cell in line.split('|')[1:-1]] for line in harness.table(found).splitlines()]
+    assert lines[0] == ['task', 'filter', 'shots', 'metric', 'value', 'standard error']
+    assert lines[2:] == [
+        ['all', 'none', NONE, 'acc', '0.5000', NONE],
+        ['- a', 'none', '2', 'acc', '0.5000', '0.2500'],
+        ['b', 'strict', '0', 'bytes', '1.5000', NONE],
+    ]
+
+
+def refused(capsys, *arguments: str) -> str:
+    assert harness.main([*map(str, arguments)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ''
+    assert printed.err.count('\n') == 1
+    return printed.err
+
+
+def test_bad_input_is_told_in_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'lm_eval', None)
+    assert refused(capsys, tmp_path, '--tasks=a') == ("error: lm_eval isn't installed: pip install nca_jax[harness]\n")
+    assert '--limit = 0: must be' in refused(capsys, tmp_path, '--tasks=a', '--limit=0')
+    assert '--num-fewshot = -1' in refused(capsys, tmp_path, '--tasks=a', '--num-fewshot=-1')
+    assert 'must name a file' in refused(capsys, tmp_path, '--tasks=a', f'--out={tmp_path}')
+    assert 'must name a file' in refused(capsys, tmp_path, '--tasks=a', f'--out={tmp_path}/none/file.json')
+
+
+def test_adopted_weights(tmp_path):
+    """They are read as they were, and refused here, since no tokenizer came with them."""
+    assert adopt.main([str(GOLDEN / 'hf_llama'), f'--out={tmp_path / "in"}']) == 0
+    config, vocab, params, _ = run.load_model(tmp_path / 'in', meshes.make_mesh(meshes.MeshConfig(-1, 1, 1)))
+    golden = np.load(GOLDEN / 'llama.npz')
+    found = reader(config, vocab)(params, golden['tokens'])[..., : vocab.size]
+    np.testing.assert_allclose(found, golden['logits'], rtol=1e-4, atol=1e-4)
+    for folder, weights, said in (
+        (tmp_path, 'params', 'no such folder of checkpoints'),
+        (tmp_path / 'in', 'ema', 'kept no average'),
+        (tmp_path / 'in', 'params', 'was trained on no text'),
+    ):
+        with pytest.raises(UserError, match=said):
+            harness.load(folder, weights, None, 0, None)
+    for batch in (0, 12):
+        with pytest.raises(FieldError, match=f'--batch = {batch}: must be a multiple of 8 devices'):
+            harness.load(tmp_path / 'in', 'params', batch, 0, None)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory) -> pathlib.Path:
+    """A run on text that kept an average of its weights."""
+    folder = write_corpus(tmp_path_factory.mktemp('harness'))
+    wanted = adjusted(quickstart.get_config('smoke'), folder, optimizer__ema=0.5, optimizer__lr=0.03)
+    return train(wanted, folder / 'trained')
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('weights', ['params', 'ema'])
+def test_a_run_without_its_data_is_the_run(trained, weights):
+    mesh = meshes.make_mesh(meshes.MeshConfig(-1, 1, 1))
+    program, expected, manifest = run.load(trained, mesh, weights)
+    config, vocab, params, same = run.load_model(trained, mesh, weights)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), jax.device_get(expected))
+    assert (vocab, same) == (program.vocab, manifest)
+    tokens_BxL = np.random.default_rng(0).integers(0, vocab.size, (2, 64))
+    found, logits = (transformer.apply(c, params, tokens_BxL, vocab) for c in (config, program.config.model))
+    np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-5)
+
+
+TASKS = {
+    'choices': """
+output_type: multiple_choice
+doc_to_text: "{{context}}"
+doc_to_target: answer
+doc_to_choice: "{{choices}}"
+target_delimiter: ""
+metric_list: [{metric: acc}]
+""",
+    'texts': """
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: bits_per_byte}, {metric: byte_perplexity}]
+""",
+    'answers': """
+output_type: generate_until
+doc_to_text: "{{context}}"
+doc_to_target: "{{answer}}"
+target_delimiter: ""
+generation_kwargs: {until: ["\\n\\n"], max_gen_toks: 6}
+metric_list: [{metric: exact_match}]
+""",
+}
+
+
+def write_tasks(folder: pathlib.Path, documents: dict[str, list[dict]]) -> None:
+    for name, rows in documents.items():
+        (folder / f'{name}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+        data = json.dumps({'data_files': {'test': str(folder / f'{name}.jsonl')}})
+        about = f'task: nca_{name}\ndataset_path: json\ndataset_kwargs: {data}\ntest_split: test\n'
+        (folder / f'{name}.yaml').write_text(about + TASKS[name])
+
+
+def harness_command(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
+    """In a process of its own, where nothing can be downloaded."""
+    offline = {'HF_HOME': str(folder / 'hf'), 'HF_DATASETS_OFFLINE': '1', 'HF_HUB_OFFLINE': '1'}
+    command = [sys.executable, '-m', 'nca_jax.harness', *map(str, arguments)]
+    root = pathlib.Path(__file__).parents[1]
+    return subprocess.run(command, capture_output=True, text=True, cwd=root, env={**os.environ, **offline})
+
+
+def right(found: Model, row: dict) -> float:
+    """1 where the answer is the likeliest of the choices."""
+    nats = [naive(found, *harness.encode_pair(found, row['context'], choice))[0] for choice in row['choices']]
+    return float(np.argmax(nats) == row['answer'])
+
+
+def rolled(found: Model, text: str) -> float:
+    """Nats of a text, by the harness's own windows."""
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    tokens, length = found.encode(text), found.config.length
+    rolling = get_rolling_token_windows(tokens, prefix_token=found.end, max_seq_len=length, context_len=1)
+    return sum(naive(found, *make_disjoint_window(window))[0] for window in rolling)
+
+
+@pytest.mark.full
+def test_tasks_of_each_kind_from_end_to_end(trained, tmp_path):
+    """The command's numbers are those of whole sequences read one by one."""
+    found, about = harness.load(trained, 'ema', None, 0, None)
+    draw = np.random.default_rng(0)
+    choices = [' return', ' x', ' * 17', ' def f3(x):', '\n    return x']
+    texts = [TEXT[:20], TEXT[100:400], TEXT[500:1500]]
+    prompts = [TEXT[start : start + size] for start, size in ((0, 9), (40, 30), (90, 200), (300, 11))]
+    answers = [
+        found.tokenizer.decode(likeliest(found, found.encode(prompt)[-58:], 6)).partition('\n\n')[0]
+        for prompt in prompts
+    ]
+    documents = {
+        'choices': [
+            {'context': TEXT[: draw.integers(1, 300)], 'choices': choices, 'answer': int(draw.integers(5))}
+            for _ in range(25)
+        ],
+        'texts': [{'text': text} for text in texts],
+        'answers': [
+            {'context': prompt, 'answer': answer if number % 2 else 'nothing of that kind'}
+            for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+        ],
+    }
+    write_tasks(tmp_path, documents)
+    arguments = trained, '--tasks=nca_*', f'--include-path={tmp_path}', '--weights=ema', f'--out={tmp_path}/out.json'
+    done = harness_command(tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / 'out.json').read_text())
+    assert {name: record[name] for name in about} == about
+    results = record['results']
+    accuracy = np.mean([right(found, row) for row in documents['choices']])
+    assert 0 < accuracy < 1
+    assert results['nca_choices']['acc,none'] == pytest.approx(accuracy)
+    size = sum(len(text.encode()) for text in texts)
+    nats = -sum(rolled(found, text) for text in texts) / size
+    assert results['nca_texts']['bits_per_byte,none'] == pytest.approx(nats / math.log(2), rel=1e-4)
+    assert results['nca_texts']['byte_perplexity,none'] == pytest.approx(math.exp(nats), rel=1e-4)
+    assert results['nca_answers']['exact_match,none'] == 0.5
+    for name in results:
+        assert f'| {name}' in done.stdout
+    assert f'{accuracy:.4f}' in done.stdout
+
+
+@pytest.mark.full
+def test_what_the_harness_cannot_run(trained, tmp_path, capsys):
+    write_tasks(tmp_path, {'texts': [{'text': 'x'}], 'choices': [{'context': 'x', 'choices': ['x'], 'answer': 0}]})
+    (tmp_path / 'texts.jsonl').unlink()
+    (tmp_path / 'unsafe.yaml').write_text('include: choices.yaml\ntask: nca_unsafe\nunsafe_code: true\n')
+    assert "--tasks = 'no_such_task': is no task" in refused(capsys, trained, '--tasks=no_such_task')
+    nowhere = f'--include-path={tmp_path}/none'
+    assert f"--include-path = '{tmp_path}/none'" in refused(capsys, trained, '--tasks=nca_texts', nowhere)
+    for task, said in (('nca_texts', 'texts.jsonl'), ('nca_unsafe', 'marked as unsafe')):
+        done = harness_command(tmp_path, trained, f'--tasks={task}', f'--include-path={tmp_path}')
+        assert done.returncode == 2, done.stderr
+        assert done.stdout == ''
+        assert done.stderr.splitlines()[-1].startswith('error: ')
+        assert said in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.full
+def test_windows_and_pairs_are_the_harnesses():
+    """Of lm_eval.utils and of its TemplateLM, which the models of Hugging Face share."""
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.utils import get_rolling_token_windows
+
+    for size in range(1, 30):
+        for length in (1, 2, 5, 10):
+            rolling = get_rolling_token_windows(list(range(size)), prefix_token=99, max_seq_len=length, context_len=1)
+            expected = [Window([*inputs, targets[-1]], len(targets)) for inputs, targets in rolling]
+            assert harness.windows([99], range(size), length) == expected
+
+    class Theirs(TemplateLM):
+        eot_token_id = 0
+        _loglikelihood_tokens = loglikelihood_rolling = generate_until = None
+
+        def tok_encode(self, string, add_special_tokens=None, **kwargs):
+            return model().encode(string)
+
+    Theirs.__abstractmethods__ = frozenset()
+    draw = np.random.default_rng(0)
+    for _ in range(300):
+        start, middle = draw.integers(0, 900), draw.integers(1, 60)
+        context, continuation = TEXT[start : start + middle], TEXT[start + middle : start + middle + 20]
+        if context.strip():
+            before, after = Theirs()._encode_pair(context, continuation)
+            assert harness.encode_pair(model(), context, continuation) == (
+                before,
+                after or model().encode(continuation),
+            )
