@@ -116,7 +116,8 @@ def test_long_continuations_are_read_in_windows():
     assert empty == (0.0, True)
     greedy = likeliest(model(), [5], 40)
     assert harness.likelihoods(model(), [([5], greedy)])[0].greedy is True
-    wrong = [(greedy[0] + 1) % 300, *greedy[1:], *greedy[:10]]  # in the first window alone
+    wrong = [(greedy[0] + 1) % 300, *greedy[1:]]
+    wrong += likeliest(model(), wrong, 1)  # so that it is the first window alone that is wrong
     assert harness.likelihoods(model(), [([5], wrong)])[0].greedy is False
 
 
