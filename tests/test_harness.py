@@ -23,7 +23,8 @@ from nca_jax import mesh as meshes
 from nca_jax.batch import Vocab
 from nca_jax.data import tokenizer as bpe
 from nca_jax.errors import FieldError, UserError
-from nca_jax.harness import Answering, Model, Window
+from nca_jax.evals import requests
+from nca_jax.evals.requests import Answering, Model, Window
 from nca_jax.model import transformer
 from nca_jax.model.sampling import Sampling
 from nca_jax.report.tables import NONE
@@ -92,68 +93,68 @@ def test_likelihoods_are_sums_over_the_whole_sequence():
     """In the order of the requests, though the longest are read first; some contexts are cut."""
     assert any(len(context) + len(continuation) > 41 for context, continuation in pairs())
     expected = [naive(model(), *pair) for pair in pairs()]
-    for likelihood, (nats, greedy) in zip(harness.likelihoods(model(), pairs()), expected, strict=True):
+    for likelihood, (nats, greedy) in zip(requests.likelihoods(model(), pairs()), expected, strict=True):
         assert likelihood.nats == pytest.approx(nats, rel=1e-4)
         assert likelihood.greedy is greedy
     assert 0 < sum(greedy for _, greedy in expected) < 30
 
 
 def test_a_likelihood_depends_on_no_other_request():
-    together = harness.likelihoods(model(), pairs())
+    together = requests.likelihoods(model(), pairs())
     for number in (0, 7):
-        (alone,) = harness.likelihoods(model(), [pairs()[number]])
+        (alone,) = requests.likelihoods(model(), [pairs()[number]])
         assert alone.nats == pytest.approx(together[number].nats, rel=1e-5)
 
 
 def test_long_continuations_are_read_in_windows():
     """100 tokens of which 40 fit: each is predicted once, from as many as fit before it."""
     tokens = np.random.default_rng(1).integers(0, 300, 100).tolist()
-    likelihood, empty = harness.likelihoods(model(), [([0], tokens), ([0, 1], [])])
+    likelihood, empty = requests.likelihoods(model(), [([0], tokens), ([0, 1], [])])
     parts = naive(model(), [0], tokens[:40])[0], naive(model(), tokens[:40], tokens[40:80])[0]
     last = naive(model(), tokens[:80], tokens[80:])[0]
     assert likelihood.nats == pytest.approx(sum(parts) + last, rel=1e-4)
     assert likelihood.greedy is False
     assert empty == (0.0, True)
     greedy = likeliest(model(), [5], 40)
-    assert harness.likelihoods(model(), [([5], greedy)])[0].greedy is True
+    assert requests.likelihoods(model(), [([5], greedy)])[0].greedy is True
     wrong = [(greedy[0] + 1) % 300, *greedy[1:]]
     wrong += likeliest(model(), wrong, 1)  # so that it is the first window alone that is wrong
-    assert harness.likelihoods(model(), [([5], wrong)])[0].greedy is False
+    assert requests.likelihoods(model(), [([5], wrong)])[0].greedy is False
 
 
 def test_windows_by_hand():
-    assert harness.windows([9], range(5), 5) == [Window([9, 0, 1, 2, 3, 4], 5)]
-    assert harness.windows([7, 8, 9], range(3), 4) == [Window([8, 9, 0, 1, 2], 3)]
+    assert requests.windows([9], range(5), 5) == [Window([9, 0, 1, 2, 3, 4], 5)]
+    assert requests.windows([7, 8, 9], range(3), 4) == [Window([8, 9, 0, 1, 2], 3)]
     three = [Window([9, 0, 1, 2, 3], 4), Window([3, 4, 5, 6, 7], 4), Window([5, 6, 7, 8, 9], 2)]
-    assert harness.windows([7, 9], range(10), 4) == three
-    assert harness.windows([9], [], 4) == []
+    assert requests.windows([7, 9], range(10), 4) == three
+    assert requests.windows([9], [], 4) == []
 
 
 def test_a_pair_has_the_tokens_of_the_whole():
     def text(tokens):
         return model().tokenizer.decode(tokens, skip_special_tokens=False)
 
-    before, after = harness.encode_pair(model(), 'def f1(x):\n    return  ', 'x * 17')
+    before, after = requests.encode_pair(model(), 'def f1(x):\n    return  ', 'x * 17')
     assert (text(before), text(after)) == ('def f1(x):\n    return', '  x * 17')
     assert before + after == model().encode('def f1(x):\n    return  x * 17')
     for context in ('', '  '):
-        assert harness.encode_pair(model(), context, 'x') == ([model().end], model().encode(f'{context}x'))
-    assert harness.encode_pair(model(), 'x', '') == (model().encode('x'), [])
+        assert requests.encode_pair(model(), context, 'x') == ([model().end], model().encode(f'{context}x'))
+    assert requests.encode_pair(model(), 'x', '') == (model().encode('x'), [])
     both = next(text for text in map(text, ([token] for token in range(257, 300))) if text.isalpha() and len(text) == 2)
     assert len(model().encode(both)) == 1
-    assert harness.encode_pair(model(), *both) == (model().encode(both[0]), model().encode(both[1]))
+    assert requests.encode_pair(model(), *both) == (model().encode(both[0]), model().encode(both[1]))
     assert model().encode('<|endoftext|>') != [model().end]
 
 
 @pytest.mark.parametrize('length', [1, 31, 32, 33, 64, 65, 99, 100])
 def test_windows_are_padded_to_few_lengths(length):
-    assert harness.bucket(length, 100) == (32 if length <= 32 else 64 if length <= 64 else 100)
+    assert requests.bucket(length, 100) == (32 if length <= 32 else 64 if length <= 64 else 100)
 
 
 def test_answers_are_the_likeliest_tokens(capsys):
     """In order, after what fits of the context, and with less room where that would be more than half."""
     contexts = ['def f1(x):', '', TEXT[:300], 'def f2(', 'def f1(x):', 'é']
-    found = harness.answers(model(1), [(context, {'max_gen_toks': 25}) for context in contexts])
+    found = requests.answers(model(1), [(context, {'max_gen_toks': 25}) for context in contexts])
     for text, context in zip(found, contexts, strict=True):
         tokens = (model().encode(context) or [0])[-20:]
         following = likeliest(model(), tokens, 20 if context == TEXT[:300] else 25)
@@ -166,21 +167,21 @@ def test_requests_of_different_kinds():
     """Each stops where its own kind does. Samples depend on the seed and their request alone."""
     sampled = {'do_sample': True, 'temperature': 1.0, 'max_gen_toks': 8}
     asked = [('def f1', sampled), ('def f2', {'max_gen_toks': 8}), ('def f2', sampled), ('def f1', sampled)]
-    found = harness.answers(model(1), asked)
+    found = requests.answers(model(1), asked)
     assert len(set(found)) == 4
     stop = found[1][2:4]
     assert len(stop) == 2
     again = [('def f2', {'max_gen_toks': 8, 'until': [stop, '']}), ('def f2', sampled), ('def f1', sampled)]
-    assert harness.answers(model(1), again) == [found[1][: found[1].index(stop)], found[2], found[0]]
-    other = harness.answers(dataclasses.replace(model(1), seed=1), [asked[0], asked[2], asked[3]])
+    assert requests.answers(model(1), again) == [found[1][: found[1].index(stop)], found[2], found[0]]
+    other = requests.answers(dataclasses.replace(model(1), seed=1), [asked[0], asked[2], asked[3]])
     assert not set(found) & set(other)
 
 
 def test_what_fits_of_a_context():
     tokens = list(range(100))
-    assert harness.fitting(tokens, most=12, length=40) == tokens[-28:]
-    assert harness.fitting(tokens, most=30, length=40) == tokens[-20:]
-    assert harness.fitting(tokens[:5], most=39, length=40) == tokens[:5]
+    assert requests.fitting(tokens, most=12, length=40) == tokens[-28:]
+    assert requests.fitting(tokens, most=30, length=40) == tokens[-20:]
+    assert requests.fitting(tokens[:5], most=39, length=40) == tokens[:5]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,7 @@ def test_what_fits_of_a_context():
     ],
 )
 def test_what_tasks_ask_for(options, expected):
-    assert harness.answering(options) == expected
+    assert requests.answering(options) == expected
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_what_tasks_ask_for(options, expected):
 )
 def test_what_cannot_be_done(options, said):
     with pytest.raises(FieldError, match=said):
-        harness.answering(options)
+        requests.answering(options)
 
 
 def test_the_table():
@@ -333,7 +334,7 @@ def harness_command(folder: pathlib.Path, *arguments: str) -> subprocess.Complet
 
 def right(found: Model, row: dict) -> float:
     """1 where the answer is the likeliest of the choices."""
-    nats = [naive(found, *harness.encode_pair(found, row['context'], choice))[0] for choice in row['choices']]
+    nats = [naive(found, *requests.encode_pair(found, row['context'], choice))[0] for choice in row['choices']]
     return float(np.argmax(nats) == row['answer'])
 
 
@@ -415,7 +416,7 @@ def test_windows_and_pairs_are_the_harnesses():
         for length in (1, 2, 5, 10):
             rolling = get_rolling_token_windows(list(range(size)), prefix_token=99, max_seq_len=length, context_len=1)
             expected = [Window([*inputs, targets[-1]], len(targets)) for inputs, targets in rolling]
-            assert harness.windows([99], range(size), length) == expected
+            assert requests.windows([99], range(size), length) == expected
 
     class Theirs(TemplateLM):
         eot_token_id = 0
@@ -431,7 +432,7 @@ def test_windows_and_pairs_are_the_harnesses():
         context, continuation = TEXT[start : start + middle], TEXT[start + middle : start + middle + 20]
         if context.strip():
             before, after = Theirs()._encode_pair(context, continuation)
-            assert harness.encode_pair(model(), context, continuation) == (
+            assert requests.encode_pair(model(), context, continuation) == (
                 before,
                 after or model().encode(continuation),
             )
