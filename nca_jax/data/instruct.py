@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from nca_jax.batch import Batch, Vocab
 from nca_jax.data import instruct_rows
 from nca_jax.data import tokenizer as bpe
+from nca_jax.data.placing import place_rows
 from nca_jax.data.problem_sets import Problems, ProblemsConfig, load_problems
 from nca_jax.data.problems import Problem
 from nca_jax.errors import UserError, check
@@ -145,7 +146,7 @@ def make_stream(
         return instruct_rows.assemble(prepared.tokens[split][number], shots, length, end, config.loss_on)
 
     def stream(step: int) -> Batch:
-        return instruct_rows.place_rows(lambda row: make(step * batch + row), batch, length, sharding)
+        return place_rows(lambda row: make(step * batch + row), batch, length, sharding)
 
     return stream
 

@@ -1,15 +1,13 @@
-"""How problems become rows of tokens, where shots come from, and how rows are placed on devices."""
+"""How problems become rows of tokens, and where shots come from."""
 
 import itertools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from tokenizers import Tokenizer
 
-from nca_jax.batch import Batch
 from nca_jax.data.problems import Problem
 
 
@@ -70,26 +68,3 @@ def assemble(own: Tokens, shots: list[Tokens], length: int, end: int, loss_on: s
         weights_L1[start:stop] = example is own or loss_on == 'all_answers'
         at = stop
     return tokens_L1, weights_L1
-
-
-def place_rows(row_of: Callable, batch: int, length: int, sharding: jax.sharding.NamedSharding) -> Batch:
-    """Makes the rows that this process holds, and no others; `row_of` gives a row's tokens and weights."""
-    rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-    def cached(row: int) -> tuple[np.ndarray, np.ndarray]:
-        if row not in rows:
-            rows[row] = row_of(row)
-        return rows[row]
-
-    def part(cut: Callable) -> jax.Array:
-        def local(index: tuple[slice, ...]) -> np.ndarray:
-            return np.stack([cut(*cached(row)) for row in range(*index[0].indices(batch))])[:, index[1]]
-
-        with jax.transfer_guard_host_to_device('allow'):  # this transfer is meant; the guard sees it as implicit
-            return jax.make_array_from_callback((batch, length), sharding, local)
-
-    return Batch(
-        inputs_BxL=part(lambda tokens, weights: tokens[:-1]),
-        targets_BxL=part(lambda tokens, weights: tokens[1:]),
-        weights_BxL=part(lambda tokens, weights: weights[1:]),
-    )

