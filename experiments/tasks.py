@@ -11,7 +11,7 @@ PROTOCOLS = {
     'bigbench': {'shots': 2, 'samples': 64, 'max_tokens': 35, 'temperature': 0.4, 'top_p': 0.95},
 }
 README = {'samples': 64, 'temperature': 0.4, 'top_p': 0.95}
-WORDS = {'size': '400m', 'parent': '', 'tokenizer': '', 'recipe': 'paper', 'protocol': 'script', 'arm': ''}
+WORDS = {'size': '400m', 'parent': '', 'tokenizer': '', 'recipe': 'paper', 'protocol': 'script', 'arm': 'scratch'}
 WORDS |= {'evaluate': False, 'seed': 0, 'smoke': False}
 
 
@@ -67,7 +67,7 @@ def tuning(
     }
     config = common.experiment(
         name=asked.problems.task,
-        arm=words.arm or 'scratch',
+        arm=words.arm,
         stage='instruct',
         seed=words.seed,
         smoke=words.smoke,

@@ -140,7 +140,7 @@ def _tokenizer(config: Config, folder: pathlib.Path | None) -> Tokenizer:
 
 def _keep(found: Tokenizer, folder: pathlib.Path) -> None:
     """A later stage asks this run for its tokenizer, wherever that came from."""
-    atomic.write(folder / tokenizer.FILE, lambda file: file.write(found.to_str().encode()))
+    atomic.write(folder / tokenizer.FILE, lambda file: file.write(found.to_str().encode()), keep=True)
 
 
 class Asked(NamedTuple):

@@ -5,11 +5,14 @@ import importlib
 import json
 import pathlib
 
+import jax
 import ml_collections
 import pytest
 
 from experiments import common
 from nca_jax import config as configs
+from nca_jax import mesh as meshes
+from nca_jax import run
 from nca_jax.checkpoint import graft
 from nca_jax.errors import UserError
 
@@ -91,6 +94,7 @@ def test_every_experiment_builds_and_validates(name, words):
     assert configs.to_dict(again) == configs.to_dict(config)
     assert configs.identity(again, None) == configs.identity(config, None)
     assert config.smoke == ('smoke' in words)
+    run.check_fit(config, meshes.make_mesh(meshes.MeshConfig(1, 1, 1), jax.devices()[:1]))
 
 
 def test_unknown_words_list_the_known():

@@ -86,20 +86,17 @@ def prepare_instruct(config: InstructConfig, tokenizer: Tokenizer, folder: Path,
 
 
 def _check_shots(config: InstructConfig, problems: Problems) -> None:
-    for task, pool in _pools(problems).items():
-        allowed = f'must leave a training problem of task {task} besides them, which has {len(pool)}'
-        check(len(pool) > config.shots[1], 'shots', config.shots, allowed)
+    pools = _pools(problems)
+    for task in sorted({problem.task for found in problems.splits.values() for problem in found} if pools else ()):
+        has = len(pools[task]) if task in pools else 0
+        allowed = f'must leave a training problem of task {task} besides them, which has {has}'
+        check(has > config.shots[1], 'shots', config.shots, allowed)
 
 
 def fitting(prepared: Prepared, split: str, length: int) -> np.ndarray:
     """Numbers of the problems whose prompt and target fit into a row of length + 1 tokens without any shot."""
     sizes = [len(tokens.prompt) + len(tokens.target) for tokens in prepared.tokens[split]]
     return np.flatnonzero(np.asarray(sizes, np.int64) <= length + 1)
-
-
-def steps_per_epoch(prepared: Prepared, batch: int, length: int) -> int:
-    """Whole batches in an epoch of the training problems that fit, 1 at least."""
-    return max(1, len(fitting(prepared, 'train', length)) // batch)
 
 
 def describe(prepared: Prepared, length: int) -> str:

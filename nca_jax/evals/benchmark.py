@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from nca_jax.model.config import ModelConfig
 from nca_jax.model.decode import make_decoder
 from nca_jax.model.refill import Prompt
 from nca_jax.model.stops import cut, make_stops
-from nca_jax.progress import bars, silent
+from nca_jax.progress import Progress, bars, silent
 
 # Whether a text answers a problem; programs are judged by their tests instead.
 SAME = {
@@ -41,6 +41,10 @@ SAME = {
     'bigbench': same_text,
     'choices': same_text,
 }
+
+
+# What of a config answers depend on, besides the problems themselves, which are known by their contents.
+PROTOCOL = ('shots', 'max_tokens', 'samples', 'stops', 'sampling')
 
 
 class Asked(NamedTuple):
@@ -63,15 +67,19 @@ def make_evaluator(
     """`evaluate(params, step)`: the metrics of `passk.metrics` over the test problems, and how many were `left_out`.
 
     Left out are those whose own prompt leaves no room for an answer. A problem's answers depend on (seed, its id, the
-    sample's number) and the weights alone. They are written to `folder` as they come, and a killed evaluation goes on
-    with them. Programs count if config.run_code says so; else they are only written, and a line says how to judge them.
+    sample's number), its shots, the protocol and the weights alone. They are written to `folder` as they come, and an
+    evaluation that was killed goes on with them. Programs are judged if config.run_code says so; else they are only
+    written, and count once the judge has run.
     """
+    if config.problems.task == CODE:
+        judge.read_problems(_problems_file(config))  # what it can't read is better known before any sampling
     end = bpe.end_of_text(tokenizer)
     asked, left_out = ask(config, problems, tokenizer, model.length, seed)
     stops = make_stops([end], config.stops, bpe.pieces(tokenizer))
     decode = make_decoder(model, vocab, mesh, config.batch, config.sampling, stops)
-    protocol = dataclasses.asdict(dataclasses.replace(config, batch=None, run_code=False))
-    about = [protocol, seed, problems.identity, bpe.identity(tokenizer)]
+    protocol = {name: value for name, value in dataclasses.asdict(config).items() if name in PROTOCOL}
+    names = [problem.id for problem in problems.splits['test']]  # by which records know them: lines of a file may move
+    about = [protocol, seed, problems.identity, names, bpe.identity(tokenizer)]
 
     def solved(answer: list[int], problem: Problem) -> tuple[str, bool | None]:
         text = cut(tokenizer.decode([token for token in answer if token != end]), config.stops)
@@ -91,10 +99,10 @@ def make_evaluator(
         ]
         found: list[dict[int, tuple]] = [{} for _ in todo]
         with _shown() as progress, _appended(file) as append:
-            for answer in decode(params, prompts, seed):
+            for count, answer in enumerate(decode(params, prompts, seed), 1):
                 problem, answers = todo[answer.prompt].problem, found[answer.prompt]
                 answers[answer.sample] = solved(answer.tokens.tolist(), problem)
-                progress('answers', sum(map(len, found)), len(todo) * config.samples)
+                progress('answers', count, len(todo) * config.samples)
                 if len(answers) == config.samples:
                     done[problem.id] = record(problem, [answers[number] for number in range(config.samples)])
                     append(json.dumps(done[problem.id]) + '\n')
@@ -148,14 +156,14 @@ def record(problem: Problem, answers: Sequence[tuple[str, bool | None]]) -> dict
 
 
 def judged(rows: Sequence[dict], file: Path, config: BenchmarkConfig) -> list[dict] | None:
-    """The rows with what the sandbox says of their programs; None, and a line on how to judge, where it may not run."""
+    """The rows with the judge's verdicts; None, and a line on how to get them, where it may not run and hasn't."""
     samples = file.with_suffix('.samples.jsonl')
     lines = [
         {'task_id': row['id'], 'sample': number, 'completion': text}
         for row in rows
         for number, text in enumerate(row['texts'])
     ]
-    path = Path(config.problems.path) if config.problems.path else None
+    path = _problems_file(config)
 
     def work() -> list[dict]:
         if distributed.is_first():
@@ -163,26 +171,35 @@ def judged(rows: Sequence[dict], file: Path, config: BenchmarkConfig) -> list[di
             atomic.write(samples, lambda whole: whole.write(content.encode()))
             if config.run_code:
                 judge.judge_file(samples, path, allow_code=True)
-        return [line for _, line in judge.read_lines(judge.out_file(samples))] if config.run_code else []
+        out = judge.out_file(samples)
+        found = [line for _, line in judge.read_lines(out)] if out.exists() else []
+        asked = [(line['task_id'], line['sample']) for line in lines]
+        return found if [(line['task_id'], line['sample']) for line in found] == asked else []
 
     verdicts = distributed.first(work)
-    if not config.run_code:
+    if not verdicts:
         if distributed.is_first():
-            how = f'python -m nca_jax.evals.judge {samples} --allow-code'
-            print(f'not judged, since config.benchmark.run_code is false: {how}', file=sys.stderr)
+            how = f'python -m nca_jax.evals.judge {samples} --allow-code' + (f' --problems={path}' if path else '')
+            print(f'not judged yet: {how}, then the same run once more', file=sys.stderr)
         return None
     passed = iter(line['passed'] for line in verdicts)
     return [row | {'correct': [next(passed) for _ in row['texts']]} for row in rows]
 
 
+def _problems_file(config: BenchmarkConfig) -> Path | None:
+    """Where the judge finds the tests: None for the installed package's file."""
+    return Path(config.problems.path).expanduser() if config.problems.path else None
+
+
 @contextlib.contextmanager
-def _shown():
+def _shown() -> Iterator[Progress]:
+    """Bars, on the first process alone."""
     with bars() if distributed.is_first() else contextlib.nullcontext(silent) as progress:
         yield progress
 
 
 @contextlib.contextmanager
-def _appended(file: Path):
+def _appended(file: Path) -> Iterator[Callable[[str], None]]:
     """`append(line)` to the file, on the first process alone."""
     if not distributed.is_first():
         yield lambda line: None

@@ -17,6 +17,7 @@ FIELDS = {
     **dict.fromkeys(('config', 'code', 'versions', 'device', 'data'), dict),
 }
 WITHIN = {'device': ('kind', 'count'), 'parent': ('identity', 'step', 'plan')}
+HASHED = ('problems', 'benchmark', 'tokenizer')  # of `data`: what is tuned on, what is asked, and in which tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +164,8 @@ def _left_out(run: Run) -> str | None:
 
 def _check_comparable(runs: list[Run]) -> None:
     for run in runs[1:]:
-        if run.about['data'] != runs[0].about['data']:
+        ours, theirs = ({k: v for k, v in each.about['data'].items() if k != 'benchmark'} for each in (run, runs[0]))
+        if ours != theirs:
             raise errors.UserError(f"can't compare {runs[0]} with {run}: they were trained on different text")
         for what, ours, theirs in (
             ('vocab_size', run.about['vocab_size'], runs[0].about['vocab_size']),
@@ -178,7 +180,10 @@ def _check_comparable(runs: list[Run]) -> None:
 def _check_solved(runs: list[Run]) -> None:
     for run in runs[1:]:
         pair = f"can't compare {runs[0]} with {run}"
-        if run.about['data'].get('problems') != runs[0].about['data'].get('problems'):  # a text run hashes none
+        hashes = [
+            [each.about['data'].get(name) for name in HASHED] for each in (run, runs[0])
+        ]  # a stage has some of them
+        if hashes[0] != hashes[1]:
             raise errors.UserError(f'{pair}: their problems or their tokenizers differ')
         ours, theirs = _protocol(run), _protocol(runs[0])
         for what in theirs | ours:
