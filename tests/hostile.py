@@ -735,6 +735,7 @@ class Scores:
 
 
 CLASSES = (Resources, Endless, Signals, Files, Network, Processes, Scores)
+SENDS = 'import nca_jax.evals.sandbox_wire as wire\n'
 # What happens before a candidate is called: whole programs.
 AT_FIRST = {
     'exit_at_first': 'import sys\nsys.exit(0)\n',
@@ -749,5 +750,9 @@ AT_FIRST = {
     'endless_source': 'attack = lambda at: 0\n' + 'x = [' + '[],' * 200_000 + ']\n',
     'deep_source': 'attack = lambda at: ' + '-' * 100_000 + '1\n',
     'swallow_exit': 'import os, atexit\natexit.register(os._exit, 0)\nattack = exit\n',
+    'huge_number_for_an_answer': f'{SENDS}wire.send(4, wire.encode(("x", 10**5000)))\nattack = print\n',
+    'huge_number_as_a_kind': f'{SENDS}wire.send(4, wire.encode((10**5000, "x")))\nattack = print\n',
+    'many_sets_for_an_answer': f'{SENDS}wire.send(4, b"t\\x80\\x99\\x19\\0" + b"e\\0\\0\\0\\0" * 0x199980)\nattack = print\n',
+    'too_long_source': 'attack = lambda at: 0\n' + '#' * (8 << 20),
     'future_braces': 'from __future__ import braces\n',
 }

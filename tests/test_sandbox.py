@@ -23,6 +23,7 @@ from nca_jax.evals import judge, sandbox
 from nca_jax.evals import sandbox_kernel as kernel
 from nca_jax.evals import sandbox_proof as proof
 from nca_jax.evals import sandbox_seccomp as seccomp
+from nca_jax.evals import sandbox_sides as sides
 from nca_jax.evals import sandbox_wire as wire
 from tests import hostile
 
@@ -232,6 +233,7 @@ def test_solutions_of_other_problems_fail(box):
         ('import os\ndef f(x): os.kill(os.getpid(), 11) or os._exit(3)', 'assert f(1)', 'exited: 3'),
         ('import ctypes\ndef f(x): ctypes.string_at(0)', 'assert f(1)', 'killed: SIGSEGV'),
         ('def f(x): return 10**12', 'assert sum(range(f(1)))', 'tests: killed: SIGKILL'),
+        ('def f(x): raise StopIteration', 'assert all(map(f, [1]))', 'error: StopIteration: '),
         ('def f(x): raise KeyError("a")', 'import pytest', "error: ModuleNotFoundError: No module named 'pytest'"),
     ],
 )
@@ -262,6 +264,43 @@ def test_why(source, check, why, box):
 def test_honest_programs_pass(source, check, box):
     verdict = box.judge(program(source, check, setup='def helper(x): return 1'))
     assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize(
+    ('name', 'why'),
+    [
+        ('huge_number_for_an_answer', 'answer:'),
+        ('huge_number_as_a_kind', 'answer: x'),
+        ('many_sets_for_an_answer', 'memory'),
+        ('too_long_source', 'source: more than 8388608 bytes'),
+    ],
+)
+def test_rubbish_at_load_is_the_candidates_own(name, why, box):
+    assert box.judge(sandbox.Program(hostile.AT_FIRST[name], 'attack', '', '')).why == why
+
+
+def test_every_ending_has_a_name():
+    """Of every wait status, also of signals that Python has no name for."""
+    found = {status: sandbox._ending(status) for status in range(256)}
+    assert (found[9], found[40], found[0], found[64]) == (
+        'killed: SIGKILL',
+        'killed: 40',
+        'exited: 0',
+        'killed: SIGRTMAX',
+    )
+    assert sandbox._ending(3 << 8) == 'exited: 3'
+
+
+def test_a_failed_layer_stops_all_and_a_killed_candidate_does_not():
+    def why(tests, candidate):
+        ended = {'tests': tests << 8, 'candidate': candidate, 'late': False, 'ended': True, 'cpu_seconds': 0.0}
+        return sandbox._why(None, ended, LIMITS)
+
+    assert why(sides.NEVER_READY, 9) == 'killed: SIGKILL'  # by the system, for its memory
+    assert why(sides.CANDIDATE_GONE, 70 << 8) == 'tests: exited: 3'
+    for tests, candidate, layer in ((sides.NEVER_READY, 70 << 8, 'mounts'), (74, 0, 'seccomp')):
+        with pytest.raises(RuntimeError, match=f'could not be confined: {layer} failed'):
+            why(tests, candidate)
 
 
 def test_programs_share_nothing(box):

@@ -234,14 +234,19 @@ def _is_nonce(report: bytes | None, nonce: str) -> bool:
 
 def _why(report: bytes | None, ended: dict, limits: Limits) -> str:
     """Why a program failed, from what its tests' side reports and how the two processes ended."""
-    if os.WIFEXITED(ended['tests']) and os.WEXITSTATUS(ended['tests']) not in (0, sides.CANDIDATE_GONE):
-        raise RuntimeError(f'sandbox: a process could not be confined, exit code {os.WEXITSTATUS(ended["tests"])}')
+    tests = os.waitstatus_to_exitcode(ended['tests'])
+    # The candidate's own exit code says something of the sandbox only where it never came to run.
+    for code in (tests, *([os.waitstatus_to_exitcode(ended['candidate'])] if tests == sides.NEVER_READY else [])):
+        if layer := layers.failed_layer(code):
+            raise RuntimeError(f'sandbox: a process could not be confined: {layer} failed')
     said = None if report is None else ADDRESS.sub('0x...', report[1:].decode('utf-8', 'ignore'))
     if ended['late']:
         return 'wall clock'
     if said not in (None, 'gone'):
         return said
-    if said is None:  # the tests' own process died, as it may of an answer that is too large to compare
+    if (
+        said is None and tests != sides.NEVER_READY
+    ):  # the tests' own process died, as it may of an answer that is too large to compare
         return f'tests: {_ending(ended["tests"])}'
     # What its limits or the system kill dies of SIGKILL, which no process of its namespace could have sent it.
     killed = os.WIFSIGNALED(ended['candidate']) and os.WTERMSIG(ended['candidate']) == signal.SIGKILL
@@ -252,5 +257,7 @@ def _why(report: bytes | None, ended: dict, limits: Limits) -> str:
 
 def _ending(status: int) -> str:
     if os.WIFSIGNALED(status):
-        return f'killed: {signal.Signals(os.WTERMSIG(status)).name}'
+        number = os.WTERMSIG(status)
+        named = number in signal.valid_signals() and number in list(signal.Signals)  # most real-time ones have no name
+        return f'killed: {signal.Signals(number).name if named else number}'
     return f'exited: {os.WEXITSTATUS(status)}'

@@ -40,6 +40,9 @@ NAMESPACES = {
     'uts': kernel.CLONE_NEWUTS,
     'cgroup': kernel.CLONE_NEWCGROUP,
 }
+# Names that `confine` tells as it goes; a process that fails in one ends with the code FAILED + its place here.
+LAYERS = 'mounts', 'limits', 'privileges', 'Landlock', 'seccomp'
+FAILED = 70
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
 
 
@@ -176,6 +179,11 @@ def confine(
     after('Landlock')
     seccomp.restrict(worker.filter)
     after('seccomp')
+
+
+def failed_layer(code: int) -> str | None:
+    """The one in which a process that ended with an exit code failed; None where it had other reasons."""
+    return LAYERS[code - FAILED] if 0 <= code - FAILED < len(LAYERS) else None
 
 
 def _private_folder(limits: Limits) -> None:

@@ -17,8 +17,10 @@ NAME = 'candidate'  # of the module that a candidate is
 REPORT_BYTES = 1024
 PASSED, FAILED = b'+', b'-'  # first byte of a report, before the nonce or what failed
 TEXT = 200  # characters of an error's message
+NOT_BUILTIN = UnicodeError, StopIteration, StopAsyncIteration  # made otherwise, or taken for an end
 READY = b'confined'  # what a candidate's process says before it reads the program
-CANDIDATE_GONE, UNCONFINED = 3, 4  # exit codes of the tests' side
+# Exit codes of the tests' side: the candidate went, was never ready, or it couldn't even say what went wrong.
+CANDIDATE_GONE, NEVER_READY, SPEECHLESS = 3, 4, 5
 
 
 def candidate_side(calls: int, answers: int) -> None:
@@ -60,13 +62,36 @@ def _text(error: BaseException) -> str:
 
 
 def tests_side(judge: int, calls: int, answers: int) -> None:
-    """Runs the tests that the judge sends against the candidate, and answers with the nonce or with a report."""
-    request = json.loads(wire.receive(judge, most=1 << 30))
+    """Runs the tests that the judge sends against the candidate, and answers with the nonce or with a report.
 
-    def leave(why: str, code: int = 0) -> None:
+    From the candidate's first word on nothing that goes wrong here is the sandbox's own fault: the candidate may have
+    sent anything, so every exception becomes a report, and the exit codes of a failed confinement aren't used.
+    """
+    if wire.receive(answers) != READY:
+        os._exit(NEVER_READY)
+    leave = functools.partial(_leave, judge)
+    try:
+        request = json.loads(wire.receive(judge, most=1 << 30))
+        verdict = _judge(request, _asker(calls, answers, leave))
+        if verdict is not None:
+            leave(verdict)
+        wire.send(judge, PASSED + request['nonce'].encode())
+    except BaseException as error:
+        leave(_why(type(error).__name__, _text(error)))
+
+
+def _leave(judge: int, why: str, code: int = 0) -> None:
+    """Ends this process with a report. No exception, since tests may catch all there are."""
+    try:
         line = ' '.join(why.split()).encode('utf-8', 'backslashreplace')
         wire.send(judge, FAILED + line[:REPORT_BYTES])
-        os._exit(code)
+    except BaseException:  # no memory is left, or nobody listens
+        code = SPEECHLESS
+    os._exit(code)
+
+
+def _asker(calls: int, answers: int, leave: Callable[..., None]) -> Callable[[bytes], object]:
+    """A function that hands a message to the candidate and gives the value of its answer."""
 
     def ask(message: bytes) -> object:
         try:
@@ -84,14 +109,22 @@ def tests_side(judge: int, calls: int, answers: int) -> None:
             return rest[0]
         if kind == 'raised' and len(rest) == 2 and all(type(part) is str for part in rest):
             raise _RaisedError(*rest)
-        leave(f'answer: {str(rest[0])[:TEXT] if rest else ""}')
+        # Text of another type may be long in the making: Python refuses to write integers of many digits at all.
+        leave(f'answer: {rest[0][:TEXT] if rest and type(rest[0]) is str else ""}')
 
-    if wire.receive(answers) != READY:
-        os._exit(UNCONFINED)
+    return ask
+
+
+def _judge(request: dict[str, str], ask: Callable[[bytes], object]) -> str | None:
+    """None where the program was loaded and every test passed, else why not."""
     try:
-        ask(wire.encode((request['program'], request['entry_point'])))
+        program = wire.encode((request['program'], request['entry_point']))
+    except wire.NotPlainError as error:
+        return f'source: {error}'
+    try:
+        ask(program)
     except _RaisedError as error:
-        leave(_why(error.name, error.text))
+        return _why(error.name, error.text)
     raised = []
 
     def candidate(*arguments: object, **named: object) -> object:
@@ -101,10 +134,7 @@ def tests_side(judge: int, calls: int, answers: int) -> None:
             raised.append(error.as_builtin())
             raise raised[-1] from error
 
-    verdict = _run_tests(request, candidate, raised)
-    if verdict is not None:
-        leave(verdict)
-    wire.send(judge, PASSED + request['nonce'].encode())
+    return _run_tests(request, candidate, raised)
 
 
 def _run_tests(request: dict[str, str], candidate: Callable, raised: list[BaseException]) -> str | None:
@@ -135,8 +165,11 @@ class _RaisedError(Exception):
         self.name, self.text = name[:TEXT], text[:TEXT]
 
     def as_builtin(self) -> Exception:
-        """Python's own exception of that name where there is one, since tests may expect it."""
+        """Python's own exception of that name where there is one, since tests may expect it.
+
+        Never one that ends an iteration: all(map(...)) over calls would be over, and true, with the first of them.
+        """
         kind = getattr(builtins, self.name, None)
-        if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, UnicodeError):
+        if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, NOT_BUILTIN):
             return kind(self.text)
         return RuntimeError(f'{self.name}: {self.text}')

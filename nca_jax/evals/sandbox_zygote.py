@@ -32,7 +32,7 @@ PRELOADED = (
     'array bisect cmath collections collections.abc copy dataclasses datetime decimal enum fractions functools heapq '
     'hashlib itertools json math operator re statistics string struct sys textwrap time types typing unicodedata'
 )
-FAILED = 70  # exit code of a process whose confinement failed
+CRASHED = 1  # exit code of a process that raised once it was confined
 LINGER_SECONDS = 1.0  # for a candidate that closed its pipes to end
 
 
@@ -105,7 +105,11 @@ def run(control: socket.socket, judge: int, limits: layers.Limits, here: int, wo
 
     def confined(side: Callable[..., None], *files: int) -> Callable[[], None]:
         def work() -> None:
-            layers.confine(limits, files, worker)
+            done = []
+            try:
+                layers.confine(limits, files, worker, done.append)
+            except BaseException:
+                os._exit(layers.FAILED + len(done))
             side(*range(3, 3 + len(files)))
 
         return work
@@ -116,7 +120,7 @@ def run(control: socket.socket, judge: int, limits: layers.Limits, here: int, wo
         os.close(file)
     late = watch(control, tests, time.monotonic() + limits.wall_seconds)
     tests_status, _ = bury(tests)
-    if os.WIFEXITED(tests_status) and os.WEXITSTATUS(tests_status) == sides.CANDIDATE_GONE:
+    if os.WIFEXITED(tests_status) and os.WEXITSTATUS(tests_status) in (sides.CANDIDATE_GONE, sides.NEVER_READY):
         select.select([candidate[1]], [], [], LINGER_SECONDS)
     ended = bool(select.select([candidate[1]], [], [], 0)[0])
     status, cpu_seconds = bury(candidate)
@@ -128,7 +132,7 @@ def fork(work: Callable[[], None], here: int) -> tuple[int, int]:
     kernel.call('unshare', kernel.CLONE_NEWPID)
     process = os.fork()
     if process == 0:
-        code = FAILED
+        code = CRASHED
         try:
             work()
             code = 0
