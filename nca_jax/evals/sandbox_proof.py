@@ -10,14 +10,13 @@ import mmap
 import os
 import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from nca_jax.evals import sandbox_kernel as kernel
 from nca_jax.evals import sandbox_layers as layers
 from nca_jax.evals import sandbox_wire as wire
 
 UNREACHABLE = ('127.0.0.1', 9), ('192.0.2.1', 9)  # the second is nobody's, by RFC 5737
-HIDDEN = ('/proc', '/sys', '/dev', '/etc', '/home', '/root/.ssh', '/var', '/run')
 # Calls that the filter must refuse, by EPERM; with these arguments none does harm where it gets through.
 FORBIDDEN = {
     'x86_64': dict(
@@ -27,7 +26,7 @@ FORBIDDEN = {
         finit_module=313, open_by_handle_at=304, personality=135, fork=57, vfork=58, execve=59, execveat=322,
         memfd_create=319, shmget=29, pidfd_open=434, prctl=157, setpriority=141, sched_setscheduler=144,
         seccomp=317, capset=126, setuid=105, mknod=133, setsid=112, inotify_init=253, fanotify_init=300,
-        mq_open=240, timer_create=222, signalfd4=289, landlock_create_ruleset=444, quotactl=179, syslog=103,
+        mq_open=240, timer_create=222, signalfd4=289, landlock_create_ruleset=444, quotactl=179, syslog=103, flock=73,
     ),
     'aarch64': dict(
         ptrace=117, process_vm_readv=270, process_vm_writev=271, mount=40, umount2=39, pivot_root=41, chroot=51,
@@ -36,10 +35,11 @@ FORBIDDEN = {
         finit_module=273, open_by_handle_at=265, personality=92, execve=221, execveat=281, memfd_create=279,
         shmget=194, pidfd_open=434, prctl=167, setpriority=140, sched_setscheduler=119, seccomp=277, capset=91,
         setuid=146, mknodat=33, setsid=157, inotify_init1=26, fanotify_init=262, mq_open=180, timer_create=107,
-        signalfd4=74, landlock_create_ruleset=444, quotactl=60, syslog=116,
+        signalfd4=74, landlock_create_ruleset=444, quotactl=60, syslog=116, flock=32,
     ),
 }  # fmt: skip
 PR_GET_DUMPABLE, PR_GET_NO_NEW_PRIVS = 3, 39
+F_SETPIPE_SZ = 1031
 MIB = layers.MIB
 
 
@@ -93,10 +93,12 @@ def namespaces() -> list[str]:
 
 
 def root_folder() -> list[str]:
-    tops = {folder.split('/')[1] for folder in (*layers.readable(), layers.PRIVATE, layers.EMPTY, '/tmp')}
+    expected = children([*layers.readable(), layers.PRIVATE, layers.EMPTY, '/tmp'])
+    packages = layers.third_party(layers.readable())
     found = [
-        ('mount namespace: its own root', set(os.listdir('/')) == tops),
-        ('mount namespace: no other folders', not any(os.path.exists(path) for path in HIDDEN)),
+        ('mount namespace: its own root', set(os.listdir('/')) == expected['/']),
+        ('mount namespace: no other folders', all(set(os.listdir(path)) == names for path, names in expected.items())),
+        ('mount namespace: no packages', not any(os.listdir(path) for path in packages)),
         ('mount namespace: read-only', refusal(lambda: os.mkdir('/made')) == errno.EROFS),
         (
             'mount namespace: read-only library',
@@ -104,6 +106,16 @@ def root_folder() -> list[str]:
         ),
     ]
     return [name for name, held in found if not held]
+
+
+def children(paths: Sequence[str]) -> dict[str, set[str]]:
+    """What each folder above some paths must hold: the way to them, and nothing else."""
+    found: dict[str, set[str]] = {}
+    for path in paths:
+        while path != '/':
+            path, name = os.path.split(path)
+            found.setdefault(path, set()).add(name)
+    return found
 
 
 def memory(limits: layers.Limits) -> list[str]:
@@ -214,4 +226,5 @@ def filtered() -> list[str]:
         return refusal(lambda: kernel.call_number(number, -1, 0, 0, 0, 0, 0)) != errno.EPERM
 
     calls = FORBIDDEN[os.uname().machine]
-    return [f'seccomp: {name}' for name, number in calls.items() if through(number)]
+    pipes = refusal(lambda: kernel.call('fcntl', -1, F_SETPIPE_SZ, 0)) != errno.EPERM
+    return [f'seccomp: {name}' for name, number in calls.items() if through(number)] + ['seccomp: fcntl'] * pipes

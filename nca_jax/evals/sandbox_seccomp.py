@@ -33,6 +33,9 @@ NAMESPACES = (
 # What Python asks of files: whether they are terminals (they aren't), closing on exec, blocking, bytes that wait.
 IOCTLS = (0x5401, 0x5450, 0x5451, 0x5421, 0x541B)
 
+# Copies of files and their flags; not locks, owners, leases, or how large a pipe is: that is memory of the kernel's.
+FCNTLS = (0, 1, 2, 3, 4, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC
+
 
 def instruction(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
     """One of struct sock_filter; `yes` and `no` are how many to skip."""
@@ -61,12 +64,12 @@ def program(machine: str) -> bytes:
         instruction(JUMP_ANY_BIT, kernel.CLONE_THREAD, no=1),
         instruction(RETURN, ALLOW),
         instruction(RETURN, REFUSE | errno.EPERM),
-        instruction(JUMP_EQUAL, others['ioctl'], no=2 + 2 * len(IOCTLS)),
-        instruction(LOAD, SECOND),
     ]
-    for request in IOCTLS:
-        lines += [instruction(JUMP_EQUAL, request, no=1), instruction(RETURN, ALLOW)]
-    lines.append(instruction(RETURN, REFUSE | errno.EPERM))
+    for name, requests in (('ioctl', IOCTLS), ('fcntl', FCNTLS)):
+        lines += [instruction(JUMP_EQUAL, others[name], no=2 + 2 * len(requests)), instruction(LOAD, SECOND)]
+        for request in requests:
+            lines += [instruction(JUMP_EQUAL, request, no=1), instruction(RETURN, ALLOW)]
+        lines.append(instruction(RETURN, REFUSE | errno.EPERM))
     allowed = set(kernel.numbers(kernel.ALLOWED, machine).values())
     borders = [number for number in range(max(allowed) + 2) if (number in allowed) != (number - 1 in allowed)]
     return b''.join([*lines, *search(borders, inside=False)])
