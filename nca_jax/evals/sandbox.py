@@ -13,11 +13,14 @@ Python and the system's libraries, read-only, and a private tmpfs; no capabiliti
 child an unprivileged user; Landlock; a seccomp filter that lists what is allowed; limits of CPU time, wall-clock time,
 addresses, files and threads. `Sandbox` tries each of them when it starts, and refuses where one is missing.
 
-What a candidate can still do: read Python's own library, use its CPU time and memory, see the arguments that the tests
-call it with, and answer from memory. What differs from tests in the candidate's own interpreter: an answer arrives as a
+What a candidate can still do: read Python's own library (packages of others are covered, so that to import them fails),
+use its CPU time and memory, see the arguments that the tests call it with, and answer from memory. As with HumanEval's
+own `==`, True and 1.0 pass for 1. What differs from tests in the candidate's own interpreter: an answer arrives as a
 plain copy (a Counter as a dict; an iterator, a Decimal or an object of a class of its own is no answer), and tests see
 neither a change of an argument nor of a function that they use themselves. Against flaws of the kernel stands no more
-than the shortness of the list of calls that the filter lets through.
+than the shortness of the list of calls that the filter lets through. There is no audit hook: the candidate's process
+holds nothing that frames, gc or ctypes could reach, and a hook against them would break namedtuple, typing, enum and
+logging, which ask for the frame that called them.
 
 Tried as root and as an ordinary user, who needs unprivileged user namespaces, with Linux 6.18 on x86_64 and version 7
 of Landlock. The filter for aarch64 was checked by an interpreter of its instructions, never run.
@@ -95,7 +98,7 @@ class Sandbox:
         check(count > 0, 'workers', workers, 'must be positive')
         if problem := layers.platform_problem():
             raise UserError(f'sandbox: {problem}')
-        self._workers = []
+        self._workers, self._running = [], False
         try:
             for _ in range(count):
                 self._workers.append(_Worker())
@@ -140,9 +143,34 @@ class Sandbox:
         return next(self.run([program]))
 
     def run(self, programs: Iterable[Program], limits: Limits | None = None) -> Iterator[Verdict]:
-        """Verdicts in the programs' order, over all workers. `limits` replace the sandbox's own for these programs."""
-        limits, source = limits or self.limits, enumerate(programs)
-        idle, found, given = list(self._workers), {}, 0
+        """Verdicts in the programs' order, over all workers. `limits` replace the sandbox's own for these programs.
+
+        Where it is left early, it waits for what runs; where it fails, `programs` included, the sandbox is closed.
+        """
+        if not self._workers:
+            raise RuntimeError('sandbox: it is closed')
+        if self._running:
+            raise RuntimeError('sandbox: a run before this one is not at its end; close its iterator')
+        idle, self._running = list(self._workers), True
+        try:
+            yield from self._run(enumerate(programs), limits or self.limits, idle)
+        except GeneratorExit:
+            try:
+                for worker in set(self._workers) - set(idle):
+                    worker.finish()  # else the next run would take this for an ending of its own
+            except BaseException:
+                self.close()
+                raise
+            raise
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._running = False
+
+    def _run(self, source: Iterator[tuple[int, Program]], limits: Limits, idle: list['_Worker']) -> Iterator[Verdict]:
+        """As `run`. In `idle` is at any time who runs nothing."""
+        found, given = {}, 0
         with selectors.DefaultSelector() as selector:
             while True:
                 while idle and (job := next(source, None)) is not None:

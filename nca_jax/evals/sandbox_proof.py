@@ -137,7 +137,13 @@ def files(limits: layers.Limits) -> list[str]:
     for number in opened:
         os.close(number)
     core = resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
-    found = [('limit of file size', too_large), ('limit of open files', too_many), ('limit of core files', core)]
+    signals = resource.getrlimit(resource.RLIMIT_SIGPENDING) == (64, 64)
+    found = [
+        ('limit of file size', too_large),
+        ('limit of open files', too_many),
+        ('limit of core files', core),
+        ('limit of signals that wait', signals),
+    ]
     return [name for name, held in found if not held]
 
 
