@@ -20,11 +20,14 @@ import fcntl
 import gzip
 import hashlib
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +35,7 @@ from nca_jax import progress
 from nca_jax.data import human_eval
 from nca_jax.errors import FieldError, UserError, check
 from nca_jax.evals import sandbox
+from nca_jax.evals import sandbox_kernel as kernel
 
 LEAST_SECONDS = 0.1  # between two updates of the bar
 SHOWN = 60  # characters of a wrong value
@@ -84,8 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add('--workers', type=int, help='programs at a time (one per core)')
     add('--cpu-seconds', type=int, default=defaults.cpu_seconds, help=f'of a program ({defaults.cpu_seconds})')
     add('--memory-mb', type=int, default=defaults.memory_mb, help=f'of a program ({defaults.memory_mb})')
+    add('--parent', type=int, help=argparse.SUPPRESS)  # a process without which this one has nobody to work for
     args = parser.parse_args(argv)
     try:
+        if args.parent is not None:
+            end_with(args.parent)
         if not args.allow_code:
             raise UserError(REFUSAL)
         check(args.workers is None or args.workers > 0, '--workers', args.workers, 'must be positive')
@@ -95,8 +102,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         limits = dataclasses.replace(
             defaults, cpu_seconds=args.cpu_seconds, wall_seconds=wall, memory_mb=args.memory_mb
         )
+        out = args.out or out_file(args.samples)
+        for name, path in (('samples', args.samples), ('problems', args.problems)):
+            if path and out.exists() and path.exists() and out.samefile(path):
+                raise UserError(str(FieldError('--out', str(out), f'is the file of the {name}')))
         samples = read_samples(args.samples, read_problems(args.problems))
-        records = judge(samples, args.out or out_file(args.samples), limits, args.workers)
+        records = judge(samples, out, limits, args.workers)
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
@@ -116,10 +127,12 @@ def judge_file(
 ) -> list[dict[str, Any]]:
     """The records of a judge of its own, started by exec: a process that has JAX's threads must not fork programs.
 
-    What it says goes on to stderr. UserError with its line where it refuses, RuntimeError where it fails.
+    What it says goes on to stderr. It ends with the thread that calls this. UserError with its line where it refuses,
+    RuntimeError where it fails.
     """
     command = [sys.executable, '-m', 'nca_jax.evals.judge', str(samples)]
     given = {'problems': problems, 'out': out, 'workers': workers, 'cpu-seconds': cpu_seconds, 'memory-mb': memory_mb}
+    given['parent'] = os.getpid()
     command += [f'--{name}={value}' for name, value in given.items() if value is not None]
     command += ['--allow-code'] if allow_code else []
     last = ''
@@ -134,6 +147,14 @@ def judge_file(
     return [record for _, record in read_lines(out or out_file(samples))]
 
 
+def end_with(parent: int) -> None:
+    """Has the kernel kill this process when the thread that started it ends; what it runs ends with it."""
+    if sandbox.layers.platform_problem() is None:  # elsewhere it won't run anything
+        kernel.call('prctl', kernel.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            sys.exit(1)  # it ended before that
+
+
 def out_file(samples: pathlib.Path) -> pathlib.Path:
     return samples.with_name(samples.name.removesuffix('.gz').removesuffix('.jsonl') + '.judged.jsonl')
 
@@ -142,9 +163,16 @@ def read_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each object with its place in words. UserError for files that can't be read and lines that are no object."""
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if path.name.endswith('.gz') else data).decode()
-    except (OSError, EOFError) as error:
+        data = gzip.decompress(data) if path.name.endswith('.gz') else data
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f'{path}: {getattr(error, "strerror", None) or error}') from None
+    yield from objects(path, data)
+
+
+def objects(path: pathlib.Path, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Of a file's bytes, as `read_lines`."""
+    try:
+        text = data.decode()
     except UnicodeDecodeError:
         raise UserError(f'{path}: is no text in UTF-8') from None
     for number, line in enumerate(text.split('\n'), start=1):
@@ -153,7 +181,7 @@ def read_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f'{place}: {line[:SHOWN]!r} is not JSON; every line is one object') from None
         if not isinstance(record, dict):
             raise UserError(f'{place}: {line[:SHOWN]!r} must be an object')
@@ -187,8 +215,8 @@ def check_python(place: str, name: str, source: str) -> None:
     try:
         with warnings.catch_warnings(action='ignore'):
             ast.parse(source)
-    except (SyntaxError, ValueError) as error:
-        raise UserError(f'{place}: {name}: {error}; it must be Python by itself') from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last of what is nested too deep
+        raise UserError(f'{place}: {name}: {error or type(error).__name__}; it must be Python by itself') from None
 
 
 def read_samples(path: pathlib.Path, problems: Mapping[str, Problem]) -> list[Sample]:
@@ -252,20 +280,27 @@ def judge(
 
 
 def judged_before(out: pathlib.Path, samples: Sequence[Sample], hashes: Sequence[str]) -> list[dict[str, Any]]:
-    """The whole lines that a stopped judge left; a last one that was cut is taken off."""
+    """The whole lines that a stopped judge left; a last one that was cut is taken off.
+
+    UserError, and nothing is taken off, where the file holds anything else: it may be one that somebody needs.
+    """
     data = out.read_bytes()
-    whole = data[: data.rfind(b'\n') + 1]
-    if len(whole) < len(data):
-        with out.open('rb+') as file:
-            file.truncate(len(whole))
-    records = [record for _, record in read_lines(out)]
+    whole, cut = data[: data.rfind(b'\n') + 1], data[data.rfind(b'\n') + 1 :]
+    records = [record for _, record in objects(out, whole)]
     same = len(records) <= len(samples) and all(
         record.get('hash') == expected for record, expected in zip(records, hashes, strict=False)
     )
+    if cut and same:
+        next_one = samples[len(records)] if len(records) < len(samples) else None
+        begins = next_one and json.dumps({'task_id': next_one.problem.task_id, 'sample': next_one.sample})[:-1].encode()
+        same = bool(begins) and (cut.startswith(begins + b',') or begins.startswith(cut))
     if not same:
         raise UserError(
             f'{out}: holds verdicts of other samples, problems or limits; remove it or choose another --out'
         )
+    if cut:
+        with out.open('rb+') as file:
+            file.truncate(len(whole))
     return records
 
 
