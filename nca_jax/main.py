@@ -38,7 +38,7 @@ from nca_jax.model.config import step_flops
 from nca_jax.nca.examples import write_examples
 from nca_jax.progress import bars, silent
 from nca_jax.train import loop, tracking
-from nca_jax.train.metrics import MetricWriter, SilentWriter
+from nca_jax.train.metrics import MetricWriter, SilentWriter, evaluated
 from nca_jax.train.profiler import Profiler, updates
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -121,6 +121,7 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
         with Store(run.checkpoints(folder), **keep) as store, meshes.use(mesh):
             state, lineage = run.start(program, store, parent, print if distributed.is_first() else lambda line: None)
             about = describe(config, program, identity, lineage)
+            known = distributed.first(lambda: evaluated(folder, int(state.step)))
             writer = open_writer(config, program, folder, about, int(state.step))
             profiler = Profiler(updates(config.profile), folder / 'profile', print)
             try:
@@ -138,6 +139,7 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
                     profiler=profiler,
                     preemption=preemption,
                     before={'prepare': time.perf_counter() - start - data_seconds, 'data': data_seconds},
+                    evaluated=known,
                 )
             finally:
                 profiler.close()

@@ -1,7 +1,9 @@
 """The last stage as whole runs: tuned from a text run, asked before and after, killed, and evaluated alone."""
 
 import json
+import os
 import pathlib
+import signal
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from experiments import bigbench, gsm8k, humaneval, language, nca_pretrain, quic
 from nca_jax import config as configs
 from nca_jax import mesh as meshes
 from nca_jax import run
+from nca_jax.checkpoint.store import read_manifest
 from nca_jax.data import tokenizer
 from nca_jax.errors import FieldError, UserError
 from nca_jax.evals import answers, benchmark
@@ -85,6 +88,30 @@ def test_a_run_killed_while_it_is_asked_goes_on(parent, child, tmp_path, monkeyp
         train(tuned(parent), tmp_path / 'run')
     assert len(asked) == 2 * (6 - kept) + 2 * 6  # the rest of the second evaluation, and the third
     assert metrics(tmp_path / 'run') == metrics(child)
+
+
+@pytest.mark.parametrize('signalled', [False, True])
+def test_what_was_tuned_is_saved_before_it_is_asked(parent, child, tmp_path, monkeypatch, signalled):
+    """A crash or SIGTERM in the last evaluation: it goes on from there, and nothing is trained again."""
+    asked = []
+
+    def same(text: str, right: tuple[str, ...]) -> bool:
+        asked.append(text)
+        if len(asked) == 2 * 12 + 7:
+            os.kill(os.getpid(), signal.SIGTERM) if signalled else crash()
+        return answers.same_number(text, right)
+
+    with monkeypatch.context() as patched:
+        patched.setitem(benchmark.SAME, 'arithmetic', same)
+        with pytest.raises(SystemExit if signalled else CrashError):
+            train(tuned(parent), tmp_path / 'run')
+    assert read_manifest(tmp_path / 'run' / 'checkpoints')['step'] == 6
+    with monkeypatch.context() as patched:
+        for step in range(6):
+            interrupt(patched, at=step, how=crash)
+        train(tuned(parent), tmp_path / 'run')
+    assert metrics(tmp_path / 'run') == metrics(child)
+    assert checksums(tmp_path / 'run') == checksums(child)
 
 
 def test_evaluation_alone_is_a_run_of_zero_steps(child, tmp_path):

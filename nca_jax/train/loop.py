@@ -4,7 +4,7 @@ import dataclasses
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -93,11 +93,24 @@ class Preemption:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        self._deferred = True
+        with self._deferring(True):
+            yield
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within `deferred`: nothing would be lost here, so a signal needn't wait, nor one that came before."""
+        if self._alone and self._requested:
+            raise Preempted
+        with self._deferring(False):
+            yield
+
+    @contextmanager
+    def _deferring(self, deferred: bool) -> Iterator[None]:
+        before, self._deferred = self._deferred, deferred
         try:
             yield
         finally:
-            self._deferred = False
+            self._deferred = before
 
 
 def train(
@@ -115,13 +128,15 @@ def train(
     profiler: Profiler,
     preemption: Preemption,
     before: dict[str, float],
+    evaluated: frozenset[str] = frozenset(),
 ) -> TrainState:
     """Trains from `state.step` to `plan.stop`, then writes the `done` record. Raises NotFiniteError or Preempted.
 
     Metrics of a step are read after the next one is queued, so that reading never stalls the device. At a boundary
-    the order is: metrics, evaluation, checkpoint. A crash between any two of them loses nothing but time. The `done`
-    record says where this process spent its seconds, those that were spent `before` the loop included. `flops` are
-    those that the model needs for one update.
+    the order is: metrics, checkpoint, evaluation. A crash between any two of them loses nothing but time: what is due
+    at `state.step` is evaluated at the start, but for those of the evaluators that have been `evaluated` there. The
+    `done` record says where this process spent its seconds, those that were spent `before` the loop included. `flops`
+    are those that the model needs for one update.
     """
     seconds = dict.fromkeys(('prepare', 'data', 'compile', 'train', 'eval', 'checkpoint'), 0.0) | before
     step = int(state.step)
@@ -132,12 +147,17 @@ def train(
         yield
         seconds[phase] += time.perf_counter() - start
 
-    def evaluate() -> None:
+    def due() -> bool:
+        return step % plan.eval_every == 0 or step == plan.stop
+
+    def evaluate(evaluated: frozenset[str] = frozenset()) -> None:
         with timed('eval'):
             scored = [(name, evaluator, state.params) for name, evaluator in evaluators.items()]
             if state.ema is not None:
                 scored += [(f'{name}_ema', evaluator, state.ema) for name, evaluator in evaluators.items()]
             for name, evaluator, params in scored:
+                if name in evaluated:
+                    continue
                 result = evaluator(params, step)
                 if 'loss' in result and not np.isfinite(result['loss']):  # scores have none
                     raise NotFiniteError(f'step {step}: the loss of {name} is {result["loss"]}')
@@ -158,8 +178,8 @@ def train(
 
     observe = make_observe(schedule)
     with jax.transfer_guard('disallow'):  # nothing is trained that isn't saved: SIGTERM may end it at once
-        if step == 0:
-            evaluate()
+        if due():
+            evaluate(evaluated)
         if step < plan.stop:
             with timed('compile'):
                 train_step = train_step.lower(state, stream(step)).compile()
@@ -180,18 +200,18 @@ def train(
                     logger.queue(step, state, metrics, seconds['data'] - waited)
             if profiler.ends(step):
                 trace(profiler.stop)
-            evaluating = step % plan.eval_every == 0 or step == plan.stop
             stopping = preemption.reached()
             saving = stopping or step % plan.save_every == 0 or step == plan.stop or step in plan.keep
-            if evaluating or saving:
+            if due() or saving:
                 with timed('train'):
                     logger.flush()
-                if evaluating:
-                    evaluate()
                 if saving:
-                    save(wait=stopping or step == plan.stop)
+                    save(wait=stopping or due())
                 if stopping:
                     raise Preempted
+                if due():
+                    with preemption.at_once() if saving else nullcontext():
+                        evaluate()
                 logger.start(step)
         writer.write({'kind': 'done', 'step': step, 'tokens': step * plan.tokens_per_step, 'seconds': seconds})
     return state

@@ -79,6 +79,12 @@ class SilentWriter:
         """There is nothing to close."""
 
 
+def evaluated(folder: pathlib.Path, step: int) -> frozenset[str]:
+    """The evaluators whose records of a step are in the folder's metrics.jsonl. Those of step 0 are made again."""
+    records = map(json.loads, _records_until(folder / 'metrics.jsonl', step))
+    return frozenset(r['evaluator'] for r in records if r['kind'] == 'eval' and r['step'] == step)
+
+
 def describe(record: dict) -> str:
     """A record in a few words: loss and what else its kind has to tell."""
     parts = [f'{name} {record[name]:.4f}' for name in SHOWN if name in record]
