@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lint, format and tests on eight virtual devices.   bash launch/test.sh [full | pytest arguments]
 # `full` runs the slow proofs: both recipes' stages, published splits, a study killed in every stage, 20,000 trajectories,
-# four processes, PyTorch and a TPU's compiler as oracles (launch/oracle.lock, installed the first time: 1.5 GB).
+# four processes, PyTorch, lm-eval and a TPU's compiler as oracles (launch/oracle.lock, installed the first time: 1.5 GB).
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 .venv/bin/ruff check .
