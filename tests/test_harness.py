@@ -25,7 +25,7 @@ from nca_jax.data import tokenizer as bpe
 from nca_jax.errors import FieldError, UserError
 from nca_jax.evals import requests
 from nca_jax.evals.requests import Answering, Model, Window
-from nca_jax.model import transformer
+from nca_jax.model import decode, transformer
 from nca_jax.model.sampling import Sampling
 from nca_jax.report.tables import NONE
 from tests.test_export import write_corpus
@@ -148,7 +148,7 @@ def test_a_pair_has_the_tokens_of_the_whole():
 
 @pytest.mark.parametrize('length', [1, 31, 32, 33, 64, 65, 99, 100])
 def test_windows_are_padded_to_few_lengths(length):
-    assert requests.bucket(length, 100) == (32 if length <= 32 else 64 if length <= 64 else 100)
+    assert decode.bucket(length) == (32 if length <= 32 else 64 if length <= 64 else 128)
 
 
 def test_answers_are_the_likeliest_tokens(capsys):

@@ -19,7 +19,7 @@ from nca_jax.data import tokenizer as bpe
 from nca_jax.errors import check
 from nca_jax.model import transformer
 from nca_jax.model.config import ModelConfig
-from nca_jax.model.decode import DecodeConfig, make_decoder
+from nca_jax.model.decode import DecodeConfig, bucket, make_decoder
 from nca_jax.model.loss import cross_entropy
 from nca_jax.model.refill import Prompt
 from nca_jax.model.sampling import Sampling
@@ -27,7 +27,6 @@ from nca_jax.model.stops import cut, make_stops
 from nca_jax.progress import Progress, silent
 
 CHUNK = 32  # tokens that are written before the host looks
-LEAST_BUCKET = 32  # windows are padded to this times a power of two, so that few shapes are compiled
 MAX_TOKENS = 256  # of an answer whose task doesn't say, as the harness has it
 LIMITS = ('max_gen_toks', 'max_new_tokens', 'max_tokens', 'max_completion_tokens')  # names of one thing; the first wins
 KNOWN = {*LIMITS, 'until', 'do_sample', 'temperature', 'top_p', 'top_k', 'num_beams'}
@@ -129,7 +128,7 @@ def score(model: Model, asked: Sequence[Window], progress: Progress = silent) ->
     sharding = meshes.batch_sharding(model.mesh)
     for start in range(0, len(order), model.rows):
         numbers = order[start : start + model.rows]
-        length = bucket(len(asked[numbers[0]].tokens) - 1, model.config.length)
+        length = min(model.config.length, bucket(len(asked[numbers[0]].tokens) - 1))
         tokens_BxL1 = np.zeros((model.rows, length + 1), np.int32)
         for row, number in enumerate(numbers):
             tokens_BxL1[row, : len(asked[number].tokens)] = asked[number].tokens
@@ -151,11 +150,6 @@ def measure(config: ModelConfig, vocab: Vocab, params: dict, tokens_BxL1: jax.Ar
     logits_BxLxV = transformer.apply(config, params, tokens_BxL1[:, :-1], vocab)
     targets_BxL = tokens_BxL1[:, 1:]
     return cross_entropy(logits_BxLxV, targets_BxL), jnp.argmax(logits_BxLxV, axis=-1) == targets_BxL
-
-
-def bucket(length: int, most: int) -> int:
-    """The padded length of a window."""
-    return min(most, LEAST_BUCKET * 2 ** (-(-length // LEAST_BUCKET) - 1).bit_length())
 
 
 def answering(options: Mapping[str, Any]) -> Answering:

@@ -69,7 +69,8 @@ def make_decoder(
     def decode(params: dict, prompts: Sequence[Prompt], seed: int) -> Iterator[Answer]:
         longest, slots = _sizes(config, prompts)
         weights, root = programs.prepare(params), programs.key(np.uint32(seed))
-        held = programs.empty(groups, _bucket(longest))
+        ends = programs.whole((ends_V, stops.next_SxV))
+        held = programs.empty(groups, bucket(longest))
         schedule, read_ahead, slot = Schedule(prompts, batch.rows, batch.share), {}, 0
         while True:
             was_live = schedule.rows.live_B.any()
@@ -92,9 +93,8 @@ def make_decoder(
             # While others wait it's enough that a few have ended: the host then gives their rows something new.
             patience = max(1, batch.rows // IMPATIENCE) if schedule.waits else batch.rows
             ring, *host = programs.write(
-                weights, held, schedule.lengths_Q, ring, schedule.rows, root, (ends_V, stops.next_SxV), slot, patience,
-                batch.chunk,
-            )  # fmt: skip
+                weights, held, schedule.lengths_Q, ring, schedule.rows, root, ends, slot, patience, batch.chunk
+            )
             rows, tokens_BxC, steps = jax.device_get(host)
             slot, used = int(slot + steps) % slots, int(used + steps)
             yield from schedule.collect(tokens_BxC[:, :steps], rows)
@@ -105,13 +105,15 @@ def make_decoder(
 class Programs(NamedTuple):
     """What a decoder has the devices do, each jitted for one mesh and callable from the host.
 
-    prepare(params) -> weights as decoding reads them, and key(seed) -> the root of all keys. empty(rows, length),
+    prepare(params) -> weights as decoding reads them, key(seed) -> the root of all keys, whole(tree) -> arrays on every
+    device. empty(rows, length),
     grow(caches, length), prefill(weights, tokens_BxL) -> Caches. place(caches, source, row, group) -> caches with the
     source's row at the group's place; copy(caches, group, group) -> the same within one. write: see `write_tokens`.
     """
 
     prepare: Callable
     key: Callable
+    whole: Callable
     empty: Callable
     grow: Callable
     prefill: Callable
@@ -144,6 +146,7 @@ def make_programs(config: ModelConfig, vocab: Vocab, mesh: jax.sharding.Mesh, sa
     return Programs(
         prepare=on_mesh(functools.partial(by_layer, config), out_shardings=_whole_over_fsdp(config, vocab, mesh)),
         key=on_mesh(lambda seed: keys.key(seed, 'decode'), out_shardings=whole),
+        whole=on_mesh(lambda tree: tree, out_shardings=whole),
         empty=on_mesh(functools.partial(empty_cache, config), static_argnums=(0, 1), out_shardings=by_row),
         grow=on_mesh(_grown, static_argnums=1, out_shardings=by_row),
         prefill=on_mesh(prefill, out_shardings=by_head),
@@ -278,13 +281,14 @@ def _slots_for(used: int, most: int) -> int:
     return next(size for size in (-(-most // 4), -(-most // 2), most) if used <= size or size == most)
 
 
-def _bucket(length: int) -> int:
+def bucket(length: int) -> int:
+    """What `length` tokens are padded to."""
     return LEAST_BUCKET * 2 ** max(0, (-(-length // LEAST_BUCKET) - 1)).bit_length()
 
 
 def _padded(prompts: Sequence[np.ndarray], rows: int) -> np.ndarray:
     """Tokens (rows, L), padded on the right and below."""
-    tokens_BxL = np.zeros((rows, _bucket(max(map(len, prompts)))), np.int32)
+    tokens_BxL = np.zeros((rows, bucket(max(map(len, prompts)))), np.int32)
     for row, tokens in enumerate(prompts):
         tokens_BxL[row, : len(tokens)] = tokens
     return tokens_BxL
