@@ -4,9 +4,9 @@
     python -m experiments.benchmarks.decode [--json]
 
 64 answers of 128 tokens to each of 16 prompts of 40 to 200 tokens, float32, temperature 0.6, top_p 0.95, the `10m` size
-with a vocabulary of 1,024. transformers answers two of the prompts, of 82 and 168 tokens, in batches of several sizes of
-which the fastest counts, and one answer at a time. The last row has answers of 8 to 128 tokens, and our decoder on both sides: its batch
-refilled, or begun anew when its longest row has ended.
+with a vocabulary of 1,024. transformers answers two of the prompts, of 82 and 168 tokens: in batches of several sizes,
+of which the fastest counts, and one answer at a time. The last row has answers of 8 to 128 tokens, and our decoder on
+both sides: its batch refilled, or begun anew when its longest row has ended.
 """
 
 import importlib.util
