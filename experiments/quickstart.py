@@ -101,14 +101,17 @@ def arithmetic(words: ConfigDict) -> ConfigDict:
     """
     if not words.parent or words.arm == 'automata':
         raise ValueError(f'tuned: is for a language model of this file; name it by parent=, not {words.parent!r}')
+    if words.tables:
+        raise ValueError(f'tables = {words.tables:g}: tuned carries all tables, and draws none')
     problems = tasks.problems('arithmetic', size=(2000, 64))
     asked = tasks.benchmark('gsm8k', problems, 'script')
     asked.update({'shots': 0, 'samples': 8, 'max_tokens': 48})
+    asked.batch.share = 2  # 8 answers keep rows that share a prompt waiting for each other
     llama = model(BEST[words.arm][1])
     llama.length = 72
     config = common.experiment(
         name='quickstart',
-        arm=words.arm,
+        arm=f'{words.arm} lr={words.lr:g}' if words.lr else words.arm,
         stage='instruct',
         seed=words.seed,
         smoke=words.smoke,
@@ -118,7 +121,7 @@ def arithmetic(words: ConfigDict) -> ConfigDict:
         train=common.loop(batch=32, stop='200 steps', every='200 steps'),
         eval={'batch': 16, 'batches': 12},
         benchmark=asked,
-        init_from=common.init_from(words.parent, (('.*', 'carry'),)),
+        init_from=common.init_from(words.parent, tasks.WHOLE),
     )
     config.train.accumulate = 4
     if words.smoke:

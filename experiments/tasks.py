@@ -1,5 +1,7 @@
 """What the experiments of the last stage share: problems, the ways of asking them, and tuning on them."""
 
+import pathlib
+
 from ml_collections import ConfigDict
 
 from experiments import common
@@ -11,8 +13,9 @@ PROTOCOLS = {
     'bigbench': {'shots': 2, 'samples': 64, 'max_tokens': 35, 'temperature': 0.4, 'top_p': 0.95},
 }
 README = {'samples': 64, 'temperature': 0.4, 'top_p': 0.95}
-WORDS = {'size': '400m', 'parent': '', 'tokenizer': '', 'recipe': 'paper', 'protocol': 'script', 'arm': 'scratch'}
-WORDS |= {'evaluate': False, 'seed': 0, 'smoke': False}
+WORDS = {'size': '400m', 'parent': '', 'parent_stage': 'text', 'tokenizer': '', 'recipe': 'paper', 'protocol': 'script'}
+WORDS |= {'arm': '', 'evaluate': False, 'seed': 0, 'smoke': False}
+WHOLE = (('.*', 'carry'),)  # the plan for a parent that has read text in the same tokens
 
 
 def problems(task: str, path: str = '', *, size: tuple[int, int] = (0, 0), valid_rows: int = 64) -> ConfigDict:
@@ -52,8 +55,9 @@ def benchmark(name: str, problems: ConfigDict, protocol: str, stops: tuple[str, 
 def tuning(
     words: ConfigDict, asked: ConfigDict, *, lr: float, batch: int, stop: str, shots: tuple[int, int]
 ) -> ConfigDict:
-    """An experiment that carries the whole of words.parent over, tunes it on the problems that `asked` has for training
-    and puts those of test to it, before and after; the word `evaluate` leaves the tuning out."""
+    """An experiment that carries words.parent over, tunes it on the problems that `asked` has for training, and puts
+    those of test to it before and after; the word `evaluate` leaves the tuning out. The parent is carried whole or,
+    where parent_stage says that it has read no text, without its tables."""
     release = common.is_release(words.recipe)
     llama = common.model(words.size, length=1024, dropout=0.1)
     llama.tied = not release
@@ -65,9 +69,12 @@ def tuning(
         'shots': shots,
         'loss_on': 'all_answers' if release else 'target',
     }
+    plan = WHOLE
+    if words.parent_stage != 'text':
+        plan = common.transfer_plan('all', 1.0, common.fresh_tables(words.recipe, words.parent_stage))
     config = common.experiment(
         name=asked.problems.task,
-        arm=words.arm,
+        arm=words.arm or pathlib.Path(words.parent).name or 'scratch',
         stage='instruct',
         seed=words.seed,
         smoke=words.smoke,
@@ -77,7 +84,7 @@ def tuning(
         train=common.loop(batch=batch, stop='0 steps' if words.evaluate else stop, every=stop),
         eval={'batch': 32, 'batches': 2},
         benchmark=asked,
-        init_from=common.init_from(words.parent, (('.*', 'carry'),)) if words.parent else None,
+        init_from=common.init_from(words.parent, plan) if words.parent else None,
     )
     config.train.accumulate = batch // 16
     if words.smoke:

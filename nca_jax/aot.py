@@ -4,9 +4,9 @@
     python -m nca_jax.aot --config=experiments/language.py:size=1b6,corpus=openwebtext --topology=v5p:2x2x4 --search
 
 The very train step of nca_jax.main is lowered and compiled by libtpu's compiler, and so are the evaluation's step, a
-step of decoding with whole parameters on each chip, and of automata the generator of a batch. No data is read: a text's
-vocabulary is its tokenizer's, or as large as the config says. Bytes are the compiler's: those alive at once, which it
-holds against the chip's limit. Times are estimates: cycles as the compiler predicts them, loops multiplied out, over a
+step of the benchmark's decoding, and of automata the generator of a batch. No data is read: a text's vocabulary is its
+tokenizer's, or as large as the config says. Bytes are the compiler's: those alive at once, which it holds against the
+chip's limit. Times are estimates: cycles as the compiler predicts them, loops multiplied out, over a
 clock at which one large product of matrices reaches the published peak; to that come all collectives, from bytes over
 the bandwidth of the links, as if none were hidden. Nothing of it was ever measured.
 
@@ -34,8 +34,9 @@ from nca_jax.estimate import topology
 from nca_jax.estimate.estimate import KERNEL_RULE, Estimate, estimate
 from nca_jax.estimate.report import GIB, DoesNotFitError, Step, Target, empty_record, report
 from nca_jax.evals import held_out
-from nca_jax.model.cached import Caches, by_layer, empty_cache, extend
 from nca_jax.model.config import REMATS, step_flops
+from nca_jax.model.decode import DecodeConfig, lower_decoding
+from nca_jax.model.sampling import Sampling
 from nca_jax.nca import stream
 
 LARGE_VOCAB = 16_384  # from here on the logits are worth cutting
@@ -98,17 +99,12 @@ def programs(target: Target) -> dict[str, Callable[[], jax.stages.Lowered]]:
         return sums.lower(state.params, batch(target.config.eval.batch))
 
     def decode() -> jax.stages.Lowered:
-        """A token more in each of an evaluation's sequences, over a cache that is full but for one place."""
-        count, whole = target.config.eval.batch, meshes.replicated(target.mesh)
-        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state.params)
-        shapes = jax.eval_shape(lambda: empty_cache(model, count, length))
-        cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), shapes)
-        token_Bx1, start_B = (jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for shape in ((count, 1), (count,)))
-
-        def step(params: dict, token_Bx1: jax.Array, start_B: jax.Array, cache: Caches):
-            return extend(model, by_layer(model, params), token_Bx1, start_B, cache, target.vocab)
-
-        return jax.jit(step, donate_argnums=3).lower(params, token_Bx1, start_B, cache)
+        """As the benchmark asks; without one each of an evaluation's sequences, half of it prompt and half answer."""
+        asked, count = target.config.benchmark, target.config.eval.batch
+        layout = asked.batch if asked else DecodeConfig(rows=count, share=1, chunk=1)
+        sampling = asked.sampling if asked else Sampling(temperature=1.0, top_p=1.0, top_k=0)
+        answer = asked.max_tokens if asked else length // 2
+        return lower_decoding(model, target.vocab, target.mesh, layout, sampling, answer)
 
     found = {
         'train step': lambda: train_step.lower(state, batch(target.config.train.batch)),
@@ -140,13 +136,13 @@ def cost(target: Target, name: str) -> Estimate:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         raise DoesNotFitError(*topology.out_of_memory(error), name) from None
-    return estimate(compiled, target.where, target.mesh, unknown_trips=updates_per_frame(target.config))
+    # Two programs have a loop whose length is no constant: the generator, and decoding, of which a step is counted.
+    trips = updates_per_frame(target.config) if name == 'generator' else 1.0
+    return estimate(compiled, target.where, target.mesh, unknown_trips=trips)
 
 
 def updates_per_frame(config: Config) -> float:
-    """The mean length of the one loop whose bounds aren't constants, the rollout's from frame to frame."""
-    if config.stage != 'nca':
-        return 1.0
+    """The mean length of a rollout's loop from frame to frame."""
     frames = -(-(config.model.length + 1) // config.data.tokens_per_grid)
     return (config.data.burn_in + (frames - 1) * config.data.stride) / frames
 

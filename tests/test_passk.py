@@ -32,27 +32,39 @@ def test_impossible_counts_are_refused(samples, correct, k):
         passk.pass_at_k(samples, correct, k)
 
 
-@pytest.mark.parametrize(('field', 'values'), [('samples', (0, 0, 0)), ('correct', (2, 3, 0)), ('choices', (2, 1, 1))])
+@pytest.mark.parametrize(
+    ('field', 'values'),
+    [
+        ('samples', (0, 0, 0, 0)),
+        ('correct', (2, 3, 0, 0)),
+        ('choices', (2, 1, 1, 1)),
+        ('right', (2, 1, 3, 0)),
+        ('right', (2, 1, 3, 4)),
+        ('right', (2, 1, 0, 1)),
+    ],
+)
 def test_impossible_outcomes_are_refused(field, values):
     with pytest.raises(FieldError, match=f'^{field} = '):
         Outcome(*values, 'a task')
 
 
 def test_chance_is_that_of_independent_guesses():
-    for choices, k in ((2, 1), (3, 2), (5, 3)):
+    for choices, right, k in ((2, 1, 1), (3, 1, 2), (5, 1, 3), (4, 2, 3), (3, 3, 1)):
         guesses = list(itertools.product(range(choices), repeat=k))
-        assert passk.chance_pass_at_k(choices, k) == pytest.approx(sum(0 in guess for guess in guesses) / len(guesses))
-    assert passk.chance_pass_at_k(0, 32) == 0
+        share = sum(any(guess < right for guess in each) for each in guesses) / len(guesses)
+        assert passk.chance_pass_at_k(choices, right, k) == pytest.approx(share)
+    assert passk.chance_pass_at_k(0, 0, 32) == 0
 
 
 def test_scores_of_two_tasks_by_hand():
-    """Task a: rows of 2 and of 4 options. Task b: an open row and one of 5. Two samples each."""
-    outcomes = [Outcome(2, 2, 2, 'a'), Outcome(2, 1, 4, 'a'), Outcome(2, 0, 0, 'b'), Outcome(2, 1, 5, 'b')]
+    """Task a: rows of 2 and of 4 options, 3 of which are right. Task b: an open row and one of 5. Two samples each."""
+    outcomes = [Outcome(2, 2, 2, 1, 'a'), Outcome(2, 1, 4, 3, 'a'), Outcome(2, 0, 0, 0, 'b'), Outcome(2, 1, 5, 1, 'b')]
     found = passk.metrics(outcomes, 0)
     a1, b1 = (1 + 1 / 2) / 2, (0 + 1 / 2) / 2
     a2, b2 = (1 + 1) / 2, (0 + 1) / 2
-    chance_a, chance_b = (1 / 2 + 1 / 4) / 2, (0 + 1 / 5) / 2
-    chance_a2, chance_b2 = (3 / 4 + 7 / 16) / 2, (0 + 9 / 25) / 2
+    single_a, single_b = (1 / 2 + 1 / 4) / 2, (0 + 1 / 5) / 2
+    chance_a, chance_b = (1 / 2 + 3 / 4) / 2, single_b
+    chance_a2, chance_b2 = (3 / 4 + 15 / 16) / 2, (0 + 9 / 25) / 2
     expected = {
         'problems': 4,
         'samples': 2,
@@ -60,13 +72,13 @@ def test_scores_of_two_tasks_by_hand():
         'a/pass@1': a1,
         'b/pass@1': b1,
         'chance_pass@1': (chance_a + chance_b) / 2,
-        'normalised@1': ((a1 - chance_a) / (1 - chance_a) + (b1 - chance_b) / (1 - chance_b)) / 2,
+        'normalised@1': ((a1 - single_a) / (1 - single_a) + (b1 - single_b) / (1 - single_b)) / 2,
         'normalised_by_chance@1': ((a1 - chance_a) / (1 - chance_a) + (b1 - chance_b) / (1 - chance_b)) / 2,
         'pass@2': (a2 + b2) / 2,
         'a/pass@2': a2,
         'b/pass@2': b2,
         'chance_pass@2': (chance_a2 + chance_b2) / 2,
-        'normalised@2': (1 + (b2 - chance_b) / (1 - chance_b)) / 2,
+        'normalised@2': (1 + (b2 - single_b) / (1 - single_b)) / 2,
         'normalised_by_chance@2': (1 + (b2 - chance_b2) / (1 - chance_b2)) / 2,
     }
     bounds = {f'pass@{k}_{end}' for k in (1, 2) for end in ('low', 'high')}
@@ -84,7 +96,7 @@ def test_below_chance_is_nothing():
 
 
 def test_only_what_every_problem_has_samples_for_is_reported():
-    found = passk.metrics([Outcome(64, 1, 0, 'a'), Outcome(5, 1, 0, 'a')], 0)
+    found = passk.metrics([Outcome(64, 1, 0, 0, 'a'), Outcome(5, 1, 0, 0, 'a')], 0)
     assert {name for name in found if name.startswith('pass@') and '_' not in name} == {'pass@1', 'pass@2', 'pass@4'}
     assert not [name for name in found if 'chance' in name or 'normalised' in name or '/' in name]
     with pytest.raises(UserError, match='no problem'):
@@ -93,7 +105,7 @@ def test_only_what_every_problem_has_samples_for_is_reported():
 
 def test_equal_scores_have_no_width_and_a_seed_fixes_the_interval():
     for correct in (0, 3):
-        found = passk.metrics([Outcome(3, correct, 0, 'a')] * 7, 0)
+        found = passk.metrics([Outcome(3, correct, 0, 0, 'a')] * 7, 0)
         assert found['pass@1_low'] == found['pass@1_high'] == found['pass@1'] == correct / 3
     scores = [np.linspace(0, 1, 30)]
     assert passk.interval(scores, 1) == passk.interval(scores, 1) != passk.interval(scores, 2)

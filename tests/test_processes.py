@@ -116,7 +116,7 @@ def test_two_processes_train_stop_and_go_on_as_one(tmp_path):
 
 
 @pytest.mark.full
-def test_four_processes_train_both_stages_as_one(tmp_path):
+def test_four_processes_train_all_stages_as_one(tmp_path):
     corpus = tmp_path / 'corpus'
     corpus.mkdir()
     for number in range(40):
@@ -125,13 +125,20 @@ def test_four_processes_train_both_stages_as_one(tmp_path):
         automata, text = tmp_path / f'automata-{name}', tmp_path / f'text-{name}'
         language = f'--config=experiments/language.py:corpus=text_files,path={corpus},parent={automata},smoke'
         text_arguments = [language, *AUTOMATA[1:], f'--config.data.cache={tmp_path}/cache-{name}']
-        for workdir, arguments in ((automata, AUTOMATA), (text, text_arguments)):
+        # The last stage begins with the same weights, so that it gives the same answers.
+        tuning = [f'--config=experiments/gsm8k.py:parent={tmp_path}/text-one,smoke', *AUTOMATA[1:]]
+        stages = (automata, AUTOMATA), (text, text_arguments), (tmp_path / f'tuned-{name}', tuning)
+        for workdir, arguments in stages:
             if processes == 1:
                 assert codes(start(workdir, arguments, processes, devices)) == [0]
             else:
                 interrupted_run(workdir, arguments, processes, devices)
-    for stage in ('automata', 'text'):
+    for stage in ('automata', 'text', 'tuned'):
         assert_same_run(tmp_path / f'{stage}-four', tmp_path / f'{stage}-one')
+    (alone,) = (tmp_path / 'tuned-one' / 'answers').glob('step-0-*.jsonl')
+    together = tmp_path / 'tuned-four' / 'answers' / alone.name
+    assert len(alone.read_text().splitlines()) == 2
+    assert sorted(together.read_text().splitlines()) == sorted(alone.read_text().splitlines())
 
 
 def roll(calls: list[tuple[int, int]], seconds: float = 20) -> list[str]:

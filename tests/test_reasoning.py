@@ -164,15 +164,24 @@ def test_every_benchmark_runs_from_a_checkpoint(cache, parent, tmp_path, name):
 
 def test_a_model_of_automata_is_asked_too(cache, parent, tmp_path):
     """With fresh tables, for it has none for text, and a tokenizer that is named."""
-    automata = train(config(cache, 'arm=automata'), tmp_path / 'automata')
+    automata = train(adjusted(nca_pretrain.get_config('smoke'), cache), tmp_path / 'automata')
     found = tokenizer.of_run(parent, run.read_record(parent), None)
     found.save(str(tmp_path / 'tokenizer.json'))
-    file = gsm8k.get_config(f'tokenizer={tmp_path / "tokenizer.json"},evaluate,smoke')
-    with file.unlocked():
-        file.init_from = quickstart.get_config(f'arm=nca,parent={automata},smoke').init_from
-        file.model.tied = False
-    folder = train(configs.resolve(file), tmp_path / 'run')
+    words = f'parent={automata},parent_stage=nca,evaluate,smoke'
+    with pytest.raises(
+        UserError, match=r"^config.data.tokenizer = '': must be a tokenizer.json where no run is carried"
+    ):
+        train(configs.resolve(gsm8k.get_config(words)), tmp_path / 'run')
+    config = configs.resolve(gsm8k.get_config(f'{words},tokenizer={tmp_path / "tokenizer.json"}'))
+    folder = train(config, tmp_path / 'run')
+    assert config.arm == 'automata'
     assert [record['step'] for record in evaluated(folder, 'benchmark')] == [0]
+
+
+def test_words_that_say_nothing_about_a_tuned_model():
+    with pytest.raises(ValueError, match='tuned carries all tables, and draws none'):
+        quickstart.get_config('arm=scratch,parent=p,tuned,tables=0.04')
+    assert quickstart.get_config('arm=scratch,parent=p,tuned,lr=0.001').arm == 'scratch lr=0.001'
 
 
 def test_what_stops_a_run_before_it_starts(parent, child, tmp_path):

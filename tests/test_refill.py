@@ -61,7 +61,7 @@ def test_stop_strings_are_found_across_tokens_and_within_them():
             state, ended = 0, None
             for count, token in enumerate(tokens, 1):
                 state = stops.next_SxV[state, token]
-                if state == stops.done and ended is None:
+                if state == len(stops.next_SxV) - 1 and ended is None:
                     ended = count
             texts = [b''.join(pieces[token] for token in tokens[:count]) for count in range(1, length + 1)]
             holds = [any(string.encode() in text for string in strings) for text in texts]

@@ -80,7 +80,13 @@ def simulated(seed, skill, tasks, samples=8, problems=60):
     """A record as the benchmark makes it: counts drawn for problems of unequal difficulty. tasks: {name: choices}."""
     rng = np.random.default_rng(seed)
     outcomes = [
-        passk.Outcome(samples, int(rng.binomial(samples, min(1, max(0, rng.beta(0.5, 3) + skill)))), choices, task)
+        passk.Outcome(
+            samples,
+            int(rng.binomial(samples, min(1, max(0, rng.beta(0.5, 3) + skill)))),
+            choices,
+            min(1, choices),
+            task,
+        )
         for task, choices in tasks.items()
         for _ in range(problems)
     ]

@@ -21,7 +21,7 @@ import time
 import pytest
 
 from nca_jax.data import human_eval as human_eval_file
-from nca_jax.evals import judge, sandbox
+from nca_jax.evals import code_files, sandbox
 from nca_jax.evals import sandbox_kernel as kernel
 from nca_jax.evals import sandbox_layers as layers
 from nca_jax.evals import sandbox_proof as proof
@@ -200,7 +200,7 @@ def test_what_never_ends_is_ended(box, outside):
 
 
 def human_eval():
-    return list(judge.read_problems(None).values())
+    return list(code_files.read_problems(None).values())
 
 
 def solutions():
@@ -209,7 +209,7 @@ def solutions():
 
 
 def whys(box, completions):
-    samples = [judge.Sample(problem, 0, text) for problem, text in zip(human_eval(), completions, strict=True)]
+    samples = [code_files.Sample(problem, 0, text) for problem, text in zip(human_eval(), completions, strict=True)]
     return [verdict.why for verdict in box.run(sample.program for sample in samples)]
 
 

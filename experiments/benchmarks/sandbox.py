@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from experiments.benchmarks import common
-from nca_jax.evals import judge, sandbox, sandbox_zygote
+from nca_jax.evals import code_files, sandbox, sandbox_zygote
 
 TIMES = 64
 DEMANDED = 200  # programs a second
@@ -27,7 +27,7 @@ BODY = '    return None\n'
 
 
 def rows() -> Iterator[common.Row]:
-    programs = [judge.Sample(problem, 0, BODY).program for problem in judge.read_problems(None).values()]
+    programs = [code_files.Sample(problem, 0, BODY).program for problem in code_files.read_problems(None).values()]
     cores = len(os.sched_getaffinity(0))
     with sandbox.Sandbox(cores) as box:
         several = list(itertools.islice(itertools.cycle(programs), COMPARED))

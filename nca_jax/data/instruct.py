@@ -7,25 +7,22 @@ evaluation alike. Prompts and targets are tokenised apart, so that a prompt has 
 import dataclasses
 import hashlib
 import json
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from grain.experimental import index_shuffle
 from tokenizers import Tokenizer
 
 from nca_jax.batch import Batch, Vocab
 from nca_jax.data import instruct_rows
 from nca_jax.data import tokenizer as bpe
-from nca_jax.data.placing import place_rows
+from nca_jax.data.placing import place_rows, shuffled
 from nca_jax.data.problem_sets import Problems, ProblemsConfig, load_problems
 from nca_jax.data.problems import Problem
 from nca_jax.errors import UserError, check
 from nca_jax.progress import Progress
 
-ROUNDS = 4  # of the block cipher in index_shuffle; grain's own choice
 FORMAT = 'prompt target end, shots first; 1'  # part of the identity: change it with the layout of a row
 
 
@@ -133,9 +130,8 @@ def make_stream(
     train = prepared.tokens['train']
 
     def make(row: int) -> tuple[np.ndarray, np.ndarray]:
-        epoch, index = divmod(row, total)
-        shuffle_seed = zlib.crc32(f'{seed}/instruct/{split}/{epoch}'.encode())
-        number = int(chosen[index_shuffle(index, max_index=total - 1, seed=shuffle_seed, rounds=ROUNDS)])
+        epoch, place = shuffled(row, total, f'{seed}/instruct/{split}')
+        number = int(chosen[place])
         pool = pools[prepared.problems.splits[split][number].task]
         own = int(np.searchsorted(pool, number)) if split == 'train' else None
         drawn = instruct_rows.draw(f'{seed}/shots/{split}/{epoch}/{number}', config.shots, len(pool), own)

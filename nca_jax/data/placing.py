@@ -1,11 +1,22 @@
-"""How rows of tokens that a process reads become a Batch that is split over devices."""
+"""In which order rows of tokens come, and how those that a process reads become a Batch that is split over devices."""
 
+import zlib
 from collections.abc import Callable
 
 import jax
 import numpy as np
+from grain.experimental import index_shuffle
 
 from nca_jax.batch import Batch
+
+ROUNDS = 4  # of the block cipher in index_shuffle; grain's own choice
+
+
+def shuffled(row: int, total: int, name: str) -> tuple[int, int]:
+    """(epoch, number) of a stream's row: each number below `total` once an epoch, in an order of (name, epoch)."""
+    epoch, index = divmod(row, total)
+    seed = zlib.crc32(f'{name}/{epoch}'.encode())
+    return epoch, index_shuffle(index, max_index=total - 1, seed=seed, rounds=ROUNDS)
 
 
 def place_rows(

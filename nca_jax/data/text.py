@@ -1,21 +1,17 @@
 """Text as a stream of Batches: windows of the token store in a seeded order that no device or host can change."""
 
 import dataclasses
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
-from grain.experimental import index_shuffle
 from tokenizers import Tokenizer
 
 from nca_jax.batch import Batch, Vocab
-from nca_jax.data.placing import place_rows
+from nca_jax.data.placing import place_rows, shuffled
 from nca_jax.data.shards import TokenStore
 from nca_jax.errors import UserError, check
-
-ROUNDS = 4  # of the block cipher in index_shuffle; grain's own choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,13 +103,11 @@ def make_stream(
     if total < 1:
         raise UserError(f'{config.corpus}: {split} has {len(store)} tokens, fewer than a window of {length + 1}')
 
-    def window(row: int) -> int:
-        epoch, index = divmod(row, total)
-        shuffle_seed = zlib.crc32(f'{seed}/text/{split}/{epoch}'.encode())
-        return index_shuffle(index, max_index=total - 1, seed=shuffle_seed, rounds=ROUNDS)
+    def window(row: int) -> tuple[int, int]:
+        return shuffled(row, total, f'{seed}/text/{split}')[1], 1
 
     def stream(step: int) -> Batch:
-        return _place(lambda row: (window(step * batch + row), 1), store, batch, length, sharding)
+        return _place(lambda row: window(step * batch + row), store, batch, length, sharding)
 
     return stream
 

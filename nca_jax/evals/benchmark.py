@@ -22,8 +22,8 @@ from nca_jax.data import instruct
 from nca_jax.data import tokenizer as bpe
 from nca_jax.data.problem_sets import CODE, Problems
 from nca_jax.data.problems import Problem
-from nca_jax.errors import UserError, check
-from nca_jax.evals import judge, passk, records
+from nca_jax.errors import check
+from nca_jax.evals import code_files, judge, passk, records
 from nca_jax.evals.answers import same_number, same_text
 from nca_jax.evals.config import BenchmarkConfig
 from nca_jax.model.config import ModelConfig
@@ -72,7 +72,9 @@ def make_evaluator(
     written, and count once the judge has run.
     """
     if config.problems.task == CODE:
-        judge.read_problems(_problems_file(config))  # what it can't read is better known before any sampling
+        code_files.read_problems(_problems_file(config))  # what can't be judged is better known before any sampling
+        if config.run_code:
+            distributed.first(lambda: distributed.is_first() and judge.try_sandbox())
     end = bpe.end_of_text(tokenizer)
     asked, left_out = ask(config, problems, tokenizer, model.length, seed)
     stops = make_stops([end], config.stops, bpe.pieces(tokenizer))
@@ -116,8 +118,7 @@ def make_evaluator(
             rows = judged(rows, file, config)
             if rows is None:
                 return {'problems': len(asked), 'samples': config.samples, 'left_out': left_out}
-        outcomes = [passk.Outcome(config.samples, sum(row['correct']), row['choices'], row['task']) for row in rows]
-        return passk.metrics(outcomes, seed) | {'left_out': left_out}
+        return passk.metrics([outcome(row) for row in rows], seed) | {'left_out': left_out}
 
     return evaluate
 
@@ -155,6 +156,12 @@ def record(problem: Problem, answers: Sequence[tuple[str, bool | None]]) -> dict
     }
 
 
+def outcome(row: dict[str, Any]) -> passk.Outcome:
+    """Of a record whose answers have all been judged."""
+    right = min(len(row['answers']), row['choices'])
+    return passk.Outcome(len(row['correct']), sum(row['correct']), row['choices'], right, row['task'])
+
+
 def judged(rows: Sequence[dict], file: Path, config: BenchmarkConfig) -> list[dict] | None:
     """The rows with the judge's verdicts; None, and a line on how to get them, where it may not run and hasn't."""
     samples = file.with_suffix('.samples.jsonl')
@@ -172,7 +179,7 @@ def judged(rows: Sequence[dict], file: Path, config: BenchmarkConfig) -> list[di
             if config.run_code:
                 judge.judge_file(samples, path, allow_code=True)
         out = judge.out_file(samples)
-        found = [line for _, line in judge.read_lines(out)] if out.exists() else []
+        found = [line for _, line in code_files.read_lines(out)] if out.exists() else []
         asked = [(line['task_id'], line['sample']) for line in lines]
         return found if [(line['task_id'], line['sample']) for line in found] == asked else []
 
@@ -201,16 +208,11 @@ def _shown() -> Iterator[Progress]:
 @contextlib.contextmanager
 def _appended(file: Path) -> Iterator[Callable[[str], None]]:
     """`append(line)` to the file, on the first process alone."""
+    distributed.first(lambda: distributed.is_first() and records.make_ready(file))
     if not distributed.is_first():
         yield lambda line: None
         return
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        records.cut_half_a_line(file)
-        stream = file.open('a')
-    except OSError as error:
-        raise UserError(f'{file}: {error.strerror}') from None
-    with stream:
+    with file.open('a') as stream:
 
         def append(line: str) -> None:
             stream.write(line)

@@ -15,17 +15,23 @@ CONFIDENCE = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A problem's result: `correct` of its `samples`. choices: how many options it offers, 0 for open answers."""
+    """A problem's result: `correct` of its `samples`.
+
+    choices: how many options it offers, 0 for open answers. right: how many of these are right, 0 for open answers.
+    """
 
     samples: int
     correct: int
     choices: int
+    right: int
     task: str
 
     def __post_init__(self):
         check(self.samples >= 1, 'samples', self.samples, 'must be 1 or more')
         check(0 <= self.correct <= self.samples, 'correct', self.correct, f'must be in 0..{self.samples}')
         check(self.choices == 0 or self.choices >= 2, 'choices', self.choices, 'must be 0, or 2 or more')
+        allowed = f'must be in {min(1, self.choices)}..{self.choices}, the number of choices'
+        check(min(1, self.choices) <= self.right <= self.choices, 'right', self.right, allowed)
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -39,9 +45,9 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return (draws - math.comb(samples - correct, k)) / draws
 
 
-def chance_pass_at_k(choices: int, k: int) -> float:
-    """The chance that one of k independent uniform guesses is right; 0 for open answers."""
-    return 1 - (1 - 1 / choices) ** k if choices else 0.0
+def chance_pass_at_k(choices: int, right: int, k: int) -> float:
+    """The chance that one of k independent uniform guesses is among the right choices; 0 for open answers."""
+    return 1 - (1 - right / choices) ** k if choices else 0.0
 
 
 def normalised(mean: float, chance: float) -> float:
@@ -57,8 +63,9 @@ def metrics(outcomes: Sequence[Outcome], seed: int) -> dict[str, float]:
     `pass@k`: the mean over tasks of the mean over a task's problems, and its 95 % interval `pass@k_low`, `pass@k_high`
     (see `interval`). `TASK/pass@k` where there are several tasks. Where any problem has choices: `chance_pass@k`, what
     guessing reaches; `normalised@k`, the paper's score (arXiv 2603.10055), in which a task's chance is the mean of 1/c
-    over its rows with each row's own c; `normalised_by_chance@k`, the same against chance pass@k, which doesn't flatter
-    k > 1. `problems` and `samples` are the counts, the least where they differ.
+    over its rows with each row's own c; `normalised_by_chance@k`, the same against chance pass@k, which flatters
+    neither k > 1 nor rows with several right choices. `problems` and `samples` are the counts, the least where they
+    differ.
     """
     if not outcomes:
         raise UserError('pass@k: no problem was evaluated')
@@ -66,7 +73,7 @@ def metrics(outcomes: Sequence[Outcome], seed: int) -> dict[str, float]:
     groups = [[outcome for outcome in outcomes if outcome.task == task] for task in tasks]
     fewest = min(outcome.samples for outcome in outcomes)
     found: dict[str, float] = {'problems': len(outcomes), 'samples': fewest}
-    single = _task_means(groups, lambda outcome: chance_pass_at_k(outcome.choices, 1))
+    single = _task_means(groups, lambda o: 1 / o.choices if o.choices else 0.0)
     for k in (k for k in KS if k <= fewest):
         scores = [np.array([pass_at_k(o.samples, o.correct, k) for o in group]) for group in groups]
         means = [float(np.mean(score)) for score in scores]
@@ -75,7 +82,7 @@ def metrics(outcomes: Sequence[Outcome], seed: int) -> dict[str, float]:
         if len(tasks) > 1:
             found |= {f'{task}/pass@{k}': mean for task, mean in zip(tasks, means, strict=True)}
         if any(outcome.choices for outcome in outcomes):
-            chance = _task_means(groups, lambda outcome, k=k: chance_pass_at_k(outcome.choices, k))
+            chance = _task_means(groups, lambda o, k=k: chance_pass_at_k(o.choices, o.right, k))
             found[f'chance_pass@{k}'] = float(np.mean(chance))
             found[f'normalised@{k}'] = float(np.mean([*map(normalised, means, single)]))
             found[f'normalised_by_chance@{k}'] = float(np.mean([*map(normalised, means, chance)]))

@@ -23,17 +23,26 @@ def file_of(folder: Path, step: int, depends_on: Any) -> Path:
 
 def read(file: Path) -> dict[str, dict[str, Any]]:
     """The whole records of a file by their problem's id, none where there is no file. UserError for any other line."""
-    if not file.exists():
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
         return {}
-    lines = [line for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b'\n')]
+    except OSError as error:
+        raise UserError(f'{file}: {error.strerror}') from None
+    lines = [line for line in content.splitlines(keepends=True) if line.endswith(b'\n')]
     records = [_record(line, f'{file}:{number}') for number, line in enumerate(lines, 1)]
     return {record['id']: record for record in records}
 
 
-def cut_half_a_line(file: Path) -> None:
-    """Leaves whole lines alone, so that more may be appended."""
-    if file.exists() and (content := file.read_bytes()) and not content.endswith(b'\n'):
-        atomic.write(file, lambda whole: whole.write(content[: content.rfind(b'\n') + 1]))
+def make_ready(file: Path) -> None:
+    """Has the file there with whole lines alone, so that more may be appended. UserError where that can't be."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open('ab').close()
+        if (content := file.read_bytes()) and not content.endswith(b'\n'):
+            atomic.write(file, lambda whole: whole.write(content[: content.rfind(b'\n') + 1]))
+    except OSError as error:
+        raise UserError(f'{file}: {error.strerror}') from None
 
 
 def _record(line: bytes, name: str) -> dict[str, Any]:

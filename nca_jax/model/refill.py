@@ -43,6 +43,12 @@ class Rows(NamedTuple):
     sample_B: np.ndarray
 
 
+def idle_rows(count: int) -> Rows:
+    """Rows that answer nothing yet."""
+    kinds = (*(np.int32,) * 5, bool, np.uint32, np.uint32)
+    return Rows(*(np.zeros(count, kind) for kind in kinds))
+
+
 class Place(NamedTuple):
     """A group is to have the keys and values of a prompt: those of `group_with_it`, or read anew where that is None."""
 
@@ -58,8 +64,7 @@ class Schedule:
     """
 
     def __init__(self, prompts: Sequence[Prompt], rows: int, share: int):
-        kinds = (*(np.int32,) * 5, bool, np.uint32, np.uint32)
-        self.rows = Rows(*(np.zeros(rows, kind) for kind in kinds))
+        self.rows = idle_rows(rows)
         self.lengths_Q = np.zeros(rows // share, np.int32)
         self._prompts, self._share = prompts, share
         self._unread = deque(i for i, prompt in enumerate(prompts) if len(prompt.samples))

@@ -14,10 +14,6 @@ class Stops:
     tokens: tuple[int, ...]
     next_SxV: np.ndarray
 
-    @property
-    def done(self) -> int:
-        return len(self.next_SxV) - 1
-
 
 def make_stops(tokens: Sequence[int], strings: Sequence[str], pieces: Sequence[bytes]) -> Stops:
     """Stops for a vocabulary whose token t stands for the bytes pieces[t]; ValueError for an empty string.
