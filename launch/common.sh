@@ -80,6 +80,7 @@ run() {
 start() {
   "$@" &
   children+=($!)
+  [ -z "$stopping" ] || kill -TERM "$!" 2>/dev/null || true # the signal came before its number was noted
 }
 
 # Waits for all that was started; the highest exit code becomes `code`.

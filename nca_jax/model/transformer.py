@@ -223,7 +223,7 @@ def abstract_params(config: ModelConfig, vocab: Vocab) -> dict:
 
 def logical_axes(config: ModelConfig, vocab: Vocab) -> dict:
     """The logical axis names of every parameter, as a tree of PartitionSpecs of the same structure."""
-    return nn.get_partition_spec(jax.eval_shape(_boxed_init(config, vocab), jax.random.key(0)))
+    return nn.get_partition_spec(jax.eval_shape(lambda: _boxed_init(config, vocab)(jax.random.key(0))))
 
 
 def apply(
