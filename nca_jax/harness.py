@@ -21,7 +21,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nca_jax import atomic, run
+from nca_jax import atomic, finished
 from nca_jax import mesh as meshes
 from nca_jax.data import tokenizer as bpe
 from nca_jax.errors import UserError, check
@@ -67,8 +67,9 @@ def evaluate(args: argparse.Namespace) -> str:
     lm_eval = imported()
     # For its resamples the harness would fork, which may hang a process that has JAX's threads.
     os.environ.setdefault('DISABLE_MULTIPROC', '1')
-    manager, tasks = find_tasks(args.tasks.split(','), args.include_path)
+    manager, names = find_tasks(args.tasks.split(','), args.include_path)
     model, about = load(args.run, args.weights, args.batch, args.seed, args.tokenizer)
+    tasks = load_tasks(manager, names)
     with bars() as progress:
         found = lm_eval.simple_evaluate(
             make_lm(model, progress),
@@ -98,19 +99,24 @@ def imported() -> Any:
     return lm_eval
 
 
-def find_tasks(names: Sequence[str], folder: pathlib.Path | None) -> tuple[Any, list[Any]]:
-    """The harness's index of tasks with the folder's, and the tasks and groups that are meant, with their data.
-
-    UserError for unknown names, data that can't be had, and tasks that would run code or show pictures.
-    """
+def find_tasks(names: Sequence[str], folder: pathlib.Path | None) -> tuple[Any, list[str]]:
+    """The harness's index of tasks with the folder's, and the names that are meant. UserError for unknown ones."""
     from lm_eval.tasks import TaskManager
 
     check(folder is None or folder.is_dir(), '--include-path', str(folder), 'must be a folder')
     manager = TaskManager(include_path=None if folder is None else str(folder))
     for name in names:
         check(bool(manager.match_tasks([name])), '--tasks', name, 'is no task, group or tag that the harness knows')
+    return manager, manager.match_tasks(list(names))
+
+
+def load_tasks(manager: Any, names: Sequence[str]) -> list[Any]:
+    """The tasks and groups of these names, with their data.
+
+    UserError for data that can't be had, and for tasks that would run code or show pictures.
+    """
     try:
-        meant = [each for name in manager.match_tasks(list(names)) for each in _load(manager, name)]
+        meant = [each for name in names for each in _load_name(manager, name)]
         single = manager.load(meant)['tasks']
     except (OSError, ValueError) as error:  # of data, and of names that mean one task twice
         raise UserError(f'--tasks={",".join(names)}: {" ".join(str(error).split())[:300]}') from error
@@ -118,10 +124,10 @@ def find_tasks(names: Sequence[str], folder: pathlib.Path | None) -> tuple[Any, 
         code, pictures = (getattr(task, flag, False) for flag in ('UNSAFE_CODE', 'MULTIMODAL'))
         check(not code, '--tasks', name, 'is marked as unsafe: it would run code that a model wrote')
         check(not pictures, '--tasks', name, 'is for models that see pictures')
-    return manager, meant
+    return meant
 
 
-def _load(manager: Any, name: str) -> list[Any]:
+def _load_name(manager: Any, name: str) -> list[Any]:
     """The group of that name, or the task, or the tasks of a tag."""
     found = manager.load(name)
     return [found['groups'][name]] if name in found['groups'] else list(found['tasks'].values())
@@ -136,7 +142,7 @@ def load(
     rows = ROWS * devices if batch is None else batch
     check(rows > 0 and rows % devices == 0, '--batch', rows, f'must be a multiple of {devices} devices')
     check(0 <= seed < 2**32, '--seed', seed, 'must be in 0..2^32 - 1')
-    config, vocab, params, manifest = run.load_model(folder, mesh, weights)
+    config, vocab, params, manifest = finished.load_model(folder, mesh, weights)
     found = bpe.of_run(folder, manifest, tokenizer)
     if found is None:
         raise UserError(f'{folder}: was trained on no text, so it has no tokenizer to read tasks with')

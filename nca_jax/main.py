@@ -69,7 +69,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
     except (flags.Error, ValueError, AttributeError, KeyError, TypeError) as error:
         # What an experiment file raises arrives as a whole traceback, of which the last line says what is wrong.
-        sys.exit(fail(str(error).strip().splitlines()[-1].removeprefix('ValueError: ')))
+        said = error.args[0] if isinstance(error, KeyError) else str(error)  # a KeyError's str is quoted
+        sys.exit(fail(said.strip().splitlines()[-1].removeprefix('ValueError: ')))
     file = (config_flags.get_config_filename(flags.FLAGS['config']) or '').partition(':')[0]
     if file and not os.path.isfile(file):  # ml_collections would tell only when the config is first touched
         sys.exit(fail(f'--config={file}: no such file'))
@@ -109,6 +110,7 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
     mesh = meshes.make_mesh(config.mesh)
     run.check_fit(config, mesh)
     parent = run.parent_manifest(config.init_from)
+    run.check_parent(config, parent)
     identity = configs.identity(config, parent)
     distributed.agree(identity, 'the config')
     with owned(folder, identity):
@@ -116,6 +118,7 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
         with bars() if distributed.is_first() else contextlib.nullcontext(silent) as progress:
             program = run.build(config, mesh, folder, progress)
         distributed.agree(json.dumps(program.data, sort_keys=True), 'the data')
+        check_data(folder, program.data)
         data_seconds = time.perf_counter() - data_start
         keep = {'keep': config.train.keep_last, 'named': program.plan.keep}
         with Store(run.checkpoints(folder), **keep) as store, meshes.use(mesh):
@@ -185,6 +188,12 @@ def write_record(folder: pathlib.Path, about: dict[str, Any]) -> None:
     if not path.exists():
         record = about | {'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')}
         atomic.write(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
+
+
+def check_data(folder: pathlib.Path, data: dict[str, Any]) -> None:
+    """Raises UserError where the folder's run began with other data than this."""
+    if (folder / 'run.json').exists() and (known := run.read_record(folder)['data']) != data:
+        raise UserError(f'{folder}: is a run on other data {known}, which is now {data}; choose another --workdir')
 
 
 @contextlib.contextmanager

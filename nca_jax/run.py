@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-from nca_jax import config as configs
 from nca_jax import keys, stages, trees
 from nca_jax import mesh as meshes
 from nca_jax.batch import Batch, Vocab
@@ -17,8 +16,7 @@ from nca_jax.checkpoint.store import Store, read_manifest, restore_params, saved
 from nca_jax.config import Config, InitFrom
 from nca_jax.data.problem_sets import CODE
 from nca_jax.errors import UserError, check
-from nca_jax.model import hf, transformer
-from nca_jax.model.config import InitConfig, ModelConfig
+from nca_jax.model import transformer
 from nca_jax.model.fused_attention import check_cudnn
 from nca_jax.progress import Progress, silent
 from nca_jax.train import loop, profiler
@@ -155,8 +153,6 @@ def start(program: Program, store: Store, parent: dict | None, say: Say = print)
     restored = store.restore(program.abstract)
     if restored is not None:
         state, manifest = restored
-        if manifest['data'] != program.data:
-            raise UserError(f'{store.folder}: trained on other data {manifest["data"]}, which is now {program.data}')
         say(f'resumed from step {int(state.step)} of {store.folder}')
         return state, manifest['parent']
     state = program.init()
@@ -177,8 +173,8 @@ def carry(program: Program, fresh: dict, parent: dict, say: Say = print) -> tupl
     params = saved_params(parent, shardings)
     resolved = graft.resolve(plan, params, program.abstract.params, parent['vocab_size'], program.vocab.size)
     saved, wanted = saved_params(parent, shardings, init_from.weights), graft.wanted(resolved)
-    if any(path.startswith(graft.STACKED) for path in wanted):
-        _check_same_layers(program.config, parent)
+    if not wanted.isdisjoint(graft.VOCAB_AXIS):
+        _check_same_tokens(program, parent)
     source, _ = restore_params(checkpoints(init_from.run), parent['step'], wanted, saved, init_from.weights)
     source = trees.map_with_path(lambda path, leaf: leaf.astype(params[path].dtype), source)  # an average is float32
     params, report = graft.graft(source, fresh, resolved, out_shardings=shardings)
@@ -189,10 +185,24 @@ def carry(program: Program, fresh: dict, parent: dict, say: Say = print) -> tupl
     return params, lineage | {'graft': report.to_json()}
 
 
-def _check_same_layers(config: Config, parent: dict) -> None:
-    """Raises FieldError where carried layers would compute something else than they did, which no shape tells."""
+def _check_same_tokens(program: Program, parent: dict) -> None:
+    """Raises UserError where carried tables would stand for other tokens than they did, which no shape tells."""
+    known = [data['tokenizer'] for data in (parent['data'], program.data) if 'tokenizer' in data]
+    if len(set(known)) > 1:
+        folder = program.config.init_from.run
+        raise UserError(f'config.data.tokenizer: must be that of {folder}, whose tables are carried; without one it is')
+
+
+def check_parent(config: Config, parent: dict | None) -> None:
+    """Raises FieldError where carried layers would not fit, or compute something else than they did."""
+    plan = () if parent is None else graft.parse(config.init_from.plan)
+    if not graft.carries_layers(plan, transformer.abstract_params(config.model, Vocab(1))):
+        return
     theirs, ours = parent['config']['model'], config.model
-    for name in ('rope_theta', 'norm_eps'):
+    names = ['width', 'heads', 'ffn', 'rope_theta', 'norm_eps']
+    if not any(entry.layers for entry in plan):  # else it may carry some of the layers
+        names.insert(0, 'layers')
+    for name in names:
         allowed = f'must be {theirs[name]}, as in {config.init_from.run}, whose layers are carried'
         check(getattr(ours, name) == theirs[name], f'config.model.{name}', getattr(ours, name), allowed)
 
@@ -216,51 +226,6 @@ def parent_manifest(init_from: InitFrom | None) -> dict[str, Any] | None:
 
 def checkpoints(folder: str | pathlib.Path) -> pathlib.Path:
     return pathlib.Path(folder).absolute() / 'checkpoints'
-
-
-def load(
-    folder: pathlib.Path, mesh: jax.sharding.Mesh, weights: str = 'params'
-) -> tuple[Program, dict, dict[str, Any]]:
-    """A finished run as (program, parameters or their 'ema', manifest of its newest valid checkpoint)."""
-    values = read_record(folder)['config']
-    values['model']['attention'] = 'einsum'  # which every platform has
-    program = build(configs.from_dict(values), mesh, folder)
-    manifest = read_manifest(checkpoints(folder))
-    abstract = trees.flatten({'params': program.abstract.params, 'ema': program.abstract.ema}[weights])
-    if not abstract:
-        raise UserError(f'{folder}: kept no average of its weights (its optimizer.ema is None)')
-    params, manifest = restore_params(checkpoints(folder), manifest['step'], abstract.keys(), abstract, weights)
-    return program, params, manifest
-
-
-def load_model(
-    folder: pathlib.Path, mesh: jax.sharding.Mesh, weights: str = 'params'
-) -> tuple[ModelConfig, Vocab, dict, dict[str, Any]]:
-    """A run's model without its data: (config, vocabulary, parameters or their 'ema', manifest of the checkpoint).
-
-    Also an adopted folder's, of which no more is known. The config is for reading: no dropout, and what runs anywhere.
-    """
-    manifest = read_manifest(checkpoints(folder))
-    model, saved = manifest['config']['model'], saved_params(manifest, weights=weights)
-    if not saved:
-        raise UserError(f'{folder}: kept no average of its weights (its optimizer.ema is None)')
-    param_dtype = str(next(iter(saved.values())).dtype)
-    config = ModelConfig(
-        **dataclasses.asdict(hf.Llama.of(model)),
-        dropout=0.0,
-        init=InitConfig(std=1.0, residual='flat', table_std=1.0, head='normal'),  # of weights that nobody draws
-        remat='none',
-        unroll=1,
-        attention='einsum',
-        loss_chunks=1,
-        dtype=({'dtype': param_dtype} | model)['dtype'],  # adopted weights name none
-        param_dtype=param_dtype,
-    )
-    vocab = Vocab(manifest['vocab_size'])
-    axes, abstract = transformer.logical_axes(config, vocab), transformer.abstract_params(config, vocab)
-    saved = saved_params(manifest, meshes.param_shardings(mesh, axes, abstract), weights)
-    params, manifest = restore_params(checkpoints(folder), manifest['step'], saved.keys(), saved, weights)
-    return config, vocab, params, manifest
 
 
 def read_record(folder: pathlib.Path) -> dict[str, Any]:

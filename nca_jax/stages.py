@@ -86,6 +86,8 @@ def _nca(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress
 def _text(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
     sharding, length, evaluation = meshes.batch_sharding(mesh), config.model.length, config.eval
     _check_table('config.data.vocab_size', config.data.vocab_size, config.data.vocab_size)
+    cache, own = pathlib.Path(config.data.cache).expanduser().absolute(), folder.absolute()
+    check(not config.data.cache or cache != own, 'config.data.cache', config.data.cache, 'must not be the --workdir')
     prepared = distributed.first(lambda: prepare.prepare_text(config.data, folder / 'text', progress))
     _check_table('config.data.tokenizer', config.data.tokenizer, prepared.vocab.size)
     stream = text.make_stream(config.data, prepared, config.seed, 'train', config.train.batch, length, sharding)
@@ -127,9 +129,9 @@ def _tokenizer(config: Config, folder: pathlib.Path | None) -> Tokenizer:
     """That of the data's file, or else of the run whose weights are carried, of which the run keeps a copy."""
     if config.data.tokenizer:
         return tokenizer.load(config.data.tokenizer)
-    if folder is not None and (folder / tokenizer.FILE).exists():
+    if folder is not None and (folder / 'run.json').exists():  # before that the file may be of another beginning
         return tokenizer.load(str(folder / tokenizer.FILE))
-    allowed = 'must be a tokenizer.json where no run is carried, or one without a tokenizer'
+    allowed = 'must be a tokenizer.json, since no parent (config.init_from) has one'
     check(config.init_from is not None, 'config.data.tokenizer', '', allowed)
     parent = pathlib.Path(config.init_from.run)
     manifest = read_manifest(parent.absolute() / 'checkpoints', config.init_from.step)
@@ -140,7 +142,8 @@ def _tokenizer(config: Config, folder: pathlib.Path | None) -> Tokenizer:
 
 def _keep(found: Tokenizer, folder: pathlib.Path) -> None:
     """A later stage asks this run for its tokenizer, wherever that came from."""
-    atomic.write(folder / tokenizer.FILE, lambda file: file.write(found.to_str().encode()), keep=True)
+    if not (folder / 'run.json').exists():
+        atomic.write(folder / tokenizer.FILE, lambda file: file.write(found.to_str().encode()))
 
 
 class Asked(NamedTuple):

@@ -130,8 +130,8 @@ def test_a_batch_of_another_layout_finds_its_answers(evaluated, tmp_path):
 
 def test_what_is_asked_is_laid_out_as_in_training(tmp_path):
     problems = problem_sets.load_problems(ASKED.problems, tmp_path)
-    asked, left_out = benchmark.ask(ASKED, problems, bpe(), 512, 0)
-    assert left_out == 0
+    asked, unlike = benchmark.ask(ASKED, problems, bpe(), 512, 0)
+    assert unlike == {'left_out': 0, 'fewer_shots': 0}
     for problem, tokens in asked:
         shots = instruct.draw_shots(problems, problem, 2, 0)
         text = ''.join(shot.prompt + shot.target + tokenizer.END_OF_TEXT for shot in shots) + problem.prompt
@@ -143,9 +143,9 @@ def test_problems_that_leave_no_room_are_left_out_and_counted(tmp_path):
     problems = problem_sets.load_problems(ASKED.problems, tmp_path)
     sizes = sorted(len(bpe().encode(problem.prompt).ids) for problem in problems.splits['test'])
     length = sizes[2] + 6
-    asked, left_out = benchmark.ask(ASKED, problems, bpe(), length, 0)
+    asked, unlike = benchmark.ask(ASKED, problems, bpe(), length, 0)
     assert len(asked) == sum(size <= sizes[2] for size in sizes)
-    assert left_out == len(sizes) - len(asked)
+    assert unlike == {'left_out': len(sizes) - len(asked), 'fewer_shots': len(asked)}  # nor is there room for both
     with pytest.raises(UserError, match=r'^config.benchmark.max_tokens = 6: must leave room for a prompt of gsm8k'):
         benchmark.ask(ASKED, problems, bpe(), 10, 0)
 
@@ -206,7 +206,7 @@ def test_programs_are_judged_where_they_may_run(tmp_path, capfd):
 
 def test_programs_are_only_written_down_otherwise(tmp_path, capfd):
     scores = programs(tmp_path, False, lambda problem: [problem.target, 'x'])
-    assert scores == {'problems': 3, 'samples': 2, 'left_out': 0}
+    assert scores == {'problems': 3, 'samples': 2, 'left_out': 0, 'fewer_shots': 0}
     (samples,) = tmp_path.glob('*.samples.jsonl')
     assert f'python -m nca_jax.evals.judge {samples} --allow-code, then' in capfd.readouterr().err
     lines = [json.loads(line) for line in samples.read_text().splitlines()]

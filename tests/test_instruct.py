@@ -271,7 +271,7 @@ def test_tasks_are_capped_and_small_ones_left_out(choices, folder):
     found = prepare(capped, folder)
     assert collections.Counter(p.task for p in found.problems.splits['train']) == {'parity': 20, 'largest': 20}
     assert set(found.problems.splits['train']) < set(prepared.problems.splits['train'])
-    with pytest.raises(UserError, match=r'^least_rows = 45: no task of choices has as many training problems'):
+    with pytest.raises(UserError, match=r'^least_rows = 45: no task has as many training problems: '):
         prepare(changed(config, least_rows=45), folder)
     with pytest.raises(
         UserError, match=r'^shots = \(0, 20\): must leave a training problem of task largest besides them, which has 20'
@@ -308,7 +308,7 @@ def test_evaluation_prompts_are_rows_of_training_without_the_answer(config, prep
     end = tokenizer.end_of_text(prepared.tokenizer)
     for problem in prepared.problems.splits['test']:
         shots = instruct.draw_shots(prepared.problems, problem, 3, 0)
-        prompt = instruct.few_shot(problem, shots, prepared.tokenizer, LENGTH * 2, 50)
+        prompt = instruct.few_shot(problem, shots, prepared.tokenizer, LENGTH * 2, 50)[0]
         *before, own = instruct_rows.tokenise([*shots, problem], prepared.tokenizer, end)
         row, weights = instruct_rows.assemble(own, before, LENGTH * 2, end, 'target')
         np.testing.assert_array_equal(prompt, row[: len(prompt)])
@@ -321,13 +321,13 @@ def test_evaluation_prompts_are_rows_of_training_without_the_answer(config, prep
 def test_evaluation_prompts_leave_room_and_drop_the_earliest_shots(prepared):
     problem = prepared.problems.splits['test'][0]
     shots = instruct.draw_shots(prepared.problems, problem, 3, 0)
-    whole = instruct.few_shot(problem, shots, prepared.tokenizer, 4096, 50)
-    last = instruct.few_shot(problem, shots[1:], prepared.tokenizer, 4096, 50)
-    bare = instruct.few_shot(problem, (), prepared.tokenizer, 4096, 50)
+    whole = instruct.few_shot(problem, shots, prepared.tokenizer, 4096, 50)[0]
+    last = instruct.few_shot(problem, shots[1:], prepared.tokenizer, 4096, 50)[0]
+    bare = instruct.few_shot(problem, (), prepared.tokenizer, 4096, 50)[0]
     for length, expected in ((len(whole) + 50, whole), (len(whole) + 49, last), (len(last) + 50, last)):
-        assert instruct.few_shot(problem, shots, prepared.tokenizer, length, 50) == expected
+        assert instruct.few_shot(problem, shots, prepared.tokenizer, length, 50)[0] == expected
     for length in (len(bare) + 50, len(bare) + 49, 10):
-        assert instruct.few_shot(problem, shots, prepared.tokenizer, length, 50) == bare
+        assert instruct.few_shot(problem, shots, prepared.tokenizer, length, 50)[0] == bare
     assert text(prepared, bare) == problem.prompt
 
 
@@ -345,7 +345,7 @@ def test_evaluation_shots_depend_on_the_seed_and_the_problem_alone(choices):
     own = prepared.problems.splits['train'][0]
     pool = sum(p.task == own.task for p in prepared.problems.splits['train'])
     assert own not in instruct.draw_shots(prepared.problems, own, pool - 1, 0)
-    with pytest.raises(UserError, match=rf'^shots = {pool}: task {own.task} has {pool} training problems'):
+    with pytest.raises(UserError, match=rf'^config.benchmark.shots = {pool}: task {own.task} has {pool} '):
         instruct.draw_shots(prepared.problems, own, pool, 0)
 
 

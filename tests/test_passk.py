@@ -90,9 +90,10 @@ def test_scores_of_two_tasks_by_hand():
 def test_below_chance_is_nothing():
     assert passk.normalised(0.1, 0.25) == 0
     assert passk.normalised(0.25, 0.25) == 0
+    assert passk.normalised(1.0, 1.0) == 0  # every guess is right
     assert passk.normalised(1.0, 0.25) == 1
-    with pytest.raises(FieldError, match=r'^chance = 1\.0'):
-        passk.normalised(1.0, 1.0)
+    with pytest.raises(FieldError, match=r'^chance = 1\.1'):
+        passk.normalised(1.0, 1.1)
 
 
 def test_only_what_every_problem_has_samples_for_is_reported():

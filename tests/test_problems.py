@@ -256,7 +256,7 @@ def test_a_bad_example_is_named(tmp_path, example, said):
 def test_a_bad_task_is_named(tmp_path):
     with pytest.raises(UserError, match=r"^path = '.*': must be the folder of the tasks"):
         read(tmp_path / 'nowhere', 'x')
-    with pytest.raises(UserError, match=r"^tasks = 'x': must be a folder in .* with a task.json"):
+    with pytest.raises(UserError, match=r"^tasks = 'x': .* must be folders in .* with a task.json"):
         read(tmp_path, 'x')
     write_task(tmp_path / 'x', [])
     with pytest.raises(UserError, match=r'task.json: examples: must be a list of one or more'):

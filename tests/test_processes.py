@@ -54,7 +54,7 @@ def codes(children: list[subprocess.Popen]) -> list[int]:
 
 
 def wait_for_step(workdir: pathlib.Path, step: int) -> None:
-    for _ in range(1200):
+    for _ in range(2400):  # four processes compile for a minute on two cores
         if (workdir / 'metrics.jsonl').exists() and any(each['step'] >= step for each in records(workdir)):
             return
         time.sleep(0.1)

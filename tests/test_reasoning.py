@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 
 import numpy as np
@@ -10,14 +11,16 @@ import pytest
 
 from experiments import bigbench, gsm8k, humaneval, language, nca_pretrain, quickstart
 from nca_jax import config as configs
+from nca_jax import finished, run
 from nca_jax import mesh as meshes
-from nca_jax import run
 from nca_jax.checkpoint.store import read_manifest
 from nca_jax.data import tokenizer
 from nca_jax.errors import FieldError, UserError
 from nca_jax.evals import answers, benchmark
 from tests.test_export import write_corpus
 from tests.test_run import CrashError, adjusted, checksums, config, crash, interrupt, metrics, refuse, train
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'gsm8k'
 
 
 @pytest.fixture(scope='module')
@@ -124,7 +127,7 @@ def test_evaluation_alone_is_a_run_of_zero_steps(child, tmp_path):
 
 def test_a_tuned_run_is_read_like_any_other(child):
     """By what it holds itself: its parent isn't needed."""
-    program, params, _ = run.load(child, meshes.make_mesh(meshes.MeshConfig(-1, 1, 1)))
+    program, params, _ = finished.load(child, meshes.make_mesh(meshes.MeshConfig(-1, 1, 1)))
     found = {name: evaluate(params, 6) for name, evaluate in program.evaluators.items()}
     assert found['benchmark']['pass@1'] == evaluated(child, 'benchmark')[-1]['pass@1']
     np.testing.assert_allclose(found['held_out']['loss'], evaluated(child, 'held_out')[-1]['loss'], rtol=1e-5)
@@ -168,9 +171,7 @@ def test_a_model_of_automata_is_asked_too(cache, parent, tmp_path):
     found = tokenizer.of_run(parent, run.read_record(parent), None)
     found.save(str(tmp_path / 'tokenizer.json'))
     words = f'parent={automata},parent_stage=nca,evaluate,smoke'
-    with pytest.raises(
-        UserError, match=r"^config.data.tokenizer = '': must be a tokenizer.json where no run is carried"
-    ):
+    with pytest.raises(UserError, match=r"^config.data.tokenizer = '': must be a tokenizer.json, since no parent"):
         train(configs.resolve(gsm8k.get_config(words)), tmp_path / 'run')
     config = configs.resolve(gsm8k.get_config(f'{words},tokenizer={tmp_path / "tokenizer.json"}'))
     folder = train(config, tmp_path / 'run')
@@ -184,6 +185,36 @@ def test_words_that_say_nothing_about_a_tuned_model():
     assert quickstart.get_config('arm=scratch,parent=p,tuned,lr=0.001').arm == 'scratch lr=0.001'
 
 
+def test_only_the_tokenizer_of_carried_tables_will_do(cache, parent, tmp_path):
+    """Another of the same size is refused, and what a beginning that failed has left is not taken for the parent's."""
+    found = tokenizer.of_run(parent, run.read_record(parent), None)
+    other = tokenizer.train((f'{number * 7919}' for number in range(2000)), found.get_vocab_size())
+    assert other.get_vocab_size() == found.get_vocab_size()
+    other.save(str(tmp_path / 'other.json'))
+    words = f'parent={parent},recipe=release,evaluate,smoke'
+    named = configs.resolve(gsm8k.get_config(f'{words},tokenizer={tmp_path / "other.json"}'))
+    with pytest.raises(UserError, match=f'^config.data.tokenizer: must be that of {parent}, whose tables are carried'):
+        train(named, tmp_path / 'named')
+    (tmp_path / 'run').mkdir()
+    shutil.copy(tmp_path / 'other.json', tmp_path / 'run' / tokenizer.FILE)
+    folder = train(configs.resolve(gsm8k.get_config(words)), tmp_path / 'run')
+    assert run.read_record(folder)['data']['tokenizer'] == run.read_record(parent)['data']['tokenizer']
+
+
+def test_a_finished_evaluation_takes_no_other_problems(parent, tmp_path):
+    """Which would mix two runs in one folder: it has no checkpoint that could tell."""
+    for name in ('one', 'two'):
+        shutil.copytree(GOLDEN, tmp_path / name)
+    test = tmp_path / 'two' / 'test.jsonl'
+    test.write_text(''.join(test.read_text().splitlines(keepends=True)[1:]))
+    words = f'parent={parent},recipe=release,evaluate,smoke,path={tmp_path}'
+    folder = train(configs.resolve(gsm8k.get_config(f'{words}/one')), tmp_path / 'run')
+    before = (folder / 'metrics.jsonl').read_bytes()
+    with pytest.raises(UserError, match='is a run on other data'):
+        train(configs.resolve(gsm8k.get_config(f'{words}/two')), folder)
+    assert (folder / 'metrics.jsonl').read_bytes() == before
+
+
 def test_what_stops_a_run_before_it_starts(parent, child, tmp_path):
     file = humaneval.get_config(f'parent={parent},smoke')
     file.train.stop = '1 steps'
@@ -193,10 +224,20 @@ def test_what_stops_a_run_before_it_starts(parent, child, tmp_path):
     refuse(configs.resolve(file), tmp_path / 'b', 'config.benchmark.batch.rows = 12')
     bad = gsm8k.get_config(f'parent={parent},smoke')
     bad.benchmark.max_tokens = 1020
+    large = gsm8k.get_config(f'parent={parent},smoke')
+    large.model.layers = 3
+    text = language.get_config('size=tiny,smoke')
+    text.data.cache = str(tmp_path / 'c')
+    shutil.copytree(GOLDEN, tmp_path / 'word')
+    with (tmp_path / 'word' / 'test.jsonl').open('a') as lines:
+        lines.write('\n{"question": "When?", "answer": "On #### Monday"}\n')
     for file, said in (
-        (gsm8k.get_config('smoke'), "config.data.tokenizer = '': must be a tokenizer.json where no run is carried"),
+        (gsm8k.get_config('smoke'), "config.data.tokenizer = '': must be a tokenizer.json, since no parent"),
         (gsm8k.get_config(f'parent={parent},path={tmp_path},smoke'), 'train.jsonl: unreadable'),
         (bad, 'config.benchmark.max_tokens = 1020: must leave room'),
+        (large, f'config.model.layers = 3: must be 2, as in {parent}, whose layers are carried'),
+        (text, 'config.data.cache = .*: must not be the --workdir'),
+        (gsm8k.get_config(f'parent={parent},path={tmp_path}/word,smoke'), "answer = 'Monday': must be a number"),
     ):
         with pytest.raises(UserError, match=said) as error:
             train(configs.resolve(file), tmp_path / 'c')

@@ -311,9 +311,9 @@ def test_evaluation_alone_has_a_table_of_its_own(tmp_path):
         write_solved(tmp_path / arm, arm, 0, after, step=0, loss=None, config=config)
     write_solved(tmp_path / 'tuned', 'nca', 0, scores(pass_1=3.0), config=asked('humaneval'))
     study = study_of(tmp_path)
-    assert list(study.solved) == ['humaneval', 'humaneval without tuning']
+    assert list(study.solved) == ['humaneval', 'humaneval as carried']
     assert study.left_out == ()
-    group = study.solved['humaneval without tuning']
+    group = study.solved['humaneval as carried']
     assert list(group) == ['scratch', 'nca']
     (row, _) = solved.rows(group, solved.gains(group, 'scratch'), 'scratch')
     assert [name for name in row if 'before' in name or 'loss' in name] == []

@@ -15,7 +15,7 @@ import pytest
 
 from experiments import baselines, language, nca_pretrain, quickstart
 from nca_jax import config as configs
-from nca_jax import main, run, stages, trees
+from nca_jax import finished, main, run, stages, trees
 from nca_jax import mesh as meshes
 from nca_jax.checkpoint.store import committed, read_manifest
 from nca_jax.errors import UserError
@@ -189,7 +189,7 @@ def test_a_run_does_not_go_on_with_other_text(cache, tmp_path, monkeypatch):
     for file in sorted((cache / 'corpus').iterdir())[1:]:
         (tmp_path / 'corpus' / file.name).write_bytes(file.read_bytes())
     other = config(cache, 'arm=scratch', data__path=str(tmp_path / 'corpus'))
-    with pytest.raises(UserError, match='checkpoints: trained on other data'):
+    with pytest.raises(UserError, match='run: is a run on other data'):
         train(other, tmp_path / 'run')
 
 
@@ -279,7 +279,7 @@ def test_a_loss_that_is_not_finite_names_its_step(cache, tmp_path):
 
 def params_of(folder: pathlib.Path) -> dict:
     mesh = meshes.make_mesh(meshes.MeshConfig(-1, 1, 1))
-    return trees.flatten(jax.device_get(run.load(folder, mesh)[1]))
+    return trees.flatten(jax.device_get(finished.load(folder, mesh)[1]))
 
 
 def test_a_transfer_carries_what_its_plan_says(cache, automata, tmp_path):

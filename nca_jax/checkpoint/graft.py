@@ -168,6 +168,12 @@ def resolve(
     return resolved
 
 
+def carries_layers(plan: Plan, target: trees.Tree) -> bool:
+    """Whether anything of a stacked leaf is carried."""
+    claims = {unit: _claimant(plan, unit) for unit in _units(trees.flatten(target)) if unit[1] is not None}
+    return any(number is not None and plan[number].action == 'carry' for number in claims.values())
+
+
 def wanted(resolved: Resolved) -> frozenset[str]:
     """The paths of the source leaves that the plan carries, in whole or in part: nothing else need be read."""
     return frozenset(

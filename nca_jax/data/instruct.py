@@ -152,15 +152,18 @@ def draw_shots(problems: Problems, problem: Problem, count: int, seed: int) -> t
     pool = [other for other in problems.splits['train'] if other.task == problem.task]
     own = next((place for place, other in enumerate(pool) if other.id == problem.id), None)
     if len(pool) - (own is not None) < count:
-        raise UserError(f'shots = {count}: task {problem.task} has {len(pool)} training problems')
+        has = f'task {problem.task} has {len(pool)} training problems, besides those for valid and test'
+        raise UserError(f'config.benchmark.shots = {count}: {has}')
     drawn = instruct_rows.draw(f'{seed}/few_shot/{problem.id}', (count, count), len(pool), own)
     return tuple(pool[place] for place in drawn)
 
 
 def few_shot(
     problem: Problem, shots: Sequence[Problem], tokenizer: Tokenizer, length: int, max_new_tokens: int
-) -> list[int]:
-    """Tokens of an evaluation prompt: the shots with their answers, then the problem's prompt, laid out as in training.
+) -> tuple[list[int], int]:
+    """Tokens of an evaluation prompt, and how many shots are in it.
+
+    They are the shots with their answers, then the problem's prompt, laid out as in training.
 
     The earliest shots are dropped until max_new_tokens more fit into `length`. More than length - max_new_tokens come
     back only where the problem's own prompt is as long as that; what then, the caller decides.
@@ -170,7 +173,7 @@ def few_shot(
     room = length - max_new_tokens - len(own.prompt)
     kept = instruct_rows.last_that_fit(before, room)
     parts = [part for shot in kept for part in shot]
-    return np.concatenate([*parts, own.prompt]).tolist()
+    return np.concatenate([*parts, own.prompt]).tolist(), len(kept)
 
 
 def _pools(problems: Problems) -> dict[str, np.ndarray]:

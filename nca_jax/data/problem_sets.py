@@ -113,22 +113,23 @@ def _choices(config: ProblemsConfig, folder: Path) -> Sides:
 def _choose(config: ProblemsConfig, sides: Sides) -> Problems:
     """The splits, task by task. Test keeps all it has; what train shares with it or repeats is left out."""
     splits: dict[str, list[Problem]] = {'train': [], 'valid': [], 'test': []}
-    small = repeated = 0
+    small, repeated = {}, 0
     for task in sorted({problem.task for side in sides for problem in side}):
         test, train = ([problem for problem in side if problem.task == task] for side in (sides.test, sides.train))
         unique_test = problems.distinct(test)
         unique = problems.distinct(train, besides=sides.test)
         repeated += len(train) - len(unique) + len(test) - len(unique_test)
         if len(unique) < config.least_rows:
-            small += 1
+            small[task] = len(unique)
             continue
         valid, kept = unique[: config.valid_rows], unique[config.valid_rows :]
         kept = kept[: config.train_rows or None]
         for split, found in (('train', kept), ('valid', valid), ('test', unique_test)):
             splits[split] += found
     if not splits['test']:
-        raise UserError(f'least_rows = {config.least_rows}: no task of {config.task} has as many training problems')
-    counts = {'small tasks': small, 'repeated': repeated}
+        have = ', '.join(f'{task} {count}' for task, count in small.items())
+        raise UserError(f'least_rows = {config.least_rows}: no task has as many training problems: {have}')
+    counts = {'small tasks': len(small), 'repeated': repeated}
     return Problems({split: tuple(found) for split, found in splits.items()}, counts)
 
 

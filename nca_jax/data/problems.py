@@ -137,15 +137,20 @@ def human_eval(path: str) -> tuple[Problem, ...]:
 
 
 def read_rows(file: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
-    """`file:line` and the fields of each JSON line, all of them text that isn't blank. UserError names the line."""
-    number = 0
+    """`file:line` and the fields of each JSON line, all of them text that isn't blank. UserError names the line.
+
+    Blank lines are passed over.
+    """
+    count = 0
     try:
         with gzip.open(file, 'rb') if file.suffix == '.gz' else file.open('rb') as stream:
             for number, line in enumerate(stream, 1):
-                yield f'{file}:{number}', _row(line, f'{file}:{number}', fields)
+                if line.strip():
+                    count += 1
+                    yield f'{file}:{number}', _row(line, f'{file}:{number}', fields)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f'{file}: unreadable ({error})') from error
-    if not number:
+    if not count:
         raise UserError(f'{file}: empty, must have a JSON object a line')
 
 

@@ -54,7 +54,8 @@ def bigbench(path: str, tasks: Iterable[str]) -> Sides:
     for task in tasks:
         files = sorted((root / task).rglob('task.json'))
         if not files:
-            raise UserError(f'tasks = {task!r}: must be a folder in {root} with a task.json in it')
+            which = "tasks, the paper's where they are (),"
+            raise UserError(f'tasks = {task!r}: {which} must be folders in {root} with a task.json in them')
         rows = [problem for file in files for problem in read_task(file, task, root)]
         kept = distinct(rows)
         held_out = max(HELD_OUT_LEAST, math.ceil(len(kept) / HELD_OUT))

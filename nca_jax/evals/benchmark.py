@@ -6,6 +6,7 @@ GSM8K, BigBench-Lite and HumanEval as the paper sets them (arXiv 2603.10055), an
 import contextlib
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,9 +23,9 @@ from nca_jax.data import instruct
 from nca_jax.data import tokenizer as bpe
 from nca_jax.data.problem_sets import CODE, Problems
 from nca_jax.data.problems import Problem
-from nca_jax.errors import check
+from nca_jax.errors import UserError, check
 from nca_jax.evals import code_files, judge, passk, records
-from nca_jax.evals.answers import same_number, same_text
+from nca_jax.evals.answers import number, same_number, same_text
 from nca_jax.evals.config import BenchmarkConfig
 from nca_jax.model.config import ModelConfig
 from nca_jax.model.decode import make_decoder
@@ -64,9 +65,9 @@ def make_evaluator(
     seed: int,
     folder: Path,
 ) -> Callable[[dict, int], dict]:
-    """`evaluate(params, step)`: the metrics of `passk.metrics` over the test problems, and how many were `left_out`.
+    """`evaluate(params, step)`: the metrics of `passk.metrics` over the test problems, and the counts of `ask`.
 
-    Left out are those whose own prompt leaves no room for an answer. A problem's answers depend on (seed, its id, the
+    A problem's answers depend on (seed, its id, the
     sample's number), its shots, the protocol and the weights alone. They are written to `folder` as they come, and an
     evaluation that was killed goes on with them. Programs are judged if config.run_code says so; else they are only
     written, and count once the judge has run.
@@ -75,8 +76,10 @@ def make_evaluator(
         code_files.read_problems(_problems_file(config))  # what can't be judged is better known before any sampling
         if config.run_code:
             distributed.first(lambda: distributed.is_first() and judge.try_sandbox())
+    elif SAME[config.problems.task] is same_number:
+        check_numbers(problems)
     end = bpe.end_of_text(tokenizer)
-    asked, left_out = ask(config, problems, tokenizer, model.length, seed)
+    asked, unlike = ask(config, problems, tokenizer, model.length, seed)
     stops = make_stops([end], config.stops, bpe.pieces(tokenizer))
     decode = make_decoder(model, vocab, mesh, config.batch, config.sampling, stops)
     protocol = {name: value for name, value in dataclasses.asdict(config).items() if name in PROTOCOL}
@@ -106,7 +109,7 @@ def make_evaluator(
                 answers[answer.sample] = solved(answer.tokens.tolist(), problem)
                 progress('answers', count, len(todo) * config.samples)
                 if len(answers) == config.samples:
-                    done[problem.id] = record(problem, [answers[number] for number in range(config.samples)])
+                    done[problem.id] = record(problem, [answers[sample] for sample in range(config.samples)])
                     append(json.dumps(done[problem.id]) + '\n')
         return done
 
@@ -117,30 +120,43 @@ def make_evaluator(
         if config.problems.task == CODE:
             rows = judged(rows, file, config)
             if rows is None:
-                return {'problems': len(asked), 'samples': config.samples, 'left_out': left_out}
-        return passk.metrics([outcome(row) for row in rows], seed) | {'left_out': left_out}
+                return {'problems': len(asked), 'samples': config.samples} | unlike
+        return passk.metrics([outcome(row) for row in rows], seed) | unlike
 
     return evaluate
 
 
+def check_numbers(problems: Problems) -> None:
+    """UserError for an answer of the test problems that no answer could equal."""
+    for problem in problems.splits['test']:
+        for answer in problem.answers:
+            if number(answer) is None:
+                raise UserError(f'{problem.id}: answer = {answer!r}: must be a number, to be compared with')
+
+
 def ask(
     config: BenchmarkConfig, problems: Problems, tokenizer: Tokenizer, length: int, seed: int
-) -> tuple[list[Asked], int]:
-    """What is asked: the first `limit` problems of each task of the test split, and how many don't fit."""
-    asked, counts, left_out = [], dict.fromkeys((p.task for p in problems.splits['test']), 0), 0
+) -> tuple[list[Asked], dict[str, int]]:
+    """What is asked: the first `limit` problems of each task of the test split. And what is unlike what was meant.
+
+    left_out: problems whose own prompt leaves no room for an answer. fewer_shots: those with room for some shots only.
+    """
+    asked, counts = [], dict.fromkeys((p.task for p in problems.splits['test']), 0)
+    unlike = {'left_out': 0, 'fewer_shots': 0}
     for problem in problems.splits['test']:
         if config.limit and counts[problem.task] == config.limit:
             continue
         counts[problem.task] += 1
         shots = instruct.draw_shots(problems, problem, config.shots, seed)
-        tokens = instruct.few_shot(problem, shots, tokenizer, length, config.max_tokens)
+        tokens, kept = instruct.few_shot(problem, shots, tokenizer, length, config.max_tokens)
         if len(tokens) + config.max_tokens > length:
-            left_out += 1
-        else:
-            asked.append(Asked(problem, tokens))
+            unlike['left_out'] += 1
+            continue
+        unlike['fewer_shots'] += kept < config.shots
+        asked.append(Asked(problem, tokens))
     allowed = f'must leave room for a prompt of {config.problems.task} in config.model.length = {length}'
     check(bool(asked), 'config.benchmark.max_tokens', config.max_tokens, allowed)
-    return asked, left_out
+    return asked, unlike
 
 
 def record(problem: Problem, answers: Sequence[tuple[str, bool | None]]) -> dict[str, Any]:
@@ -186,8 +202,9 @@ def judged(rows: Sequence[dict], file: Path, config: BenchmarkConfig) -> list[di
     verdicts = distributed.first(work)
     if not verdicts:
         if distributed.is_first():
-            how = f'python -m nca_jax.evals.judge {samples} --allow-code' + (f' --problems={path}' if path else '')
-            print(f'not judged yet: {how}, then the same run once more', file=sys.stderr)
+            how = ['python', '-m', 'nca_jax.evals.judge', str(samples), '--allow-code']
+            how += [f'--problems={path}'] if path else []
+            print(f'not judged yet: {shlex.join(how)}, then the same run once more', file=sys.stderr)
         return None
     passed = iter(line['passed'] for line in verdicts)
     return [row | {'correct': [next(passed) for _ in row['texts']]} for row in rows]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from nca_jax.errors import FieldError, UserError, check
+from nca_jax.errors import UserError, check
 
 KS = (1, 2, 4, 8, 16, 32)
 RESAMPLES = 2000
@@ -51,10 +51,9 @@ def chance_pass_at_k(choices: int, right: int, k: int) -> float:
 
 
 def normalised(mean: float, chance: float) -> float:
-    """max(0, (m - chance) / (1 - chance)): 0 is guessing and 1 is all right."""
-    if not 0 <= chance < 1:
-        raise FieldError('chance', chance, 'must be in 0..1 and below 1')
-    return max(0.0, (mean - chance) / (1 - chance))
+    """max(0, (m - chance) / (1 - chance)): 0 is guessing and 1 is all right; 0 where every guess is right."""
+    check(0 <= chance <= 1, 'chance', chance, 'must be in 0..1')
+    return max(0.0, (mean - chance) / (1 - chance)) if chance < 1 else 0.0
 
 
 def metrics(outcomes: Sequence[Outcome], seed: int) -> dict[str, float]:

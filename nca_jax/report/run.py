@@ -21,7 +21,7 @@ ASKED_WITHIN = {'problems': ('task',), 'sampling': ('temperature', 'top_p')}
 # What a table of solved problems adds to a task's name, by stage and by whether the run trained: none is like another.
 WAYS = {
     ('instruct', True): '',
-    ('instruct', False): ' without tuning',
+    ('instruct', False): ' as carried',
     ('text', True): ' in the text stage',
     ('text', False): ' without training',
 }

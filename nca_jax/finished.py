@@ -1,0 +1,61 @@
+"""What a run has made, read back: its model with all that its config determines, or the model alone."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from nca_jax import config as configs
+from nca_jax import mesh as meshes
+from nca_jax import run, trees
+from nca_jax.batch import Vocab
+from nca_jax.checkpoint.store import read_manifest, restore_params, saved_params
+from nca_jax.errors import UserError
+from nca_jax.model import hf, transformer
+from nca_jax.model.config import InitConfig, ModelConfig
+
+
+def load(
+    folder: pathlib.Path, mesh: jax.sharding.Mesh, weights: str = 'params'
+) -> tuple[run.Program, dict, dict[str, Any]]:
+    """A finished run as (program, parameters or their 'ema', manifest of its newest valid checkpoint)."""
+    values = run.read_record(folder)['config']
+    values['model']['attention'] = 'einsum'  # which every platform has
+    program = run.build(configs.from_dict(values), mesh, folder)
+    manifest = read_manifest(run.checkpoints(folder))
+    abstract = trees.flatten({'params': program.abstract.params, 'ema': program.abstract.ema}[weights])
+    if not abstract:
+        raise UserError(f'{folder}: kept no average of its weights (its optimizer.ema is None)')
+    params, manifest = restore_params(run.checkpoints(folder), manifest['step'], abstract.keys(), abstract, weights)
+    return program, params, manifest
+
+
+def load_model(
+    folder: pathlib.Path, mesh: jax.sharding.Mesh, weights: str = 'params'
+) -> tuple[ModelConfig, Vocab, dict, dict[str, Any]]:
+    """A run's model without its data: (config, vocabulary, parameters or their 'ema', manifest of the checkpoint).
+
+    Also an adopted folder's, of which no more is known. The config is for reading: no dropout, and what runs anywhere.
+    """
+    manifest = read_manifest(run.checkpoints(folder))
+    model, saved = manifest['config']['model'], saved_params(manifest, weights=weights)
+    if not saved:
+        raise UserError(f'{folder}: kept no average of its weights (its optimizer.ema is None)')
+    param_dtype = str(next(iter(saved.values())).dtype)
+    config = ModelConfig(
+        **dataclasses.asdict(hf.Llama.of(model)),
+        dropout=0.0,
+        init=InitConfig(std=1.0, residual='flat', table_std=1.0, head='normal'),  # of weights that nobody draws
+        remat='none',
+        unroll=1,
+        attention='einsum',
+        loss_chunks=1,
+        dtype=({'dtype': param_dtype} | model)['dtype'],  # adopted weights name none
+        param_dtype=param_dtype,
+    )
+    vocab = Vocab(manifest['vocab_size'])
+    axes, abstract = transformer.logical_axes(config, vocab), transformer.abstract_params(config, vocab)
+    saved = saved_params(manifest, meshes.param_shardings(mesh, axes, abstract), weights)
+    params, manifest = restore_params(run.checkpoints(folder), manifest['step'], saved.keys(), saved, weights)
+    return config, vocab, params, manifest
