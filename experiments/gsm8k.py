@@ -5,9 +5,10 @@
     python -m nca_jax.main --config=experiments/gsm8k.py:smoke,tokenizer=FILE --workdir=runs/try   # seconds on a CPU
 
 DIR has the published train.jsonl and test.jsonl; without it reasoning-gym's gsm_symbolic stands in, which needs no
-download. 140 updates of 512 sequences (10 epochs), five worked examples before each problem, loss on the target alone
-(recipe=release: on all answers). Asked with three examples, 32 samples at temperature 0.6, 250 tokens; protocol=readme
-takes what the release's README says instead. At these sizes nothing was run here; the paper has the expected numbers.
+download. 140 updates of 512 sequences (10 epochs), loss on the target alone (recipe=release: on all answers). Before
+each problem stand five worked examples, or as many as fit. Asked with three (metrics count problems with fewer), 32
+samples at temperature 0.6, 250 tokens; protocol=readme takes what the release's README says instead. At these sizes
+nothing was run here; the paper has the expected numbers.
 """
 
 from ml_collections import ConfigDict

@@ -109,10 +109,6 @@ def test_two_processes_train_stop_and_go_on_as_one(tmp_path):
     assert_same_run(tmp_path / 'two', tmp_path / 'one')
     assert 'resumed from step' in (tmp_path / 'two-0.log').read_text()
     assert 'step 24' not in (tmp_path / 'two-1.log').read_text()  # process 0 alone speaks
-    mistaken = start(tmp_path / 'two', [*AUTOMATA, '--config.seed=1'], processes=2, devices=2)
-    assert codes(mistaken) == [2, 2]
-    for process in (0, 1):
-        assert 'holds the run of another config' in (tmp_path / f'two-{process}.log').read_text()
 
 
 @pytest.mark.full
@@ -135,6 +131,10 @@ def test_four_processes_train_all_stages_as_one(tmp_path):
                 interrupted_run(workdir, arguments, processes, devices)
     for stage in ('automata', 'text', 'tuned'):
         assert_same_run(tmp_path / f'{stage}-four', tmp_path / f'{stage}-one')
+    mistaken = start(tmp_path / 'automata-four', [*AUTOMATA, '--config.seed=1'], processes=2, devices=2)
+    assert codes(mistaken) == [2, 2]
+    for process in (0, 1):
+        assert 'holds the run of another config' in (tmp_path / f'automata-four-{process}.log').read_text()
     (alone,) = (tmp_path / 'tuned-one' / 'answers').glob('step-0-*.jsonl')
     together = tmp_path / 'tuned-four' / 'answers' / alone.name
     assert len(alone.read_text().splitlines()) == 2

@@ -9,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 
-from experiments import bigbench, gsm8k, humaneval, language, nca_pretrain, quickstart
+from experiments import baselines, bigbench, gsm8k, humaneval, language, nca_pretrain, quickstart
 from nca_jax import config as configs
 from nca_jax import finished, run
 from nca_jax import mesh as meshes
@@ -165,17 +165,17 @@ def test_every_benchmark_runs_from_a_checkpoint(cache, parent, tmp_path, name):
     assert (folder / tokenizer.FILE).exists()
 
 
-def test_a_model_of_automata_is_asked_too(cache, parent, tmp_path):
+def test_a_model_that_has_read_no_text_is_asked_too(parent, tmp_path):
     """With fresh tables, for it has none for text, and a tokenizer that is named."""
-    automata = train(adjusted(nca_pretrain.get_config('smoke'), cache), tmp_path / 'automata')
+    brackets = train(configs.resolve(baselines.get_config('source=dyck,smoke')), tmp_path / 'brackets')
     found = tokenizer.of_run(parent, run.read_record(parent), None)
     found.save(str(tmp_path / 'tokenizer.json'))
-    words = f'parent={automata},parent_stage=nca,evaluate,smoke'
+    words = f'parent={brackets},parent_stage=dyck,evaluate,smoke'
     with pytest.raises(UserError, match=r"^config.data.tokenizer = '': must be a tokenizer.json, since no parent"):
         train(configs.resolve(gsm8k.get_config(words)), tmp_path / 'run')
     config = configs.resolve(gsm8k.get_config(f'{words},tokenizer={tmp_path / "tokenizer.json"}'))
     folder = train(config, tmp_path / 'run')
-    assert config.arm == 'automata'
+    assert config.arm == 'brackets'
     assert [record['step'] for record in evaluated(folder, 'benchmark')] == [0]
 
 
