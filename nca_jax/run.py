@@ -195,7 +195,9 @@ def _check_same_tokens(program: Program, parent: dict) -> None:
 
 def check_parent(config: Config, parent: dict | None) -> None:
     """Raises FieldError where carried layers would not fit, or compute something else than they did."""
-    plan = () if parent is None else graft.parse(config.init_from.plan)
+    if parent is None:
+        return
+    plan = graft.parse(config.init_from.plan)
     if not graft.carries_layers(plan, transformer.abstract_params(config.model, Vocab(1))):
         return
     theirs, ours = parent['config']['model'], config.model
