@@ -69,7 +69,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
     except (flags.Error, ValueError, AttributeError, KeyError, TypeError) as error:
         # What an experiment file raises arrives as a whole traceback, of which the last line says what is wrong.
-        said = error.args[0] if isinstance(error, KeyError) else str(error)  # a KeyError's str is quoted
+        unknown = error.args[0] if error.args and isinstance(error.args[0], KeyError) else None  # a field's name
+        said = str(error if unknown is None else unknown.args[0])
         sys.exit(fail(said.strip().splitlines()[-1].removeprefix('ValueError: ')))
     file = (config_flags.get_config_filename(flags.FLAGS['config']) or '').partition(':')[0]
     if file and not os.path.isfile(file):  # ml_collections would tell only when the config is first touched
