@@ -17,7 +17,7 @@ from nca_jax.data import instruct, problem_sets, tokenizer
 from nca_jax.data.problem_sets import Problems, ProblemsConfig
 from nca_jax.data.problems import Problem, human_eval
 from nca_jax.errors import UserError
-from nca_jax.evals import benchmark, passk, records
+from nca_jax.evals import benchmark, passk, records, sandbox
 from nca_jax.evals.config import BenchmarkConfig
 from nca_jax.model import transformer
 from nca_jax.model.decode import DecodeConfig
@@ -197,6 +197,13 @@ def programs(tmp_path: pathlib.Path, run_code: bool, texts) -> dict:
     for other in tmp_path.glob('*.judged.jsonl'):
         other.unlink()
     return found(params(), 5)
+
+
+def test_a_sandbox_that_cannot_be_had_is_told_before_anything_is_sampled(tmp_path, monkeypatch):
+    monkeypatch.setattr(sandbox.layers, 'platform_problem', lambda: 'no such kernel')
+    with pytest.raises(UserError, match=r'^sandbox: no such kernel'):
+        programs(tmp_path, True, lambda problem: ('', ''))
+    assert not list(tmp_path.iterdir())
 
 
 def test_programs_are_judged_where_they_may_run(tmp_path, capfd):
