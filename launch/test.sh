@@ -13,6 +13,6 @@ if [ "${1:-}" = full ]; then
   fi
   exec .venv/bin/python -m pytest -m full "${@:2}"
 fi
-# Most of the time goes into compiling tiny programs once, which is faster without optimisation; `full` has it.
+# Much of the time goes into compiling tiny programs once, which is faster without optimisation; `full` has it.
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 exec .venv/bin/python -m pytest -m 'not full' -n 2 --dist loadfile "$@"

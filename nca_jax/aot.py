@@ -6,9 +6,9 @@
 The very train step of nca_jax.main is lowered and compiled by libtpu's compiler, and so are the evaluation's step, a
 step of the benchmark's decoding, and of automata the generator of a batch. No data is read: a text's vocabulary is its
 tokenizer's, or as large as the config says. Bytes are the compiler's: those alive at once, which it holds against the
-chip's limit. Times are estimates: cycles as the compiler predicts them, loops multiplied out, over a
-clock at which one large product of matrices reaches the published peak; to that come all collectives, from bytes over
-the bandwidth of the links, as if none were hidden. Nothing of it was ever measured.
+chip's limit. Times are estimates: cycles as the compiler predicts them, loops multiplied out, over a clock at which one
+large product of matrices reaches the published peak; to that come all collectives, from bytes over the bandwidth of the
+links, as if none were hidden. Nothing of it was ever measured.
 
 --search tries sequences a chip, remat and loss_chunks, and shows the best estimate that fits: some minutes for each
 compilation at the largest size. Exit codes: 0 all fits, 1 something doesn't (a line says what), 2 bad input.
