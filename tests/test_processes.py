@@ -34,7 +34,8 @@ AUTOMATA = [
 def start(workdir: pathlib.Path, arguments: list[str], processes: int, devices: int) -> list[subprocess.Popen]:
     """The command in so many processes, with so many virtual devices each."""
     address = free_address()
-    variables = {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', 'JAX_PLATFORMS': 'cpu'}
+    flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'  # of two the last holds
+    variables = {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
     command = [sys.executable, '-m', 'nca_jax.main', f'--workdir={workdir}', *arguments]
     children = []
     for process in range(processes):
