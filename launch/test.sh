@@ -13,6 +13,8 @@ if [ "${1:-}" = full ]; then
   fi
   exec .venv/bin/python -m pytest -m full "${@:2}"
 fi
-# Much of the time goes into compiling tiny programs once, which is faster without optimisation; `full` has it.
+# Most of the time went into compiling tiny programs once, which is faster without optimisation and without the newer
+# emitters of fused loops; `full` compiles as users do.
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+export XLA_FLAGS="$XLA_FLAGS --xla_cpu_use_fusion_emitters=false"
 exec .venv/bin/python -m pytest -m 'not full' -n 2 --dist loadfile "$@"
