@@ -111,7 +111,7 @@ def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, pro
     if data.problems.task == CODE:  # there is nothing to train on, so it's evaluated alone
         return Data(prepared.vocab, _nothing, asked.evaluators, hashes)
     if distributed.is_first():
-        print(instruct.describe(prepared, length), flush=True)
+        print(instruct.describe(data, prepared, config.seed, length), flush=True)
 
     def stream(split: str, batch: int) -> Callable[[int], Batch]:
         return instruct.make_stream(data, prepared, config.seed, split, batch, length, sharding)

@@ -96,13 +96,20 @@ def fitting(prepared: Prepared, split: str, length: int) -> np.ndarray:
     return np.flatnonzero(np.asarray(sizes, np.int64) <= length + 1)
 
 
-def describe(prepared: Prepared, length: int) -> str:
-    """One line: how many problems there are of each split, and how many are left out and why."""
+def describe(config: InstructConfig, prepared: Prepared, seed: int, length: int) -> str:
+    """One line: how many problems there are of each split, how many are left out and why, and how many lack shots."""
     counts = {split: len(found) for split, found in prepared.problems.splits.items()}
     long = {split: counts[split] - len(fitting(prepared, split, length)) for split in ('train', 'valid')}
     said = ', '.join(f'{count} {split}' for split, count in counts.items())
     left = ', '.join(f'{count} {what}' for what, count in prepared.problems.left_out.items())
-    return f'{said} problems; left out: {left}, {long["train"]} train and {long["valid"]} valid longer than {length}'
+    left += f', {long["train"]} train and {long["valid"]} valid longer than {length}'
+    pools, fewer = _pools(prepared.problems), 0
+    for number in fitting(prepared, 'train', length):
+        drawn = _shots(config, prepared, pools, f'{seed}/shots/train/0', 'train', int(number))
+        room = instruct_rows.room_for_shots(prepared.tokens['train'][number], length)
+        fewer += len(instruct_rows.last_that_fit(drawn, room)) < len(drawn)
+    rows = counts['train'] - long['train']
+    return f'{said} problems; left out: {left}; {fewer} of the first {rows} rows have room for fewer shots than drawn'
 
 
 def make_stream(
@@ -127,15 +134,11 @@ def make_stream(
     if not total:
         raise UserError(f'{config.problems.task}: no {split} problem fits into {length} tokens')
     pools = _pools(prepared.problems)
-    train = prepared.tokens['train']
 
     def make(row: int) -> tuple[np.ndarray, np.ndarray]:
         epoch, place = shuffled(row, total, f'{seed}/instruct/{split}')
         number = int(chosen[place])
-        pool = pools[prepared.problems.splits[split][number].task]
-        own = int(np.searchsorted(pool, number)) if split == 'train' else None
-        drawn = instruct_rows.draw(f'{seed}/shots/{split}/{epoch}/{number}', config.shots, len(pool), own)
-        shots = [train[pool[place]] for place in drawn]
+        shots = _shots(config, prepared, pools, f'{seed}/shots/{split}/{epoch}', split, number)
         return instruct_rows.assemble(prepared.tokens[split][number], shots, length, end, config.loss_on)
 
     def stream(step: int) -> Batch:
@@ -180,3 +183,13 @@ def _pools(problems: Problems) -> dict[str, np.ndarray]:
     """Numbers of the training problems of each task, from which shots are drawn."""
     tasks = np.array([problem.task for problem in problems.splits['train']])
     return {str(task): np.flatnonzero(tasks == task) for task in np.unique(tasks)}
+
+
+def _shots(
+    config: InstructConfig, prepared: Prepared, pools: dict[str, np.ndarray], name: str, split: str, number: int
+) -> list[instruct_rows.Tokens]:
+    """Those drawn for the split's problem of that number; `name` is of the draw."""
+    pool = pools[prepared.problems.splits[split][number].task]
+    own = int(np.searchsorted(pool, number)) if split == 'train' else None
+    drawn = instruct_rows.draw(f'{name}/{number}', config.shots, len(pool), own)
+    return [prepared.tokens['train'][pool[place]] for place in drawn]

@@ -44,6 +44,11 @@ def draw(name: str, shots: tuple[int, int], pool: int, own: int | None) -> list[
     return drawn
 
 
+def room_for_shots(own: Tokens, length: int) -> int:
+    """Tokens that a row of length + 1 has for shots before a problem of its own."""
+    return length + 1 - len(own.prompt) - len(own.target)
+
+
 def last_that_fit(shots: Sequence[Tokens], room: int) -> list[Tokens]:
     """The longest run of shots, up to the last, that has no more than `room` tokens."""
     kept: list[Tokens] = []
@@ -59,7 +64,7 @@ def assemble(own: Tokens, shots: list[Tokens], length: int, end: int, loss_on: s
     """(L+1,) int32 tokens and (L+1,) float32 weights of each token as a target."""
     tokens_L1 = np.full(length + 1, end, np.int32)
     weights_L1 = np.zeros(length + 1, np.float32)
-    kept = last_that_fit(shots, length + 1 - len(own.prompt) - len(own.target))
+    kept = last_that_fit(shots, room_for_shots(own, length))
     at = 0
     for example in (*kept, own):
         start = at + len(example.prompt)

@@ -67,10 +67,9 @@ def make_evaluator(
 ) -> Callable[[dict, int], dict]:
     """`evaluate(params, step)`: the metrics of `passk.metrics` over the test problems, and the counts of `ask`.
 
-    A problem's answers depend on (seed, its id, the
-    sample's number), its shots, the protocol and the weights alone. They are written to `folder` as they come, and an
-    evaluation that was killed goes on with them. Programs are judged if config.run_code says so; else they are only
-    written, and count once the judge has run.
+    A problem's answers depend on (seed, its id, the sample's number), its shots, the protocol and the weights alone.
+    They are written to `folder` as they come, and an evaluation that was killed goes on with them. Programs are judged
+    if config.run_code says so; else they are only written, and count once the judge has run.
     """
     if config.problems.task == CODE:
         code_files.read_problems(_problems_file(config))  # what can't be judged is better known before any sampling
