@@ -187,15 +187,15 @@ def test_fields_of_a_task_change_the_prompt(tmp_path):
     assert len(problem.prompt) == len('Judge.\nIn: q or a or b or c\nOut:\n')
 
 
-def test_every_target_is_right_and_the_first_is_learnt(tmp_path):
+def test_every_target_is_right_where_there_are_no_options_and_the_first_is_learnt(tmp_path):
     rows = [
         {'input': 'q', 'target': ['four', '4']},
-        {'input': 'r', 'target': 'five', 'target_scores': {'5': 1, '6': 0}},
+        {'input': 'r', 'target': 'No. It is six.', 'target_scores': {'Yes': 0, 'No': 1}},
     ]
     write_task(tmp_path / 'x', rows)
     found = read(tmp_path, 'x')
     assert (found['x/0'].target, found['x/0'].answers, found['x/0'].choices) == (' four', ('four', '4'), 0)
-    assert (found['x/1'].answers, found['x/1'].choices) == (('five',), 2)
+    assert (found['x/1'].target, found['x/1'].answers, found['x/1'].choices) == (' No', ('No',), 2)
 
 
 def test_where_an_option_stands_says_nothing(tmp_path):

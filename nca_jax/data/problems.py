@@ -24,8 +24,8 @@ class Problem:
     """A question and what counts as a right answer.
 
     id: names it, whatever is read beside it. prompt: all that stands before the answer. target: what tuning learns, the
-    end of text comes on top; '' where there is none. answers: every right final answer. choices: how many options this
-    very row offers, 0 for open answers. task: what scores are averaged within.
+    end of text comes on top; '' where there is none. answers: every right final answer. choices: how many options, the
+    answers among them, this very row offers; 0 for open answers. task: what scores are averaged within.
     """
 
     id: str

@@ -43,8 +43,10 @@ def bigbench(path: str, tasks: Iterable[str]) -> Sides:
 
     Each row's prompt begins with its task's prefix and ends where the answer stands; white space there belongs to the
     target, as a byte-level tokenizer has it. Options stand in an order by hash, so that neither their file nor their
-    score shows in it. Right are all targets, or the options of the highest score; the first is learnt. A fifth of each
-    task, 16 rows at least, is held out by the hash of the prompt: rows of equal prompts are one row.
+    score shows in it. Right are the options of the highest score, or all targets of a row without options; the first
+    is learnt. (A target beside options may be more than one: strategyqa's is its option with a justification, which no
+    exact match could hope for.) A fifth of each task, 16 rows at least, is held out by the hash of the prompt: rows of
+    equal prompts are one row.
     Raises UserError with the file, the field and the value for anything else than the published format.
     """
     root = Path(path).expanduser()
@@ -90,11 +92,11 @@ def _problem(layout: Layout, name: str, identity: str, task: str, example: objec
     asked = example.get('input')
     check_text(name, 'input', asked)
     scores = _scores(name, example['target_scores']) if 'target_scores' in example else {}
-    if 'target' in example:
-        answers = _targets(name, example['target'])
-    elif scores:
+    if scores:
         best = max(scores.values())
         answers = tuple(option for option, score in scores.items() if score == best)
+    elif 'target' in example:
+        answers = _targets(name, example['target'])
     else:
         raise UserError(f'{name}: must have target or target_scores, has {" ".join(example)}')
     options = ''

@@ -173,7 +173,7 @@ def record(problem: Problem, answers: Sequence[tuple[str, bool | None]]) -> dict
 
 def outcome(row: dict[str, Any]) -> passk.Outcome:
     """Of a record whose answers have all been judged."""
-    right = min(len(row['answers']), row['choices'])
+    right = len(row['answers']) if row['choices'] else 0
     return passk.Outcome(len(row['correct']), sum(row['correct']), row['choices'], right, row['task'])
 
 
