@@ -5,8 +5,9 @@
 
 DIR holds BIG-bench's task folders, each with a task.json; without it a generator makes six small tasks in that format,
 five of them multiple choice. 54 updates of 64 sequences (an epoch of at most 350 rows a task), none to three worked
-examples before each. Asked with two, 64 samples at temperature 0.4 and top_p 0.95, 35 tokens. Scores are normalised
-by chance, with every row's own number of choices, and chance pass@k stands beside them.
+examples before each. Asked with two, 64 samples at temperature 0.4 and top_p 0.95, 35 tokens. Right is a row's option
+of the highest score, or its target where it has no options. Scores are normalised by chance, with every row's own
+number of choices, and chance pass@k stands beside them.
 """
 
 from ml_collections import ConfigDict

@@ -241,6 +241,7 @@ def test_a_fifth_is_held_out_by_content(tmp_path):
         ({'input': 'a', 'target': []}, r'target = \[\]: must be text, or a list of one or more'),
         ({'input': 'a', 'target': ['x', '']}, r"target = '': must be text that is not blank"),
         ({'input': 'a', 'target': 3}, r"target = '3': must be text"),
+        ({'input': 'a', 'target': 3, 'target_scores': {'x': 1, 'y': 0}}, r"target = '3': must be text"),
         ({'input': 'a', 'target_scores': {'x': 1}}, r'must be an object of two options or more'),
         ({'input': 'a', 'target_scores': ['x', 'y']}, r'must be an object of two options or more'),
         ({'input': 'a', 'target_scores': {'x': 1, 'y': '0'}}, r"target_scores\['y'\] = '0': must be a finite number"),

@@ -92,12 +92,10 @@ def _problem(layout: Layout, name: str, identity: str, task: str, example: objec
     asked = example.get('input')
     check_text(name, 'input', asked)
     scores = _scores(name, example['target_scores']) if 'target_scores' in example else {}
-    if scores:
-        best = max(scores.values())
-        answers = tuple(option for option, score in scores.items() if score == best)
-    elif 'target' in example:
-        answers = _targets(name, example['target'])
-    else:
+    targets = _targets(name, example['target']) if 'target' in example else ()
+    best = max(scores.values(), default=None)
+    answers = tuple(option for option, score in scores.items() if score == best) or targets
+    if not answers:
         raise UserError(f'{name}: must have target or target_scores, has {" ".join(example)}')
     options = ''
     if layout.append_choices_to_input:
