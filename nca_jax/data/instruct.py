@@ -99,17 +99,16 @@ def fitting(prepared: Prepared, split: str, length: int) -> np.ndarray:
 def describe(config: InstructConfig, prepared: Prepared, seed: int, length: int) -> str:
     """One line: how many problems there are of each split, how many are left out and why, and how many lack shots."""
     counts = {split: len(found) for split, found in prepared.problems.splits.items()}
-    long = {split: counts[split] - len(fitting(prepared, split, length)) for split in ('train', 'valid')}
+    fit = {split: fitting(prepared, split, length) for split in ('train', 'valid')}
     said = ', '.join(f'{count} {split}' for split, count in counts.items())
     left = ', '.join(f'{count} {what}' for what, count in prepared.problems.left_out.items())
-    left += f', {long["train"]} train and {long["valid"]} valid longer than {length}'
-    pools, fewer = _pools(prepared.problems), 0
-    for number in fitting(prepared, 'train', length):
-        drawn = _shots(config, prepared, pools, f'{seed}/shots/train/0', 'train', int(number))
-        room = instruct_rows.room_for_shots(prepared.tokens['train'][number], length)
-        fewer += len(instruct_rows.last_that_fit(drawn, room)) < len(drawn)
-    rows = counts['train'] - long['train']
-    return f'{said} problems; left out: {left}; {fewer} of the first {rows} rows have room for fewer shots than drawn'
+    long = ' and '.join(f'{counts[split] - len(numbers)} {split}' for split, numbers in fit.items())
+    draw, fewer = _make_draw(config, prepared, seed, 'train'), 0
+    for number in fit['train']:
+        shots, room = draw(0, number), instruct_rows.room_for_shots(prepared.tokens['train'][number], length)
+        fewer += len(instruct_rows.last_that_fit(shots, room)) < len(shots)
+    lacking = f'{fewer} of the first {len(fit["train"])} rows have room for fewer shots than drawn'
+    return f'{said} problems; left out: {left}, {long} longer than {length}; {lacking}'
 
 
 def make_stream(
@@ -133,13 +132,12 @@ def make_stream(
     total, end = len(chosen), bpe.end_of_text(prepared.tokenizer)
     if not total:
         raise UserError(f'{config.problems.task}: no {split} problem fits into {length} tokens')
-    pools = _pools(prepared.problems)
+    draw = _make_draw(config, prepared, seed, split)
 
     def make(row: int) -> tuple[np.ndarray, np.ndarray]:
         epoch, place = shuffled(row, total, f'{seed}/instruct/{split}')
-        number = int(chosen[place])
-        shots = _shots(config, prepared, pools, f'{seed}/shots/{split}/{epoch}', split, number)
-        return instruct_rows.assemble(prepared.tokens[split][number], shots, length, end, config.loss_on)
+        own = prepared.tokens[split][chosen[place]]
+        return instruct_rows.assemble(own, draw(epoch, chosen[place]), length, end, config.loss_on)
 
     def stream(step: int) -> Batch:
         return place_rows(lambda row: make(step * batch + row), batch, length, sharding)
@@ -185,11 +183,16 @@ def _pools(problems: Problems) -> dict[str, np.ndarray]:
     return {str(task): np.flatnonzero(tasks == task) for task in np.unique(tasks)}
 
 
-def _shots(
-    config: InstructConfig, prepared: Prepared, pools: dict[str, np.ndarray], name: str, split: str, number: int
-) -> list[instruct_rows.Tokens]:
-    """Those drawn for the split's problem of that number; `name` is of the draw."""
-    pool = pools[prepared.problems.splits[split][number].task]
-    own = int(np.searchsorted(pool, number)) if split == 'train' else None
-    drawn = instruct_rows.draw(f'{name}/{number}', config.shots, len(pool), own)
-    return [prepared.tokens['train'][pool[place]] for place in drawn]
+def _make_draw(
+    config: InstructConfig, prepared: Prepared, seed: int, split: str
+) -> Callable[[int, int], list[instruct_rows.Tokens]]:
+    """`draw(epoch, number)`: the shots of a problem of the split, by its number there."""
+    pools, train = _pools(prepared.problems), prepared.tokens['train']
+
+    def draw(epoch: int, number: int) -> list[instruct_rows.Tokens]:
+        pool = pools[prepared.problems.splits[split][number].task]
+        own = int(np.searchsorted(pool, number)) if split == 'train' else None
+        drawn = instruct_rows.draw(f'{seed}/shots/{split}/{epoch}/{number}', config.shots, len(pool), own)
+        return [train[pool[place]] for place in drawn]
+
+    return draw
