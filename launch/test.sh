@@ -15,6 +15,6 @@ if [ "${1:-}" = full ]; then
 fi
 # Most of the time went into compiling tiny programs once, which is faster without optimisation and without the newer
 # emitters of fused loops; `full` compiles as users do.
-export XLA_FLAGS="${XLA_FLAGS:-} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-export XLA_FLAGS="$XLA_FLAGS --xla_cpu_use_fusion_emitters=false"
+export XLA_FLAGS="${XLA_FLAGS:-} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
+  --xla_cpu_use_fusion_emitters=false"
 exec .venv/bin/python -m pytest -m 'not full' -n 2 --dist loadfile "$@"

@@ -29,12 +29,16 @@ def free_address() -> str:
         return f'localhost:{probe.getsockname()[1]}'
 
 
+def environment(devices: int) -> dict[str, str]:
+    """Of a process that compiles as this one does, with so many virtual devices: of two such flags the last holds."""
+    return os.environ | {'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'}
+
+
 def test_two_processes_make_the_tokens_and_rules_of_one(tmp_path):
     address = free_address()
-    flags = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'JAX_PLATFORMS': 'cpu'}
     command = [sys.executable, '-m', 'tests.process_of_two', address]
     children = [
-        subprocess.Popen([*command, str(process), tmp_path], cwd=ROOT, env=os.environ | flags) for process in (0, 1)
+        subprocess.Popen([*command, str(process), tmp_path], cwd=ROOT, env=environment(2)) for process in (0, 1)
     ]
     try:
         assert [child.wait(120) for child in children] == [0, 0]

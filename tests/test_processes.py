@@ -18,7 +18,7 @@ import pytest
 from nca_jax import distributed, trees
 from nca_jax.checkpoint.store import read_manifest, restore_params, saved_params
 from nca_jax.errors import UserError
-from tests.test_nca_processes import free_address
+from tests.test_nca_processes import environment, free_address
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 24
@@ -34,15 +34,13 @@ AUTOMATA = [
 def start(workdir: pathlib.Path, arguments: list[str], processes: int, devices: int) -> list[subprocess.Popen]:
     """The command in so many processes, with so many virtual devices each."""
     address = free_address()
-    flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'  # of two the last holds
-    variables = {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
     command = [sys.executable, '-m', 'nca_jax.main', f'--workdir={workdir}', *arguments]
     children = []
     for process in range(processes):
         who = {'JAX_NUM_PROCESSES': str(processes), 'JAX_PROCESS_ID': str(process)}
         who |= {'JAX_COORDINATOR_ADDRESS': address} if processes > 1 else {}
         log = (workdir.parent / f'{workdir.name}-{process}.log').open('a')
-        children.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | variables | who, stdout=log, stderr=log))
+        children.append(subprocess.Popen(command, cwd=ROOT, env=environment(devices) | who, stdout=log, stderr=log))
     return children
 
 
