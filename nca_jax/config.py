@@ -12,13 +12,14 @@ import ml_collections
 from nca_jax.checkpoint import graft
 from nca_jax.data.controls import CopyConfig, NoiseConfig
 from nca_jax.data.dyck import DyckConfig
-from nca_jax.data.instruct import InstructConfig
 from nca_jax.data.text import TextConfig
 from nca_jax.errors import FieldError, UserError, check
-from nca_jax.evals.config import BenchmarkConfig, EvalConfig
+from nca_jax.evals.held_out import EvalConfig
 from nca_jax.mesh import MeshConfig
 from nca_jax.model.config import ModelConfig
 from nca_jax.nca.config import NCAConfig
+from nca_jax.problems.config import BenchmarkConfig
+from nca_jax.problems.instruct import InstructConfig
 from nca_jax.train import profiler
 from nca_jax.train.loop import LoopConfig
 from nca_jax.train.optimizer import OptimizerConfig

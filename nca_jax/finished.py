@@ -12,7 +12,8 @@ from nca_jax import run, trees
 from nca_jax.batch import Vocab
 from nca_jax.checkpoint.store import read_manifest, restore_params, saved_params
 from nca_jax.errors import UserError
-from nca_jax.model import hf, transformer
+from nca_jax.hf import llama
+from nca_jax.model import transformer
 from nca_jax.model.config import InitConfig, ModelConfig
 
 
@@ -44,7 +45,7 @@ def load_model(
         raise UserError(f'{folder}: kept no average of its weights (its optimizer.ema is None)')
     param_dtype = str(next(iter(saved.values())).dtype)
     config = ModelConfig(
-        **dataclasses.asdict(hf.Llama.of(model)),
+        **dataclasses.asdict(llama.Llama.of(model)),
         dropout=0.0,
         init=InitConfig(std=1.0, residual='flat', table_std=1.0, head='normal'),  # of weights that nobody draws
         remat='none',

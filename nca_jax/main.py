@@ -27,8 +27,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from nca_jax import atomic, distributed, run, trees
 from nca_jax import config as configs
+from nca_jax import distributed, files, run, trees
 from nca_jax import mesh as meshes
 from nca_jax.checkpoint.manifest import environment
 from nca_jax.checkpoint.store import Store
@@ -188,7 +188,7 @@ def write_record(folder: pathlib.Path, about: dict[str, Any]) -> None:
     path = folder / 'run.json'
     if not path.exists():
         record = about | {'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')}
-        atomic.write(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
+        files.write(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
 
 
 def check_data(folder: pathlib.Path, data: dict[str, Any]) -> None:

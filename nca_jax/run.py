@@ -14,10 +14,10 @@ from nca_jax.batch import Batch, Vocab
 from nca_jax.checkpoint import graft
 from nca_jax.checkpoint.store import Store, read_manifest, restore_params, saved_params
 from nca_jax.config import Config, InitFrom
-from nca_jax.data.problem_sets import CODE
 from nca_jax.errors import UserError, check
 from nca_jax.model import transformer
 from nca_jax.model.fused_attention import check_cudnn
+from nca_jax.problems.sets import CODE
 from nca_jax.progress import Progress, silent
 from nca_jax.train import loop, profiler
 from nca_jax.train.duration import to_steps

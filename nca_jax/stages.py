@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 import jax
 from tokenizers import Tokenizer
 
-from nca_jax import atomic, distributed
+from nca_jax import distributed, files
 from nca_jax import mesh as meshes
 from nca_jax.batch import MAX_VOCAB, Batch, Vocab
 from nca_jax.checkpoint.store import read_manifest
 from nca_jax.config import Config
-from nca_jax.data import controls, dyck, generated, instruct, prepare, recipes, text, tokenizer
-from nca_jax.data.problem_sets import CODE, Problems, ProblemsConfig, load_problems
+from nca_jax.data import controls, dyck, generated, prepare, recipes, text, tokenizer
 from nca_jax.errors import FieldError, UserError, check
-from nca_jax.evals import benchmark, held_out, nca_grid, perplexity
+from nca_jax.evals import held_out, nca_grid, perplexity
 from nca_jax.nca import stream as nca_stream
+from nca_jax.problems import benchmark, instruct
+from nca_jax.problems.sets import CODE, Problems, ProblemsConfig, load_problems
 from nca_jax.progress import Progress
 from nca_jax.train.duration import to_steps
 
@@ -143,7 +144,7 @@ def _tokenizer(config: Config, folder: pathlib.Path | None) -> Tokenizer:
 def _keep(found: Tokenizer, folder: pathlib.Path) -> None:
     """A later stage asks this run for its tokenizer, wherever that came from."""
     if not (folder / 'run.json').exists():
-        atomic.write(folder / tokenizer.FILE, lambda file: file.write(found.to_str().encode()))
+        files.write(folder / tokenizer.FILE, lambda file: file.write(found.to_str().encode()))
 
 
 class Asked(NamedTuple):

@@ -6,9 +6,9 @@ from fractions import Fraction
 
 import pytest
 
-from nca_jax.data import problems
 from nca_jax.errors import UserError
-from nca_jax.evals import answers
+from nca_jax.problems import answers
+from nca_jax.problems import problem as problems
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'gsm8k'
 PUBLISHED = pathlib.Path(__file__).parents[2] / 'shared' / 'data' / 'gsm8k'

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from nca_jax import aot, chips, experiment
 from nca_jax import config as configs
+from nca_jax import experiment
 from nca_jax import mesh as meshes
 from nca_jax.batch import Vocab
 from nca_jax.errors import UserError
-from nca_jax.estimate import hlo, topology
-from nca_jax.estimate.report import DoesNotFitError, Target
+from nca_jax.scale import aot, chips, hlo, topology
+from nca_jax.scale.report import DoesNotFitError, Target
 
 # As the compiler writes it, cut to what is read: a loop of 24 trips around a product, a collective and a kernel.
 PROGRAM = """HloModule jit_step

@@ -13,15 +13,16 @@ import pytest
 from nca_jax import keys
 from nca_jax import mesh as meshes
 from nca_jax.batch import Vocab
-from nca_jax.data import instruct, problem_sets, tokenizer
-from nca_jax.data.problem_sets import Problems, ProblemsConfig
-from nca_jax.data.problems import Problem, human_eval
+from nca_jax.data import tokenizer
+from nca_jax.decode.decoder import DecodeConfig
+from nca_jax.decode.sampling import Sampling
 from nca_jax.errors import UserError
-from nca_jax.evals import benchmark, passk, records, sandbox
-from nca_jax.evals.config import BenchmarkConfig
 from nca_jax.model import transformer
-from nca_jax.model.decode import DecodeConfig
-from nca_jax.model.sampling import Sampling
+from nca_jax.problems import benchmark, instruct, passk, records, sets
+from nca_jax.problems.config import BenchmarkConfig
+from nca_jax.problems.problem import Problem, human_eval
+from nca_jax.problems.sets import Problems, ProblemsConfig
+from nca_jax.sandbox import pool
 from tests.test_model import CONFIG
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'gsm8k'
@@ -50,7 +51,7 @@ ASKED = BenchmarkConfig(
 
 @functools.cache
 def bpe():
-    found = problem_sets.load_problems(ASKED.problems, pathlib.Path())
+    found = sets.load_problems(ASKED.problems, pathlib.Path())
     return tokenizer.train((p.prompt + p.target for p in found.splits['train']), 400)
 
 
@@ -60,7 +61,7 @@ def params(seed: int = 0) -> dict:
 
 def evaluator(folder: pathlib.Path, asked: Problems | None = None, **changes):
     config = dataclasses.replace(ASKED, **changes)
-    asked = asked or problem_sets.load_problems(config.problems, folder)
+    asked = asked or sets.load_problems(config.problems, folder)
     mesh = meshes.make_mesh(meshes.MeshConfig(1, 1, 1), jax.devices()[:1])
     return benchmark.make_evaluator(config, asked, MODEL, Vocab(400), bpe(), mesh, 0, folder)
 
@@ -80,7 +81,7 @@ def answers_of(folder: pathlib.Path) -> pathlib.Path:
 def test_every_problem_has_a_record_with_all_its_samples(evaluated):
     folder, found = evaluated
     kept = records.read(answers_of(folder))
-    test = problem_sets.load_problems(ASKED.problems, folder).splits['test']
+    test = sets.load_problems(ASKED.problems, folder).splits['test']
     assert kept.keys() == {problem.id for problem in test}
     assert all(len(record['texts']) == len(record['correct']) == 4 for record in kept.values())
     assert (found['problems'], found['samples'], found['left_out']) == (len(test), 4, 0)
@@ -129,7 +130,7 @@ def test_a_batch_of_another_layout_finds_its_answers(evaluated, tmp_path):
 
 
 def test_what_is_asked_is_laid_out_as_in_training(tmp_path):
-    problems = problem_sets.load_problems(ASKED.problems, tmp_path)
+    problems = sets.load_problems(ASKED.problems, tmp_path)
     asked, unlike = benchmark.ask(ASKED, problems, bpe(), 512, 0)
     assert unlike == {'left_out': 0, 'fewer_shots': 0}
     for problem, tokens in asked:
@@ -140,7 +141,7 @@ def test_what_is_asked_is_laid_out_as_in_training(tmp_path):
 
 
 def test_problems_that_leave_no_room_are_left_out_and_counted(tmp_path):
-    problems = problem_sets.load_problems(ASKED.problems, tmp_path)
+    problems = sets.load_problems(ASKED.problems, tmp_path)
     sizes = sorted(len(bpe().encode(problem.prompt).ids) for problem in problems.splits['test'])
     length = sizes[2] + 6
     asked, unlike = benchmark.ask(ASKED, problems, bpe(), length, 0)
@@ -200,7 +201,7 @@ def programs(tmp_path: pathlib.Path, run_code: bool, texts) -> dict:
 
 
 def test_a_sandbox_that_cannot_be_had_is_told_before_anything_is_sampled(tmp_path, monkeypatch):
-    monkeypatch.setattr(sandbox.layers, 'platform_problem', lambda: 'no such kernel')
+    monkeypatch.setattr(pool.layers, 'platform_problem', lambda: 'no such kernel')
     with pytest.raises(UserError, match=r'^sandbox: no such kernel'):
         programs(tmp_path, True, lambda problem: ('', ''))
     assert not list(tmp_path.iterdir())
@@ -215,7 +216,7 @@ def test_programs_are_only_written_down_otherwise(tmp_path, capfd):
     scores = programs(tmp_path, False, lambda problem: [problem.target, 'x'])
     assert scores == {'problems': 3, 'samples': 2, 'left_out': 0, 'fewer_shots': 0}
     (samples,) = tmp_path.glob('*.samples.jsonl')
-    assert f'python -m nca_jax.evals.judge {samples} --allow-code, then' in capfd.readouterr().err
+    assert f'python -m nca_jax.sandbox.judge {samples} --allow-code, then' in capfd.readouterr().err
     lines = [json.loads(line) for line in samples.read_text().splitlines()]
     assert [line['task_id'] for line in lines] == ['HumanEval/0'] * 2 + ['HumanEval/1'] * 2 + ['HumanEval/2'] * 2
 
@@ -250,7 +251,7 @@ def test_impossible_protocols_are_refused(changes, said):
 
 
 def test_problems_have_keys_of_their_own(tmp_path):
-    test = problem_sets.load_problems(ASKED.problems, tmp_path).splits['test']
+    test = sets.load_problems(ASKED.problems, tmp_path).splits['test']
     numbers = {int(keys.number(problem.id)) for problem in (*test, *human_eval(''))}
     assert len(numbers) == len(test) + 164
     assert np.iinfo(np.uint32).max >= max(numbers)

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from nca_jax import calibrate, command, config, experiment
-from nca_jax.data import footing, raw, tokenizer
+from nca_jax import command, config, experiment
+from nca_jax.data import tokenizer
 from nca_jax.errors import UserError
-from nca_jax.nca import bands, bank, score
-from nca_jax.report import calibration, style
+from nca_jax.look import bands, calibrate, calibration, footing, raw
+from nca_jax.nca import bank, score
+from nca_jax.report import style
 
 EXPERIMENT = f'{pathlib.Path(__file__).parents[1]}/experiments/nca_pretrain.py'
 PAPER = config.from_dict(experiment.load_values(EXPERIMENT, [])).data

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from nca_jax import chips, cost
+from nca_jax.scale import chips, cost
 
 SMOKE = f'--config={pathlib.Path(__file__).parents[1]}/experiments/nca_pretrain.py:smoke'
 TEXT = f'--config={pathlib.Path(__file__).parents[1]}/experiments/language.py:smoke'

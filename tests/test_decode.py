@@ -11,13 +11,14 @@ import pytest
 import scipy.stats
 
 from nca_jax import mesh as meshes
+from nca_jax.decode import decoder as decode
+from nca_jax.decode.cached import by_layer, empty_cache, extend
+from nca_jax.decode.decoder import DecodeConfig, make_decoder
+from nca_jax.decode.sampling import Sampling, kept
+from nca_jax.decode.schedule import Prompt
+from nca_jax.decode.stops import make_stops
 from nca_jax.errors import FieldError
-from nca_jax.model import decode, transformer
-from nca_jax.model.cached import by_layer, empty_cache, extend
-from nca_jax.model.decode import DecodeConfig, make_decoder
-from nca_jax.model.refill import Prompt
-from nca_jax.model.sampling import Sampling, kept
-from nca_jax.model.stops import make_stops
+from nca_jax.model import transformer
 from tests.test_model import CONFIG, VOCAB, logits, params, tokens
 
 LONGER = dataclasses.replace(CONFIG, length=48)

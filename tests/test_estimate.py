@@ -2,7 +2,7 @@
 
 import pytest
 
-from nca_jax.estimate import collectives, hlo, topology
+from nca_jax.scale import collectives, hlo, topology
 
 LOOP = """HloModule jit_ring
 

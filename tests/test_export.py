@@ -14,9 +14,10 @@ import tokenizers
 from safetensors.numpy import load_file, save_file
 
 from experiments import baselines, quickstart
-from nca_jax import adopt, config, export, run, trees
+from nca_jax import config, run, trees
 from nca_jax import mesh as meshes
 from nca_jax.checkpoint.store import Store, read_manifest, restore_params, saved_params
+from nca_jax.hf import adopt, export
 from nca_jax.report.runs import read_run
 from tests.test_hf import GOLDEN, assert_logits, logits
 from tests.test_run import adjusted, metrics, train

@@ -18,15 +18,17 @@ import numpy as np
 import pytest
 
 from experiments import quickstart
-from nca_jax import adopt, finished, harness
+from nca_jax import finished
 from nca_jax import mesh as meshes
 from nca_jax.batch import Vocab
 from nca_jax.data import tokenizer as bpe
+from nca_jax.decode import decoder
+from nca_jax.decode.sampling import Sampling
 from nca_jax.errors import FieldError, UserError
-from nca_jax.evals import requests
+from nca_jax.evals import harness, requests
 from nca_jax.evals.requests import Answering, Model, Window
-from nca_jax.model import decode, transformer
-from nca_jax.model.sampling import Sampling
+from nca_jax.hf import adopt
+from nca_jax.model import transformer
 from nca_jax.report.tables import NONE
 from tests.test_export import write_corpus
 from tests.test_hf import GOLDEN
@@ -148,7 +150,7 @@ def test_a_pair_has_the_tokens_of_the_whole():
 
 @pytest.mark.parametrize('length', [1, 31, 32, 33, 64, 65, 99, 100])
 def test_windows_are_padded_to_few_lengths(length):
-    assert decode.bucket(length) == (32 if length <= 32 else 64 if length <= 64 else 128)
+    assert decoder.bucket(length) == (32 if length <= 32 else 64 if length <= 64 else 128)
 
 
 def test_answers_are_the_likeliest_tokens(capsys):
@@ -327,7 +329,7 @@ def write_tasks(folder: pathlib.Path, documents: dict[str, list[dict]]) -> None:
 def harness_command(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
     """In a process of its own, where nothing can be downloaded."""
     offline = {'HF_HOME': str(folder / 'hf'), 'HF_DATASETS_OFFLINE': '1', 'HF_HUB_OFFLINE': '1'}
-    command = [sys.executable, '-m', 'nca_jax.harness', *map(str, arguments)]
+    command = [sys.executable, '-m', 'nca_jax.evals.harness', *map(str, arguments)]
     root = pathlib.Path(__file__).parents[1]
     return subprocess.run(command, capture_output=True, text=True, cwd=root, env={**os.environ, **offline})
 

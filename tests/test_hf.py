@@ -15,9 +15,10 @@ from safetensors.numpy import load_file
 
 from nca_jax import trees
 from nca_jax.batch import Vocab
-from nca_jax.checkpoint import torch_zip
 from nca_jax.errors import UserError
-from nca_jax.model import hf, transformer
+from nca_jax.hf import llama as hf
+from nca_jax.hf import torch_zip
+from nca_jax.model import transformer
 from tests.test_model import CONFIG
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'

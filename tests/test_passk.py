@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from nca_jax.errors import FieldError, UserError
-from nca_jax.evals import passk
-from nca_jax.evals.passk import Outcome
+from nca_jax.problems import passk
+from nca_jax.problems.passk import Outcome
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():

@@ -14,9 +14,11 @@ import sys
 import pytest
 import tensorflow_datasets as tfds
 
-from nca_jax.data import human_eval, problems, problems_bigbench, problems_choices, problems_made
 from nca_jax.errors import UserError
-from nca_jax.evals import answers
+from nca_jax.problems import answers, bigbench, choices
+from nca_jax.problems import made as problems_made
+from nca_jax.problems import problem as problems
+from nca_jax.sandbox import human_eval
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'gsm8k'
 GYM_SIZE = (60, 20)
@@ -164,7 +166,7 @@ def write_task(folder, examples, **content):
 
 
 def read(root, *tasks):
-    sides = problems_bigbench.bigbench(str(root), tasks)
+    sides = bigbench.bigbench(str(root), tasks)
     return {problem.id: problem for problem in sides.train + sides.test}
 
 
@@ -223,13 +225,13 @@ def test_a_fifth_is_held_out_by_content(tmp_path):
     rows = [{'input': f'question {n % 200}', 'target': f'{n % 200}'} for n in range(230)]
     for seed in range(3):
         write_task(tmp_path / f'{seed}' / 'x', random.Random(seed).sample(rows, len(rows)))
-    sides = [problems_bigbench.bigbench(str(tmp_path / f'{seed}'), ('x',)) for seed in range(3)]
+    sides = [bigbench.bigbench(str(tmp_path / f'{seed}'), ('x',)) for seed in range(3)]
     prompts = [[{problem.prompt for problem in side} for side in pair] for pair in sides]
     assert prompts[0] == prompts[1] == prompts[2]
     assert [len(side) for side in sides[0]] == [160, 40]
     assert not prompts[0][0] & prompts[0][1]
     write_task(tmp_path / 'small' / 'x', rows[:30])
-    assert [len(side) for side in problems_bigbench.bigbench(str(tmp_path / 'small'), ('x',))] == [14, 16]
+    assert [len(side) for side in bigbench.bigbench(str(tmp_path / 'small'), ('x',))] == [14, 16]
 
 
 @pytest.mark.parametrize(
@@ -271,8 +273,8 @@ def test_a_bad_task_is_named(tmp_path):
 
 
 def test_written_tasks_are_whole_and_their_chance_differs_between_rows(tmp_path):
-    names = problems_choices.write_choices(tmp_path / 'many', 120)
-    problems_choices.write_choices(tmp_path / 'few', 40)
+    names = choices.write_choices(tmp_path / 'many', 120)
+    choices.write_choices(tmp_path / 'few', 40)
     few, many = (read(tmp_path / side, *names) for side in ('few', 'many'))
     assert len(names) == 6
     assert {len(found) for found in (few, many)} == {40 * 6, 120 * 6}
@@ -294,7 +296,7 @@ def test_written_tasks_are_whole_and_their_chance_differs_between_rows(tmp_path)
             places.append(shown.index(problem.answers[0]))
     assert all(places.count(place) > 25 for place in range(3))  # where an option stands says nothing
     with pytest.raises(UserError, match=r'size = \(5000, 0\): task parity has only 2000 different examples'):
-        problems_choices.write_choices(tmp_path / 'all', 5000)
+        choices.write_choices(tmp_path / 'all', 5000)
 
 
 @pytest.fixture(scope='module')

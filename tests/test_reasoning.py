@@ -16,7 +16,7 @@ from nca_jax import mesh as meshes
 from nca_jax.checkpoint.store import read_manifest
 from nca_jax.data import tokenizer
 from nca_jax.errors import FieldError, UserError
-from nca_jax.evals import answers, benchmark
+from nca_jax.problems import answers, benchmark
 from tests.test_export import write_corpus
 from tests.test_run import CrashError, adjusted, checksums, config, crash, interrupt, metrics, refuse, train
 

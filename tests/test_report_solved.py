@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nca_jax import errors
-from nca_jax.evals import passk
+from nca_jax.problems import passk
 from nca_jax.report import __main__ as command
 from nca_jax.report import contents, figures, page, solved, style, tables
 from tests.test_report_page import TOKENS_PER_STEP, edit, study_of, text_records, write_run

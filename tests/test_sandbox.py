@@ -20,37 +20,31 @@ import time
 
 import pytest
 
-from nca_jax.data import human_eval as human_eval_file
-from nca_jax.evals import code_files, sandbox
-from nca_jax.evals import sandbox_kernel as kernel
-from nca_jax.evals import sandbox_layers as layers
-from nca_jax.evals import sandbox_proof as proof
-from nca_jax.evals import sandbox_seccomp as seccomp
-from nca_jax.evals import sandbox_sides as sides
-from nca_jax.evals import sandbox_wire as wire
+from nca_jax.sandbox import code_files, kernel, layers, pool, proof, seccomp, sides, wire
+from nca_jax.sandbox import human_eval as human_eval_file
 from tests import hostile
 
 ROOT = pathlib.Path(__file__).parents[1]
 # The clock on the wall goes on where other programs hold the cores, so that only what sleeps is measured by it.
-LIMITS = sandbox.Limits(cpu_seconds=1, wall_seconds=60.0, memory_mb=256)
+LIMITS = pool.Limits(cpu_seconds=1, wall_seconds=60.0, memory_mb=256)
 SHORT = dataclasses.replace(LIMITS, wall_seconds=1.0)
 SMALL = dataclasses.replace(LIMITS, memory_mb=32)  # filled in a tenth of its second: 256 MB were seen to take all of it
 IMPORTS = (
     'import builtins, ctypes, gc, os, pathlib, re, signal, socket, subprocess, sys, threading, time\n'
     f'REACHED = {hostile.REACHED!r}\n'
 )
-ADDS_ONE = sandbox.Program('def f(x):\n    return x + 1\n', 'f', '', 'def check(f):\n    assert f(1) == 2\n')
+ADDS_ONE = pool.Program('def f(x):\n    return x + 1\n', 'f', '', 'def check(f):\n    assert f(1) == 2\n')
 
 
 def program(source, check='assert f(1) == 2', setup=''):
-    return sandbox.Program(source, 'f', setup, f'def check(f):\n    {check}\n')
+    return pool.Program(source, 'f', setup, f'def check(f):\n    {check}\n')
 
 
 @pytest.fixture(scope='module')
 def box():
     """One for all tests. It refuses to start, and so fails them, where this machine lacks a layer, and says which."""
     os.environ['HOSTILE_SECRET'] = HIDDEN  # before the workers start, who must not hand it on
-    with sandbox.Sandbox(workers=3, limits=LIMITS) as box:
+    with pool.Sandbox(workers=3, limits=LIMITS) as box:
         yield box
     del os.environ['HOSTILE_SECRET']
 
@@ -176,7 +170,7 @@ HUNGRY = ['endless.memory_by_many_objects']
 def aimed(name, outside):
     """The attack, whose tests pass only where it had its effect or knows what it can't."""
     check = f'assert attack({outside.at!r}) in ({hostile.REACHED!r}, {HIDDEN!r})'
-    return sandbox.Program(ATTACKS[name], 'attack', '', f'def check(attack):\n    {check}\n')
+    return pool.Program(ATTACKS[name], 'attack', '', f'def check(attack):\n    {check}\n')
 
 
 @pytest.mark.parametrize('name', [name for name in ATTACKS if name not in ENDLESS])
@@ -287,26 +281,26 @@ def test_honest_programs_pass(source, check, box):
     ],
 )
 def test_rubbish_at_load_is_the_candidates_own(name, why, box):
-    found = box.judge(sandbox.Program(hostile.AT_FIRST[name], 'attack', '', '')).why
+    found = box.judge(pool.Program(hostile.AT_FIRST[name], 'attack', '', '')).why
     assert found in (why if isinstance(why, tuple) else (why,))
 
 
 def test_every_ending_has_a_name():
     """Of every wait status, also of signals that Python has no name for."""
-    found = {status: sandbox._ending(status) for status in range(256)}
+    found = {status: pool._ending(status) for status in range(256)}
     assert (found[9], found[40], found[0], found[64]) == (
         'killed: SIGKILL',
         'killed: 40',
         'exited: 0',
         'killed: SIGRTMAX',
     )
-    assert sandbox._ending(3 << 8) == 'exited: 3'
+    assert pool._ending(3 << 8) == 'exited: 3'
 
 
 def test_a_failed_layer_stops_all_and_a_killed_candidate_does_not():
     def why(tests, candidate):
         ended = {'tests': tests << 8, 'candidate': candidate, 'late': False, 'ended': True, 'cpu_seconds': 0.0}
-        return sandbox._why(None, ended, LIMITS)
+        return pool._why(None, ended, LIMITS)
 
     assert why(sides.NEVER_READY, 9) == 'killed: SIGKILL'  # by the system, for its memory
     assert why(sides.CANDIDATE_GONE, 70 << 8) == 'tests: exited: 3'
@@ -349,9 +343,9 @@ def plain_pythons() -> list[str]:
 def test_a_plain_python_holds_programs(python):
     """One that is no virtual environment, and whose library lies below another readable folder."""
     code = (
-        'from nca_jax.evals import sandbox\n'
-        'program = sandbox.Program("def f(x): return x", "f", "", "def check(f): assert f(1) == 1")\n'
-        'with sandbox.Sandbox(1) as box: print(box.judge(program).why)\n'
+        'from nca_jax.sandbox import pool\n'
+        'program = pool.Program("def f(x): return x", "f", "", "def check(f): assert f(1) == 1")\n'
+        'with pool.Sandbox(1) as box: print(box.judge(program).why)\n'
     )
     command = [python, '-P', '-B', '-c', code]
     ended = subprocess.run(command, env={'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
@@ -365,7 +359,7 @@ def test_it_is_imported_where_linux_has_names_of_its_own():
         'for name in ("MSGQUEUE", "RTPRIO", "NICE", "SIGPENDING"): delattr(resource, f"RLIMIT_{name}")\n'
         'for name in ("O_PATH", "sched_getaffinity", "unshare", "setns", "pidfd_open"):\n'
         '    if hasattr(os, name): delattr(os, name)\n'
-        'import nca_jax.evals.judge\n'
+        'import nca_jax.sandbox.judge\n'
     )
     ended = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
@@ -414,7 +408,7 @@ def test_a_run_that_failed_leaves_no_sandbox():
         yield loop
         raise KeyError('mine')
 
-    with sandbox.Sandbox(2, LIMITS) as box:
+    with pool.Sandbox(2, LIMITS) as box:
         processes, start = box.processes, time.monotonic()
         with pytest.raises(KeyError, match='mine'):
             list(box.run(programs(), dataclasses.replace(LIMITS, cpu_seconds=1000, wall_seconds=1000.0)))
@@ -428,11 +422,11 @@ def test_everything_ends_with_the_parent(tmp_path):
     """Killed by force, in the middle of programs that never end: workers and programs go with it."""
     code = """
 import sys
-from nca_jax.evals import sandbox
-loop = sandbox.Program('while True: pass', 'f', '', '')
-with sandbox.Sandbox(2) as box:
+from nca_jax.sandbox import pool
+loop = pool.Program('while True: pass', 'f', '', '')
+with pool.Sandbox(2) as box:
     print('started', flush=True)
-    list(box.run([loop] * 9, sandbox.Limits(cpu_seconds=100, wall_seconds=100)))
+    list(box.run([loop] * 9, pool.Limits(cpu_seconds=100, wall_seconds=100)))
 """
     with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, cwd=ROOT) as parent:
         assert parent.stdout.readline() == b'started\n'
@@ -481,7 +475,12 @@ MUTATIONS = {
     'signals': ('layers', 'resource.RLIMIT_SIGPENDING: 64,', '', 'limit of signals that wait'),
     'capabilities': ('layers', 'kernel.drop_capabilities()', 'pass', 'no capabilities'),
     'dumpable': ('layers', "kernel.call('prctl', kernel.PR_SET_DUMPABLE, 0, 0, 0, 0)", 'pass', 'not dumpable'),
-    'nonce': ('', 'return report is not None and', 'return report is not None or', "'return x' was judged 'passed'"),
+    'nonce': (
+        'pool',
+        'return report is not None and',
+        'return report is not None or',
+        "'return x' was judged 'passed'",
+    ),
     'wall clock': (
         'zygote',
         'max(0.0, deadline - time.monotonic())',
@@ -496,23 +495,23 @@ def mutants(tmp_path_factory):
     """What each says, and its exit code; two at a time."""
     for path in (tmp_path_factory.getbasetemp(), tmp_path_factory.getbasetemp().parent):
         path.chmod(0o755)
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
         folders = [tmp_path_factory.mktemp('mutant') for _ in MUTATIONS]
-        return dict(zip(MUTATIONS, pool.map(start_mutant, MUTATIONS, folders), strict=True))
+        return dict(zip(MUTATIONS, threads.map(start_mutant, MUTATIONS, folders), strict=True))
 
 
 def start_mutant(name, folder):
     """The sandbox with one of its own lines changed."""
     module, line, becomes, _ = MUTATIONS[name]
-    shutil.copytree(ROOT / 'nca_jax' / 'evals', folder / 'nca_jax' / 'evals')
+    shutil.copytree(ROOT / 'nca_jax' / 'sandbox', folder / 'nca_jax' / 'sandbox')
     for file in ('__init__.py', 'errors.py'):
         shutil.copy(ROOT / 'nca_jax' / file, folder / 'nca_jax')
-    changed = folder / 'nca_jax' / 'evals' / f'sandbox{module and "_"}{module}.py'
+    changed = folder / 'nca_jax' / 'sandbox' / f'{module}.py'
     text = changed.read_text()
     assert text.count(line) == 1, name
     changed.write_text(text.replace(line, becomes))
     folder.chmod(0o755)
-    command = [sys.executable, '-P', '-c', 'from nca_jax.evals import sandbox; sandbox.Sandbox(1)']
+    command = [sys.executable, '-P', '-c', 'from nca_jax.sandbox import pool; pool.Sandbox(1)']
     return subprocess.run(command, env={'PYTHONPATH': str(folder)}, capture_output=True, text=True)
 
 

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nca_jax import command, experiment, show
+from nca_jax import command, experiment
 from nca_jax import mesh as meshes
 from nca_jax.errors import FieldError, UserError
-from nca_jax.nca import bank, complexity, patches, sample, stream
+from nca_jax.look import animation, sample, show
+from nca_jax.look import figures as look
+from nca_jax.nca import bank, complexity, patches, stream
 from nca_jax.progress import silent
-from nca_jax.report import animation, figures, look, style
+from nca_jax.report import figures, style
 from tests.test_nca_bank import CONFIG
 
 LENGTH = 43  # 11 tokens a grid: four grids with the last target

@@ -11,8 +11,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from nca_jax.checkpoint import torch_zip
 from nca_jax.errors import UserError
+from nca_jax.hf import torch_zip
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'release_checkpoint.pt'
 NUMBERS = np.arange(6, dtype='<f4')

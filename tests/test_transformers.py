@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from experiments import language, quickstart
-from nca_jax import adopt, export
 from nca_jax.batch import Vocab
-from nca_jax.checkpoint import torch_zip
 from nca_jax.checkpoint.store import read_manifest
 from nca_jax.data import tokenizer as bpe
 from nca_jax.errors import UserError
-from nca_jax.model import hf, transformer
+from nca_jax.hf import adopt, export, torch_zip
+from nca_jax.hf import llama as hf
+from nca_jax.model import transformer
 from tests.test_export import params_of, write_corpus
 from tests.test_hf import LLAMA, assert_logits, logits
 from tests.test_model import CONFIG

@@ -21,12 +21,13 @@ from experiments import common as experiment
 from experiments.benchmarks import common
 from nca_jax import mesh as meshes
 from nca_jax.batch import Vocab
-from nca_jax.model import hf, transformer
+from nca_jax.decode.decoder import DecodeConfig, make_decoder
+from nca_jax.decode.sampling import Sampling
+from nca_jax.decode.schedule import Prompt
+from nca_jax.decode.stops import make_stops
+from nca_jax.hf import llama as hf
+from nca_jax.model import transformer
 from nca_jax.model.config import InitConfig, ModelConfig
-from nca_jax.model.decode import DecodeConfig, make_decoder
-from nca_jax.model.refill import Prompt
-from nca_jax.model.sampling import Sampling
-from nca_jax.model.stops import make_stops
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 VOCAB = Vocab(1024)

@@ -18,7 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from experiments.benchmarks import common
-from nca_jax.evals import code_files, sandbox, sandbox_zygote
+from nca_jax.sandbox import code_files, zygote
+from nca_jax.sandbox import pool as sandbox
 
 TIMES = 64
 DEMANDED = 200  # programs a second
@@ -85,6 +86,6 @@ def bare_fork(program: sandbox.Program) -> bool:
 
 
 if __name__ == '__main__':
-    for module in sandbox_zygote.PRELOADED.split():
+    for module in zygote.PRELOADED.split():
         importlib.import_module(module)
     common.main(rows(), __doc__.splitlines()[0])

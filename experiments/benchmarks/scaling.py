@@ -2,8 +2,8 @@
 
     python -m experiments.benchmarks.scaling --results=runs/scaling.jsonl
 
-Compiles every point with `nca_jax.aot`, one in a minute on two cores (two to six where layers are written out), and
-keeps what it found in --results: the same command goes on from there. Needs `libtpu`. Nothing of it is measured.
+Compiles every point with `nca_jax.scale.aot`, one in a minute on two cores (two to six where layers are written out),
+and keeps what it found in --results: the same command goes on from there. Needs `libtpu`. Nothing of it is measured.
 """
 
 import argparse
@@ -89,10 +89,10 @@ def compiled(asked: list[str], results: pathlib.Path) -> dict:
     if found is None:
         print(' '.join(asked), file=sys.stderr, flush=True)
         done = subprocess.run(
-            [sys.executable, '-m', 'nca_jax.aot', *asked], cwd=HERE, stdout=subprocess.PIPE, text=True
+            [sys.executable, '-m', 'nca_jax.scale.aot', *asked], cwd=HERE, stdout=subprocess.PIPE, text=True
         )
         if done.returncode > 1 or not done.stdout:
-            sys.exit(f'error: nca_jax.aot ended with {done.returncode}')
+            sys.exit(f'error: nca_jax.scale.aot ended with {done.returncode}')
         found = json.loads(done.stdout.splitlines()[-1])
         with results.open('a') as file:
             file.write(json.dumps({'asked': asked, 'found': found}) + '\n')

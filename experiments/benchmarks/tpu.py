@@ -4,7 +4,7 @@
 
 Compiles, ahead of time for a v5e:2x2 slice, the generator of one batch, the paper's 1b6 training step at that batch,
 and both as one program in which the tokens never leave the chips. Needs `libtpu` (the extra `tpu`). How cycles become
-seconds stands in nca_jax/aot.py.
+seconds stands in nca_jax/scale/aot.py.
 """
 
 import dataclasses
@@ -15,12 +15,13 @@ import jax.numpy as jnp
 
 from experiments import nca_pretrain
 from experiments.benchmarks import common
-from nca_jax import aot, keys, run
 from nca_jax import config as configs
+from nca_jax import keys, run
 from nca_jax import mesh as meshes
 from nca_jax.batch import to_batch
-from nca_jax.estimate.estimate import Estimate
 from nca_jax.nca import stream
+from nca_jax.scale import aot
+from nca_jax.scale.estimate import Estimate
 
 TOPOLOGY = 'v5e:2x2'
 

@@ -1,5 +1,6 @@
 """Held-out loss and accuracy on a stage's own data, and the sums over batches that such evaluations share."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -8,9 +9,22 @@ import numpy as np
 
 from nca_jax import mesh as meshes
 from nca_jax.batch import Batch, Vocab
+from nca_jax.errors import check
 from nca_jax.model import transformer
 from nca_jax.model.config import ModelConfig
 from nca_jax.model.loss import cross_entropy
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """`batches` batches of `batch` sequences from the split `valid`, the same ones at every evaluation."""
+
+    batch: int
+    batches: int
+
+    def __post_init__(self):
+        check(self.batch > 0, 'batch', self.batch, 'must be positive')
+        check(self.batches > 0, 'batches', self.batches, 'must be positive')
 
 
 def make_sums(

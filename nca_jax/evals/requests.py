@@ -16,14 +16,14 @@ from nca_jax import keys
 from nca_jax import mesh as meshes
 from nca_jax.batch import Vocab
 from nca_jax.data import tokenizer as bpe
+from nca_jax.decode.decoder import DecodeConfig, bucket, make_decoder
+from nca_jax.decode.sampling import Sampling
+from nca_jax.decode.schedule import Prompt
+from nca_jax.decode.stops import cut, make_stops
 from nca_jax.errors import check
 from nca_jax.model import transformer
 from nca_jax.model.config import ModelConfig
-from nca_jax.model.decode import DecodeConfig, bucket, make_decoder
 from nca_jax.model.loss import cross_entropy
-from nca_jax.model.refill import Prompt
-from nca_jax.model.sampling import Sampling
-from nca_jax.model.stops import cut, make_stops
 from nca_jax.progress import Progress, silent
 
 CHUNK = 32  # tokens that are written before the host looks

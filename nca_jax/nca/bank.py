@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pyarrow
 
-from nca_jax import atomic
+from nca_jax import files
 from nca_jax.errors import UserError
 from nca_jax.nca import complexity, score, share
 from nca_jax.nca.config import NCAConfig
@@ -100,7 +100,7 @@ def kept_thresholds(config: NCAConfig, folder: Path) -> tuple[float, float]:
     if not path.exists():
         found = thresholds(config)
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write(path, lambda file: file.write(json.dumps(found).encode()), keep=True)
+        files.write(path, lambda file: file.write(json.dumps(found).encode()), keep=True)
     low, high = json.loads(path.read_text())
     return low, high
 
@@ -216,7 +216,7 @@ def bank(
 
 def save(path: Path, found: Bank, asked: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(path, lambda file: np.savez(file, request=asked, **dataclasses.asdict(found)))
+    files.write(path, lambda file: np.savez(file, request=asked, **dataclasses.asdict(found)))
 
 
 def load(path: Path, asked: str) -> Bank:

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from nca_jax import atomic, keys
+from nca_jax import files, keys
 from nca_jax.nca import bank, score
 from nca_jax.nca.config import NCAConfig
 
@@ -50,4 +50,4 @@ def write_examples(config: NCAConfig, seed: int, folder: Path, progress: score.P
         'counts': training.counts.tolist(),
         'spec': dataclasses.asdict(config),
     }
-    atomic.write(folder / 'complexity.json', lambda file: file.write(json.dumps(record, indent=1).encode() + b'\n'))
+    files.write(folder / 'complexity.json', lambda file: file.write(json.dumps(record, indent=1).encode() + b'\n'))

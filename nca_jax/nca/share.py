@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nca_jax import atomic
+from nca_jax import files
 from nca_jax.errors import UserError
 from nca_jax.nca import score
 from nca_jax.nca.config import NCAConfig
@@ -43,7 +43,7 @@ def scores(config: NCAConfig, seed: int, split: str, epoch: int, together: Toget
         path = together.folder / f'{block:06d}.npy'
         if block % together.processes == together.process:
             _, _, scores_R = next(own)
-            atomic.write(path, lambda file, scores_R=scores_R: np.save(file, scores_R))
+            files.write(path, lambda file, scores_R=scores_R: np.save(file, scores_R))
             yield scores_R
         else:
             yield wait_for(path, block % together.processes)

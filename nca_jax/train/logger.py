@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nca_jax import chips
+from nca_jax.scale import chips
 from nca_jax.train.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -56,7 +56,7 @@ class Logger:
     tokens_per_s: tokens trained on a second, over all devices. A pause that ended with `start` doesn't count.
     mfu: the model's FLOPs a second over the peak of all devices in dense bfloat16, whatever the config's dtype. The
     model's FLOPs are those of `nca_jax.model.config.step_flops`: attention's causal half alone, nothing for remat.
-    Absent where the device isn't in `nca_jax.chips`, as on a CPU.
+    Absent where the device isn't in `nca_jax.scale.chips`, as on a CPU.
     data_wait: the share of the time in which the loop waited for the stream, 0 to 1.
     hbm_bytes, hbm_peak_bytes: in use now, and the most so far, on the fullest device of this process. Absent where the
     backend doesn't count.

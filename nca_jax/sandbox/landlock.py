@@ -1,0 +1,63 @@
+"""Landlock: which folders a program may read, the one it may write in, and no TCP, signals or sockets outwards."""
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterable
+
+from nca_jax.sandbox import kernel
+
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_REG, MAKE_SYM = 1 << 4, 1 << 5, 1 << 7, 1 << 8, 1 << 12
+REFER, TRUNCATE = 1 << 13, 1 << 14
+READ = READ_FILE | READ_DIR
+# Programs, devices, pipes and sockets are not made in the private folder either.
+WRITE = READ | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | MAKE_SYM | REFER | TRUNCATE
+RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}  # how many file rights each version of the interface knows
+NETWORK = 0b11  # bind and connect of TCP, from version 4
+SCOPES = 0b11  # abstract Unix sockets and signals, from version 6
+CREATE_VERSION, PATH_BENEATH = 1, 1
+
+
+class Ruleset(ctypes.Structure):
+    """struct landlock_ruleset_attr: what is refused unless a rule allows it."""
+
+    _fields_ = (('files', ctypes.c_uint64), ('network', ctypes.c_uint64), ('scopes', ctypes.c_uint64))
+
+
+class PathBeneath(ctypes.Structure):
+    """struct landlock_path_beneath_attr."""
+
+    _pack_ = 1
+    _fields_ = (('rights', ctypes.c_uint64), ('folder', ctypes.c_int32))
+
+
+def version() -> int:
+    """Of the kernel's interface; 0 where it has none or it is switched off."""
+    try:
+        return kernel.call('landlock_create_ruleset', None, 0, CREATE_VERSION)
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
+            return 0
+        raise
+
+
+def rules(read: Iterable[str], write: str, abi: int) -> int:
+    """The file number of a set of rules: reading below `read` and writing below `write`, nothing else.
+
+    The version of the interface, `abi`, decides what else is refused.
+    """
+    known = (1 << RIGHTS[max(found for found in RIGHTS if found <= abi)]) - 1
+    ruleset = Ruleset(known, NETWORK if abi >= 4 else 0, SCOPES if abi >= 6 else 0)
+    size = 24 if abi >= 6 else 16 if abi >= 4 else 8
+    number = kernel.call('landlock_create_ruleset', ruleset, size, 0)
+    for path, rights in [*((path, READ) for path in read), (write, WRITE & known)]:
+        folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        kernel.call('landlock_add_rule', number, PATH_BENEATH, PathBeneath(rights, folder), 0)
+        os.close(folder)
+    return number
+
+
+def restrict(number: int) -> None:
+    """Confines this process, which must have no_new_privs, by a set of `rules` for good."""
+    kernel.call('landlock_restrict_self', number, 0)
