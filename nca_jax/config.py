@@ -1,10 +1,15 @@
 """From an experiment file's ConfigDict to the frozen dataclasses that the modules own, once, at the edge."""
 
+import ast
 import dataclasses
 import hashlib
+import importlib.util
 import json
+import pathlib
 import types
 import typing
+from collections.abc import Iterable
+from types import ModuleType
 from typing import Any
 
 import ml_collections
@@ -104,6 +109,73 @@ class Config:
         readable = self.benchmark is None or self.stage in LANGUAGE
         allowed = f'must be None in stage {self.stage}: its model reads no text'
         check(readable, 'benchmark', self.benchmark and self.benchmark.problems.task, allowed)
+
+
+def load(chosen: str, changes: Iterable[tuple[str, str]] = ()) -> Config:
+    """The experiment `FILE[:WORDS]` with some fields changed, e.g. ('optimizer.lr', '3e-4').
+
+    Raises UserError for whatever is wrong with the file, a word, a field or a value.
+    """
+    return from_dict(load_values(chosen, changes))
+
+
+def load_values(chosen: str, changes: Iterable[tuple[str, str]] = ()) -> dict:
+    """`load` before its values are checked: plain nested dicts."""
+    file, _, words = chosen.partition(':')
+    values = get_config(load_module(pathlib.Path(file)), words, file).to_dict()
+    for field, text in changes:
+        *blocks, name = field.split('.')
+        block = values
+        for inner in blocks:
+            block = block.get(inner)
+            if not isinstance(block, dict):
+                raise UserError(f'--config.{field}={text}: config has no block {".".join(blocks)}')
+        # A field that is text stays text: '10' may be meant as a name.
+        block[name] = text if isinstance(block.get(name), str) else literal(text)
+    return values
+
+
+def get_config(module: ModuleType, words: str, place: str) -> ml_collections.ConfigDict:
+    """The experiment's get_config(words). Raises UserError, which begins with `place`."""
+    if not hasattr(module, 'get_config'):
+        raise UserError(f'{place}: has no get_config')
+    try:
+        return module.get_config(words)
+    except Exception as error:  # whatever the file's own code raises
+        raise mistake(place, error) from None
+
+
+def load_module(file: pathlib.Path) -> ModuleType:
+    """An experiment file as a module. UserError where it can't be read."""
+    try:
+        if not file.is_file():
+            raise UserError(f'{file}: no such experiment file')
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        if spec is None:
+            raise UserError(f'{file}: not a Python file')
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the file's own code raises
+        hint = "; run it from the repository's root" if isinstance(error, ModuleNotFoundError) else ''
+        raise mistake(file, error, hint) from None
+    return module
+
+
+def mistake(file: pathlib.Path | str, error: Exception, hint: str = '') -> UserError:
+    """What an experiment file or its reading raised, in one line; only a ValueError's message speaks for itself."""
+    if isinstance(error, UserError):
+        return error
+    said = error.strerror if isinstance(error, OSError) and error.strerror else ' '.join(str(error).split())
+    kind = '' if isinstance(error, ValueError | OSError | ImportError) else f'{type(error).__name__}: '
+    return UserError(f'{file}: {kind}{said}{hint}')
+
+
+def literal(text: str) -> object:
+    """A number, tuple, True, False or None as Python writes it, else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        return text
 
 
 def resolve(experiment: ml_collections.ConfigDict) -> Config:

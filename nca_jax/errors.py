@@ -5,6 +5,10 @@ class UserError(ValueError):
     """Bad input: the message is one line that names what is wrong, where, and what is allowed."""
 
 
+class NotFiniteError(RuntimeError):
+    """The loss became infinite or NaN, so training stopped."""
+
+
 class FieldError(UserError):
     """An impossible value of one config field; `config.build` puts the path of the block before it."""
 

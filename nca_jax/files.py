@@ -1,25 +1,149 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are whole or absent, locks, and JSON lines. Used by every room; imports no JAX."""
 
 import contextlib
+import errno
+import fcntl
+import json
 import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import BinaryIO
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+from nca_jax.errors import UserError
 
 
-def write(path: Path, fill: Callable[[BinaryIO], object], keep: bool = False) -> None:
-    """Makes `path` of what `fill(file)` writes: readers, and those after a crash, find the old file or the new one.
+@contextlib.contextmanager
+def replacing(path: pathlib.Path, keep: bool = False) -> Iterator[BinaryIO]:
+    """A file to write, which becomes `path` when the block ends: a reader or a crash sees the old file or the new one.
 
-    With `keep`, a file that is there already stays: of several processes the first decides for all.
+    With `keep`, an existing file stays: of several processes the first decides for all.
     """
+    # Named by host and process, since processes of several hosts may write into one shared folder.
     scratch = path.with_name(f'.{path.name}.{os.uname().nodename}.{os.getpid()}')
-    with scratch.open('wb') as file:
-        fill(file)
-        file.flush()
-        os.fsync(file.fileno())
-    if not keep:
-        scratch.replace(path)
-        return
-    with contextlib.suppress(FileExistsError):
-        os.link(scratch, path)
-    scratch.unlink()
+    try:
+        with scratch.open('wb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if keep:
+            with contextlib.suppress(FileExistsError):
+                os.link(scratch, path)  # unlike a rename, a link never replaces
+        else:
+            scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write(path: pathlib.Path, content: bytes | str, keep: bool = False) -> None:
+    """Writes a whole file (text as UTF-8), as `replacing` does."""
+    with replacing(path, keep) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def new_folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
+    """A folder to fill, which becomes `path` when the block ends and vanishes if it raises.
+
+    Raises UserError, naming the flag that gave the path, if the path can't be written or isn't an empty folder.
+    """
+    path = path.resolve()
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f'{flag}={path}: is there already and not empty; name a new folder')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent)
+    except OSError as error:
+        raise UserError(f'{flag}={path}: {error.strerror}') from None
+    with scratch:
+        new = pathlib.Path(scratch.name, path.name)
+        new.mkdir()  # inside, because the scratch folder itself is closed to other users
+        yield new
+        try:
+            new.replace(path)
+        except OSError as error:
+            raise UserError(f'{flag}={path}: {error.strerror}') from None
+
+
+def make_folder(path: pathlib.Path, flag: str) -> None:
+    """Makes a folder that may exist, and proves that files can be written into it. Raises UserError naming the flag."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise UserError(f'{flag}={path}: {error.strerror}') from None
+
+
+@contextlib.contextmanager
+def lock(path: pathlib.Path, busy: Callable[[], object]) -> Iterator[BinaryIO]:
+    """Holds an exclusive lock on `path`, which is made if missing, and yields the open file (to append and read).
+
+    If another process holds it, calls `busy`, which raises, or says something and returns: then this waits.
+    Raises UserError where the path can't be opened or its file system has no locks.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            file = held.enter_context(path.open('a+b'))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise
+                busy()
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UserError(f'{path}: {error.strerror}') from None
+        yield file
+
+
+def read_lines(path: pathlib.Path) -> list[bytes]:
+    """The whole lines of a file, without a last one that a killed writer left unfinished; none if no file exists.
+
+    Raises UserError where the file can't be read.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f'{path}: {error.strerror}') from None
+    return content.split(b'\n')[:-1]
+
+
+def cut_partial_line(path: pathlib.Path) -> None:
+    """Makes the file (and its folder) if missing and cuts an unfinished last line, so that lines can be appended.
+
+    Raises UserError where that fails.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open('a+b') as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b'\n') + 1)
+    except OSError as error:
+        raise UserError(f'{path}: {error.strerror}') from None
+
+
+def parse_object(text: bytes | str, place: str) -> dict[str, Any]:
+    """A JSON object. Raises UserError, which begins with `place` (file, or file and line), for anything else."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:  # JSON's errors and UTF-8's
+        raise UserError(f'{place}: not JSON ({error})') from None
+    if not isinstance(value, dict):
+        raise UserError(f'{place}: must be a JSON object, not {type(value).__name__}')
+    return value
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The JSON object that a file holds. Raises UserError, with the path, for anything else."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f'{path}: {error.strerror}') from None
+    return parse_object(text, str(path))
+
+
+def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The JSON objects of a JSON-lines file, as `read_lines` cuts it. Raises UserError with the line's number."""
+    return [parse_object(line, f'{path}:{number}') for number, line in enumerate(read_lines(path), 1)]

@@ -33,7 +33,7 @@ from nca_jax import mesh as meshes
 from nca_jax.checkpoint.manifest import environment
 from nca_jax.checkpoint.store import Store
 from nca_jax.config import Config
-from nca_jax.errors import UserError
+from nca_jax.errors import NotFiniteError, UserError
 from nca_jax.model.config import step_flops
 from nca_jax.nca.examples import write_examples
 from nca_jax.progress import bars, silent
@@ -84,7 +84,7 @@ def exit_on_user_error(command, *args) -> None:
         command(*args)
     except UserError as error:
         distributed.leave(fail(str(error)))
-    except loop.NotFiniteError as error:
+    except NotFiniteError as error:
         print(f'stopped: {error}', file=sys.stderr)
         distributed.leave(1)
 
@@ -188,7 +188,7 @@ def write_record(folder: pathlib.Path, about: dict[str, Any]) -> None:
     path = folder / 'run.json'
     if not path.exists():
         record = about | {'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')}
-        files.write(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
+        files.write(path, json.dumps(record, indent=1))
 
 
 def check_data(folder: pathlib.Path, data: dict[str, Any]) -> None:

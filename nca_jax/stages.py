@@ -144,7 +144,7 @@ def _tokenizer(config: Config, folder: pathlib.Path | None) -> Tokenizer:
 def _keep(found: Tokenizer, folder: pathlib.Path) -> None:
     """A later stage asks this run for its tokenizer, wherever that came from."""
     if not (folder / 'run.json').exists():
-        files.write(folder / tokenizer.FILE, lambda file: file.write(found.to_str().encode()))
+        files.write(folder / tokenizer.FILE, found.to_str())
 
 
 class Asked(NamedTuple):

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from nca_jax.errors import NotFiniteError
 from nca_jax.scale import chips
 from nca_jax.train import logger as logger_lib
 from nca_jax.train.state import init_state
@@ -75,7 +76,7 @@ def test_the_state_is_looked_at_for_records_alone(records):
 def test_what_is_pending_is_checked_before_anything_is_saved(records):
     logger = make_logger(records)
     queue(logger, 1, loss=float('nan'))
-    with pytest.raises(logger_lib.NotFiniteError, match=r'step 1: .*nan.* stream\(0\)'):
+    with pytest.raises(NotFiniteError, match=r'step 1: .*nan.* stream\(0\)'):
         logger.flush()
     assert not records
 

@@ -131,7 +131,7 @@ def test_the_first_survey_in_a_folder_decides(tmp_path):
     path.write_text('[0.7, 0.9]')  # as another machine might have found
     assert bank.kept_thresholds(config, tmp_path) == (0.7, 0.9)
     assert bank.bank(config, 0, 'train', 0, tmp_path).band == (0.7, 0.9)
-    files.write(path, lambda file: file.write(b'[0, 1]'), keep=True)
+    files.write(path, b'[0, 1]', keep=True)
     assert path.read_text() == '[0.7, 0.9]'
     assert len(list(path.parent.iterdir())) == 2  # and the set: no scratch files
 

@@ -18,7 +18,7 @@ from nca_jax import config as configs
 from nca_jax import finished, main, run, stages, trees
 from nca_jax import mesh as meshes
 from nca_jax.checkpoint.store import committed, read_manifest
-from nca_jax.errors import UserError
+from nca_jax.errors import NotFiniteError, UserError
 from nca_jax.train import loop
 
 WALL_CLOCK = ('time', 'tokens_per_s', 'data_wait', 'seconds')
@@ -269,7 +269,7 @@ def test_data_that_does_not_fit_the_model(cache, tmp_path):
 
 def test_a_loss_that_is_not_finite_names_its_step(cache, tmp_path):
     wild = config(cache, 'arm=scratch', optimizer__lr=1e30, train__save_every='1 steps')
-    with pytest.raises(loop.NotFiniteError, match=r'step \d: .*stream\(\d\)') as error:
+    with pytest.raises(NotFiniteError, match=r'step \d: .*stream\(\d\)') as error:
         train(wild, tmp_path / 'run')
     step = int(str(error.value)[5])
     manifest = read_manifest(tmp_path / 'run' / 'checkpoints')

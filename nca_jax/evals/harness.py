@@ -86,7 +86,7 @@ def evaluate(args: argparse.Namespace) -> str:
     if out is not None:
         kept = ('results', 'groups', 'group_subtasks', 'versions', 'n-shot', 'n-samples', 'lm_eval_version')
         record = about | {'limit': limit} | {name: found[name] for name in kept if name in found}
-        files.write(out, lambda file: file.write(json.dumps(record, indent=1, default=str).encode() + b'\n'))
+        files.write(out, json.dumps(record, indent=1, default=str).encode() + b'\n')
     return table(found)
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from nca_jax import files, new_folder, run, trees
+from nca_jax import files, run, trees
 from nca_jax.batch import MAX_VOCAB, Vocab
 from nca_jax.checkpoint import manifest as manifests
 from nca_jax.checkpoint.store import Store
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add('--param-dtype', choices=('float32', 'bfloat16'), default='float32', help='of the parameters (float32)')
     args = parser.parse_args(argv)
     try:
-        with new_folder.whole(args.out, '--out') as folder:
+        with files.new_folder(args.out, '--out') as folder:
             lines = adopt(args.source, folder, args.stage, args.heads, args.vocab_size, args.param_dtype)
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
@@ -92,7 +92,7 @@ def adopt(
     if source.tokenizer is not None:
         source.tokenizer.save(str(folder / 'tokenizer.json'))
     record = about | {'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')}
-    files.write(folder / 'run.json', lambda file: file.write(json.dumps(record, indent=1).encode()))
+    files.write(folder / 'run.json', json.dumps(record, indent=1))
     model = about['config']['model'] | {'param_dtype': dtype}
     needed = ('layers', 'width', 'heads', 'ffn', 'rope_theta', 'norm_eps', 'tied', 'param_dtype')
     dtypes = ' and '.join(sorted(source.dtypes))

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from nca_jax import new_folder, run, trees
+from nca_jax import files, run, trees
 from nca_jax.batch import Vocab
 from nca_jax.checkpoint.store import read_manifest, restore_params, saved_params
 from nca_jax.data import tokenizer as bpe
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add('--tokenizer', type=pathlib.Path, help="the run's tokenizer.json, where it isn't found where the run had it")
     args = parser.parse_args(argv)
     try:
-        with new_folder.whole(args.out, '--out') as folder:
+        with files.new_folder(args.out, '--out') as folder:
             lines = export(args.run, folder, args.step, args.weights, args.dtype, args.tokenizer)
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)

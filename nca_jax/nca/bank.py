@@ -100,7 +100,7 @@ def kept_thresholds(config: NCAConfig, folder: Path) -> tuple[float, float]:
     if not path.exists():
         found = thresholds(config)
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, lambda file: file.write(json.dumps(found).encode()), keep=True)
+        files.write(path, json.dumps(found).encode(), keep=True)
     low, high = json.loads(path.read_text())
     return low, high
 
@@ -216,7 +216,8 @@ def bank(
 
 def save(path: Path, found: Bank, asked: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, lambda file: np.savez(file, request=asked, **dataclasses.asdict(found)))
+    with files.replacing(path) as file:
+        np.savez(file, request=asked, **dataclasses.asdict(found))
 
 
 def load(path: Path, asked: str) -> Bank:

@@ -50,4 +50,4 @@ def write_examples(config: NCAConfig, seed: int, folder: Path, progress: score.P
         'counts': training.counts.tolist(),
         'spec': dataclasses.asdict(config),
     }
-    files.write(folder / 'complexity.json', lambda file: file.write(json.dumps(record, indent=1).encode() + b'\n'))
+    files.write(folder / 'complexity.json', json.dumps(record, indent=1).encode() + b'\n')

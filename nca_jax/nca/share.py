@@ -43,7 +43,8 @@ def scores(config: NCAConfig, seed: int, split: str, epoch: int, together: Toget
         path = together.folder / f'{block:06d}.npy'
         if block % together.processes == together.process:
             _, _, scores_R = next(own)
-            files.write(path, lambda file, scores_R=scores_R: np.save(file, scores_R))
+            with files.replacing(path) as file:
+                np.save(file, scores_R)
             yield scores_R
         else:
             yield wait_for(path, block % together.processes)

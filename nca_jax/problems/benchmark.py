@@ -190,7 +190,7 @@ def judged(rows: Sequence[dict], file: Path, config: BenchmarkConfig) -> list[di
     def work() -> list[dict]:
         if distributed.is_first():
             content = ''.join(json.dumps(line) + '\n' for line in lines)
-            files.write(samples, lambda whole: whole.write(content.encode()))
+            files.write(samples, content)
             if config.run_code:
                 judge.judge_file(samples, path, allow_code=True)
         out = judge.out_file(samples)

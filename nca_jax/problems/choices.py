@@ -40,7 +40,7 @@ def write_choices(folder: Path, rows: int) -> tuple[str, ...]:
         file = folder / task / 'task.json'
         file.parent.mkdir(parents=True, exist_ok=True)
         written = json.dumps(content, indent=1).encode()
-        files.write(file, lambda out, written=written: out.write(written))
+        files.write(file, written)
     return tuple(TASKS)
 
 

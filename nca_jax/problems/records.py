@@ -40,7 +40,7 @@ def make_ready(file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.open('ab').close()
         if (content := file.read_bytes()) and not content.endswith(b'\n'):
-            files.write(file, lambda whole: whole.write(content[: content.rfind(b'\n') + 1]))
+            files.write(file, content[: content.rfind(b'\n') + 1])
     except OSError as error:
         raise UserError(f'{file}: {error.strerror}') from None
 

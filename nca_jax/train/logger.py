@@ -9,14 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from nca_jax.errors import NotFiniteError
 from nca_jax.scale import chips
 from nca_jax.train.state import TrainState
 
 Metrics = dict[str, jax.Array]
-
-
-class NotFiniteError(RuntimeError):
-    """A loss was NaN or infinite; what checkpoints there are come from before it."""
 
 
 class Writer(Protocol):

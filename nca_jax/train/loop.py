@@ -13,8 +13,8 @@ from jax.experimental import multihost_utils
 
 from nca_jax.batch import Batch
 from nca_jax.checkpoint.store import Store
-from nca_jax.errors import check
-from nca_jax.train.logger import Logger, NotFiniteError, make_observe
+from nca_jax.errors import NotFiniteError, check
+from nca_jax.train.logger import Logger, make_observe
 from nca_jax.train.metrics import MetricWriter
 from nca_jax.train.profiler import Profiler
 from nca_jax.train.state import TrainState
