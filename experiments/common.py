@@ -144,7 +144,6 @@ def automata(recipe: str, band: str) -> ConfigDict:
         {
             'rule': {
                 'family': 'random',
-                'groups': 1,
                 'height': 12,
                 'width': 12,
                 'colours': 10,

@@ -68,13 +68,13 @@ def _nca(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress
     def show(done: int, total: int) -> None:
         progress('rules', done, total)
 
-    rules = nca_stream.Rules(data, config.seed, 'train', folder, epochs, show)
+    rules = nca_stream.Banks(data, config.seed, 'train', folder, epochs, show)
     stream = nca_stream.make_stream(data, config.seed, 'train', config.train.batch, length, sharding, rules)
     valid_data, valid_rules = data, rules
     if data.held_out == 'rules':
         count = config.eval.batch * config.eval.batches
         valid_data = dataclasses.replace(data, rules_per_epoch=count, trajectories_per_rule=1, fresh_rules=False)
-        valid_rules = nca_stream.Rules(valid_data, config.seed, 'valid', folder, 1, show)
+        valid_rules = nca_stream.Banks(valid_data, config.seed, 'valid', folder, 1, show)
     valid = nca_stream.make_stream(valid_data, config.seed, 'valid', config.eval.batch, length, sharding, valid_rules)
     evaluator = nca_grid.make_evaluator(
         config.model, data.vocab, data.tokens_per_grid, mesh, valid, config.eval.batches

@@ -28,7 +28,7 @@ def main(address: str, process: int, folder: pathlib.Path) -> None:
         return score_block(*asked)
 
     score.score_block = counted
-    rules = stream.Rules(CONFIG, 0, 'train', folder, EPOCHS)
+    rules = stream.Banks(CONFIG, 0, 'train', folder, EPOCHS)
     batches = stream.make_stream(CONFIG, 0, 'train', BATCH, LENGTH, sharding, rules)
     with jax.transfer_guard('disallow'):
         found = [batches(step).inputs_BxL for step in STEPS]

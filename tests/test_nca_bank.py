@@ -20,7 +20,7 @@ from nca_jax.nca.rule import RuleSpec
 
 SCORE = complexity.ComplexityConfig(measure='gzip', frames=4, bytes_per_token=1, level=9)
 CONFIG = NCAConfig(
-    rule=RuleSpec('random', 1, 6, 6, 3, 2, 4, 'spatial', 0.0, 1e-3, 'uniform', 'inverse_cdf', 'table'),
+    rule=RuleSpec('random', 6, 6, 3, 2, 4, 'spatial', 0.0, 1e-3, 'uniform', 'inverse_cdf', 'table'),
     burn_in=2,
     stride=1,
     patch=2,
@@ -126,10 +126,10 @@ def test_quantile_bands_are_shares_of_unfiltered_rules():
 
 def test_the_first_survey_in_a_folder_decides(tmp_path):
     config = dataclasses.replace(CONFIG, band_by='quantile', band=(0.2, 0.7))
-    assert bank.kept_thresholds(config, tmp_path) == bank.thresholds(config)
+    assert bank.thresholds(config, tmp_path) == bank.thresholds(config)
     [path] = (tmp_path / 'rules').iterdir()
     path.write_text('[0.7, 0.9]')  # as another machine might have found
-    assert bank.kept_thresholds(config, tmp_path) == (0.7, 0.9)
+    assert bank.thresholds(config, tmp_path) == (0.7, 0.9)
     assert bank.bank(config, 0, 'train', 0, tmp_path).band == (0.7, 0.9)
     files.write(path, b'[0, 1]', keep=True)
     assert path.read_text() == '[0.7, 0.9]'
@@ -199,7 +199,7 @@ def paper_config(recipe):
     wrap, temperature, start = {'paper': ('spatial', 1e-3, 'uniform'), 'release': ('channel_wrap', 1e-4, 'softmax')}[
         recipe
     ]
-    rule = RuleSpec('random', 1, 12, 12, 10, 4, 16, wrap, 0.0, temperature, start, 'inverse_cdf', 'table')
+    rule = RuleSpec('random', 12, 12, 10, 4, 16, wrap, 0.0, temperature, start, 'inverse_cdf', 'table')
     score = complexity.ComplexityConfig('gzip', 10, 4, 9)
     return dataclasses.replace(CONFIG, rule=rule, burn_in=10, complexity=score, band=(0.5, 1.0), search_block=512)
 

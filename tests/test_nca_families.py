@@ -76,7 +76,6 @@ def curve(weights, outcomes):
         ({'features': 17}, "features = 17: at least 18 for the family 'life'"),
         ({'colours': 3}, "colours = 3: 2 for the family 'life'"),
         ({'padding': 'channel_wrap'}, "padding = 'channel_wrap': 'spatial' for"),
-        ({'groups': 2}, 'groups = 2: 1: automata of several channel groups'),
         ({'temperature': -1e-3}, 'temperature = -0.001: not negative'),
         ({'temperature': 1e-40}, r'temperature = 1e-40: .* at least 1e-30'),
         ({'temperature': float('inf')}, 'temperature = inf'),

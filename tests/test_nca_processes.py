@@ -15,7 +15,7 @@ import pytest
 from nca_jax import keys
 from nca_jax.data import generated
 from nca_jax.errors import UserError
-from nca_jax.nca import bank, share, stream
+from nca_jax.nca import bank, score, stream
 from tests import process_of_two
 from tests.test_nca_bank import CONFIG, paper_config
 from tests.test_nca_stream import make_stream, sharding
@@ -46,7 +46,7 @@ def test_two_processes_make_the_tokens_and_rules_of_one(tmp_path):
         for child in children:
             child.kill()
     results = [np.load(tmp_path / f'process-{process}.npz') for process in (0, 1)]
-    alone = stream.Rules(CONFIG, 0, 'train', None, process_of_two.EPOCHS)
+    alone = stream.Banks(CONFIG, 0, 'train', None, process_of_two.EPOCHS)
     hashes = [alone(epoch).hash for epoch in range(process_of_two.EPOCHS)]
     expected = stream.make_stream(CONFIG, 0, 'train', process_of_two.BATCH, process_of_two.LENGTH, sharding(1), alone)
     size = (process_of_two.BATCH, process_of_two.LENGTH)
@@ -70,7 +70,7 @@ def test_two_processes_make_the_tokens_and_rules_of_one(tmp_path):
 
 
 def test_a_process_that_leaves_no_scores_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(share, 'PATIENCE_S', 0.1)
+    monkeypatch.setattr(score, 'PATIENCE_S', 0.1)
     with pytest.raises(UserError, match=r'000001.npy: process 1 has not written it in 0.1 s'):
         bank.bank(CONFIG, 0, 'train', 0, tmp_path, process=0, processes=2)
 

@@ -19,7 +19,6 @@ from nca_jax.nca import complexity, patches, rollout, rule
 GOLDEN = Path(__file__).parent / 'golden'
 SPEC = rule.RuleSpec(
     family='random',
-    groups=1,
     height=5,
     width=4,
     colours=3,
@@ -102,9 +101,7 @@ def golden(colours):
 @pytest.mark.parametrize('colours', [2, 10, 15])
 def test_reproduces_the_released_codes_frames_tokens_and_gzip_ratios(colours, perceive):
     truth = golden(colours)
-    spec = rule.RuleSpec(
-        'random', 1, 12, 12, colours, 4, 16, 'channel_wrap', 0.0, 0.0, 'softmax', 'inverse_cdf', perceive
-    )
+    spec = rule.RuleSpec('random', 12, 12, colours, 4, 16, 'channel_wrap', 0.0, 0.0, 'softmax', 'inverse_cdf', perceive)
     trajectory, vocab = rollout.RolloutSpec(spec, burn_in=10, stride=1, frames=27), patches.PatchVocab(colours, 2)
     rules = {k: jnp.asarray(truth[k][:, 0, 0] if k in ('w2', 'w3') else truth[k]) for k in rule_names()}
 

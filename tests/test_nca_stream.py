@@ -42,7 +42,7 @@ def make(folder):
 
 
 def make_stream(folder, config=CONFIG, devices=1, batch=8, split='train'):
-    rules = stream.Rules(config, 0, split, folder, epochs=1)
+    rules = stream.Banks(config, 0, split, folder, epochs=1)
     return stream.make_stream(config, 0, split, batch, LENGTH, sharding(devices), rules)
 
 
@@ -136,7 +136,7 @@ def test_one_fixed_rule_for_all_sequences(make, folder):
 
 
 def test_the_next_epochs_rules_are_found_beside_training(tmp_path):
-    rules = stream.Rules(CONFIG, 0, 'train', tmp_path, epochs=3)
+    rules = stream.Banks(CONFIG, 0, 'train', tmp_path, epochs=3)
     batches = stream.make_stream(CONFIG, 0, 'train', 8, LENGTH, sharding(1), rules)
     batches(0)
     following = bank.bank_path(CONFIG, 0, 'train', 1, tmp_path)
@@ -155,9 +155,9 @@ def test_the_next_epochs_rules_are_found_beside_training(tmp_path):
 
 
 def test_a_search_that_was_killed_is_done_again(tmp_path):
-    rules = stream.Rules(CONFIG, 0, 'train', tmp_path, epochs=2)
+    rules = stream.Banks(CONFIG, 0, 'train', tmp_path, epochs=2)
     rules.search_ahead(1)
-    rules._searches[1]._child.kill()
+    rules._searches[1].kill()
     assert rules(1).hash == bank.search(CONFIG, 0, 'train', 1).hash
 
 
@@ -165,8 +165,8 @@ def test_a_search_ends_with_its_parent(tmp_path):
     code = (
         'import dataclasses, pathlib, time; from nca_jax.nca import ahead; from tests.test_nca_bank import CONFIG\n'
         'endless = dataclasses.replace(CONFIG, band=(1.9, 2.0), candidates_per_rule=10**9)\n'
-        f'search = ahead.Search(endless, 0, "train", 1, pathlib.Path("{tmp_path}"), 0, 1)\n'
-        'print(search._child.pid, flush=True); time.sleep(60)'
+        f'search = ahead.start_search(endless, 0, "train", 1, pathlib.Path("{tmp_path}"), 0, 1)\n'
+        'print(search.pid, flush=True); time.sleep(60)'
     )
     root = pathlib.Path(__file__).parents[1]
     parent = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, cwd=root, text=True)

@@ -65,7 +65,7 @@ def shown(file, tmp_path_factory):
 
 def test_the_sequences_are_those_of_the_training_stream(drawn, sharding):
     config = dataclasses.replace(CONFIG, rules_per_epoch=8, fresh_rules=False)
-    rules = stream.Rules(config, 0, 'train', None, 1)
+    rules = stream.Banks(config, 0, 'train', None, 1)
     batch = stream.make_stream(config, 0, 'train', 12, LENGTH, sharding, rules)(0)
     tokens_SxTxP = np.asarray(batch.inputs_BxL).reshape(12, -1)[:, :33].reshape(12, 3, 11)[:, :, 1:-1]
     np.testing.assert_array_equal(drawn.tokens_SxTxP[:, :3], tokens_SxTxP)

@@ -42,7 +42,7 @@ class PlainRule(nn.Module):
 def paper_config(temperature: float, band: tuple[float, float] = (0.0, 2.0), rules: int = BATCH) -> NCAConfig:
     """The paper's automata; with the default band every rule is accepted."""
     return NCAConfig(
-        rule=RuleSpec('random', 1, 12, 12, 10, 4, 16, 'spatial', 0.0, temperature, 'uniform', 'inverse_cdf', 'table'),
+        rule=RuleSpec('random', 12, 12, 10, 4, 16, 'spatial', 0.0, temperature, 'uniform', 'inverse_cdf', 'table'),
         burn_in=10,
         stride=1,
         patch=2,
@@ -66,7 +66,7 @@ def ours(config: NCAConfig) -> Callable[[], object]:
     """One call makes the next batch."""
     mesh = jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     sharding = NamedSharding(mesh, PartitionSpec('data'))
-    rules = stream.Rules(config, 0, 'train', None, epochs=1)
+    rules = stream.Banks(config, 0, 'train', None, epochs=1)
     batch_of = stream.make_stream(config, 0, 'train', BATCH, LENGTH, sharding, rules)
     steps = itertools.count()
     return lambda: jax.block_until_ready(batch_of(next(steps)))

@@ -75,7 +75,7 @@ def measure(name: str, experiment: ConfigDict, folder: pathlib.Path) -> Iterator
 def median_seconds_beside_search(step: Callable[[], object], config: configs.Config, folder: pathlib.Path) -> float:
     """Of steps while another process looks for the rules of a set too large to be found before they end."""
     endless = dataclasses.replace(config.data, rules_per_epoch=10**9)
-    search = ahead.Search(endless, config.seed, 'train', 1, folder, 0, 1)
+    search = ahead.start_search(endless, config.seed, 'train', 1, folder, 0, 1)
     time.sleep(STARTING_S)
     seconds = median_seconds(step, STEPS)
     del search  # which ends it
@@ -86,7 +86,7 @@ def peak_mib(rules: int, steps: int) -> float:
     """Peak memory of this process after a search for so many rules and so many batches of 32."""
     config = paper_config(1e-3, band=(0.5, 2.0), rules=rules)
     mesh = meshes.make_mesh(meshes.MeshConfig(-1, 1, 1))
-    bank = stream.Rules(config, 0, 'train', None, epochs=1)
+    bank = stream.Banks(config, 0, 'train', None, epochs=1)
     batches = stream.make_stream(config, 0, 'train', 32, 1024, meshes.batch_sharding(mesh), bank)
     for step in range(steps):
         jax.block_until_ready(batches(step))

@@ -126,9 +126,9 @@ def calibrate(config: Config, args: argparse.Namespace, progress: Progress) -> R
 
 def check_input(data: NCAConfig, args: argparse.Namespace) -> Tokenizer | None:
     """The tokenizer, if one is named. Raises UserError for what can't be measured."""
-    measure, usable = data.complexity.measure, ', '.join(complexity.COMPRESSORS)
+    measure, usable = data.complexity.measure, ', '.join(complexity.COMPRESSED_SIZE)
     named = f'must be one of {usable}: text has no cells that could change'
-    check(measure in complexity.COMPRESSORS, 'config.data.complexity.measure', measure, named)
+    check(measure in complexity.COMPRESSED_SIZE, 'config.data.complexity.measure', measure, named)
     for flag in ('rules', 'windows'):
         check(getattr(args, flag) >= LEAST, f'--{flag}', getattr(args, flag), f'must be at least {LEAST}')
     bpe = tokenizer.load(args.tokenizer) if args.tokenizer else None

@@ -1,4 +1,4 @@
-"""How complex a trajectory is: the measure by which rules are chosen."""
+"""Scores of trajectories: how far they compress, or how much changes in them. Rules are chosen by their score."""
 
 import dataclasses
 import lzma
@@ -10,41 +10,31 @@ import pyarrow
 
 from nca_jax.errors import check
 
-GZIP_WBITS = 31  # zlib's name for the gzip container, whose 10-byte header and 8-byte trailer count too
+# zlib's code for the gzip format. Its 10-byte header and 8-byte trailer count, as in the paper.
+GZIP_WBITS = 31
 
-
-def compressed_with_gzip(raw: bytes, level: int) -> int:
-    return len(zlib.compress(raw, level, GZIP_WBITS))
-
-
-def compressed_with_zstd(raw: bytes, level: int) -> int:
-    return pyarrow.Codec('zstd', compression_level=level).compress(raw).size
-
-
-def compressed_with_lzma(raw: bytes, level: int) -> int:
-    return len(lzma.compress(raw, lzma.FORMAT_ALONE, preset=level))  # its header is 13 bytes, .xz has over 60
-
-
-COMPRESSORS: dict[str, Callable[[bytes, int], int]] = {
-    'gzip': compressed_with_gzip,
-    'zstd': compressed_with_zstd,
-    'lzma': compressed_with_lzma,
+# `(content, level) -> compressed bytes` of each compressor.
+COMPRESSED_SIZE: dict[str, Callable[[bytes, int], int]] = {
+    'gzip': lambda content, level: len(zlib.compress(content, level, GZIP_WBITS)),
+    'zstd': lambda content, level: pyarrow.Codec('zstd', compression_level=level).compress(content).size,
+    # The older container: its header has 13 bytes, that of .xz over 60.
+    'lzma': lambda content, level: len(lzma.compress(content, lzma.FORMAT_ALONE, preset=level)),
 }
 LEVELS = {'gzip': (0, 9), 'zstd': (1, 22), 'lzma': (0, 9), 'change_rate': (0, 0)}
 
 
 @dataclasses.dataclass(frozen=True)
 class ComplexityConfig:
-    """measure: 'gzip' (the paper's), 'zstd' or 'lzma' for compressed over raw size of the patch tokens, or
-        'change_rate' for the share of cells that change in an update.
-    frames: how many of a trajectory's first frames are scored (10); for the change rate, of its updates and one more.
-    bytes_per_token: width of the little-endian integers that are compressed (4); thresholds depend on it.
-    level: the compressor's effort (gzip 9); 0 for the change rate.
-    """
+    """How a trajectory is scored; the paper's values in brackets."""
 
+    # 'gzip' (paper), 'zstd' or 'lzma': compressed over raw size of the patch tokens. 'change_rate': the share of cells
+    # that change in an update.
     measure: str
+    # Length of what is scored, from the first frame on (10). The change rate takes a frame after each update.
     frames: int
+    # Width of the little-endian integers that are compressed (4); scores depend on it.
     bytes_per_token: int
+    # The compressor's effort (9); 0 for the change rate.
     level: int
 
     def __post_init__(self):
@@ -57,24 +47,23 @@ class ComplexityConfig:
 
 
 def ratio(config: ComplexityConfig, tokens_L: np.ndarray) -> float:
-    """Compressed over raw size of the tokens; header and trailer count, so that short inputs can exceed 1."""
-    raw = np.ascontiguousarray(tokens_L, f'<u{config.bytes_per_token}').tobytes()
-    return COMPRESSORS[config.measure](raw, config.level) / len(raw)
+    """Compressed over raw size of the tokens. Short inputs can exceed 1, since headers count."""
+    content = np.ascontiguousarray(tokens_L, f'<u{config.bytes_per_token}').tobytes()
+    return COMPRESSED_SIZE[config.measure](content, config.level) / len(content)
 
 
 def change_rate(frames_TxYxX: np.ndarray) -> float:
-    """Share of the cells that differ between one frame and the next."""
+    """Mean share of cells that differ between one frame and the next."""
     return float(np.mean(frames_TxYxX[1:] != frames_TxYxX[:-1]))
 
 
 def scores(config: ComplexityConfig, frames_RxTxYxX: np.ndarray, tokens_RxL: np.ndarray) -> np.ndarray:
-    """The score of each trajectory, float64 (R). Compressing lets go of the interpreter."""
+    """The score of each trajectory, float64 (R), from its frames or its tokens as the measure needs."""
     if config.measure == 'change_rate':
         return np.array([change_rate(frames_TxYxX) for frames_TxYxX in frames_RxTxYxX])
     return np.array([ratio(config, tokens_L) for tokens_L in tokens_RxL])
 
 
 def in_band(scores: np.ndarray, band: tuple[float, float]) -> np.ndarray:
-    """Which scores lie strictly inside the band."""
     low, high = band
     return (low < scores) & (scores < high)

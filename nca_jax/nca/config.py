@@ -1,4 +1,4 @@
-"""The one config block of everything made from automata."""
+"""The configuration of a source of automata."""
 
 import dataclasses
 
@@ -25,60 +25,56 @@ CHOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class NCAConfig:
-    """Sequences of automata. Where the paper and the release of its code differ, both values are given.
-
-    rule: the family of rules; see RuleSpec for padding, temperature and start.
-    burn_in: updates before the first frame (10).
-    stride: updates between frames (1).
-    patch: side of the square of cells that makes one token (2).
-    complexity: how a rule's first trajectory is scored.
-    band: accepted are rules with low < score < high, e.g. gzip ratios of (0.5, 2.0) for the paper's 50+ %.
-    band_by: 'score' takes the band as it is; 'quantile' as shares of unfiltered rules, so that (0.5, 1.0) is the more
-        complex half for every alphabet and measure (see bank.thresholds).
-    band_sample: unfiltered rules from which the quantiles are taken.
-    rules_per_epoch: accepted rules in one set (16,000).
-    trajectories_per_rule: sequences drawn from each rule in an epoch (1).
-    fresh_rules: another set of rules each epoch (paper), or one set for all epochs with new trajectories (release).
-    held_out: validation has 'rules' drawn anew (of a small family, such as the 256 elementary ones, partly the same),
-        or other 'trajectories' of the training rules (where there is just one).
-    shuffle: a control without dynamics: 'tokens' permutes a sequence's patch tokens, 'frames' its whole grids; 'none'.
-    mask_grids: targets within the first so many grids carry no loss (1), since the rule can't be known yet.
-    candidates_per_rule: the search for a set gives up after so many candidates for each rule wanted.
-    search_block, stream_block: so many trajectories are computed at a time, in the search for rules and for a batch;
-        another value may round differently. A device pads its rows of a batch to whole blocks.
-    """
+    """Sequences of automata. Numbers in brackets are the paper's; the release of its code is named where it differs."""
 
     rule: RuleSpec
+    # Updates before the first frame (10), and from one frame to the next (1).
     burn_in: int
     stride: int
+    # Side of the square of cells that makes one token (2).
     patch: int
+    # How a rule's first trajectory is scored.
     complexity: ComplexityConfig
+    # Rules with low < score < high are accepted, such as gzip ratios in (0.5, 2.0) for the paper's 50+ %.
     band: tuple[float, float]
+    # 'score' takes the band as it is. 'quantile' takes it as shares of unfiltered rules: (0.5, 1.0) is the more complex
+    # half for every alphabet and measure.
     band_by: str
+    # Number of unfiltered rules whose scores give the quantiles.
     band_sample: int
+    # Size of a bank of accepted rules (16,000), and sequences drawn from each rule in an epoch (1).
     rules_per_epoch: int
     trajectories_per_rule: int
+    # True: another bank each epoch (paper). False: one bank for all epochs, with new trajectories (release).
     fresh_rules: bool
+    # Validation has new 'rules' (in a small family, such as the 256 elementary ones, partly the same), or new
+    # 'trajectories' of the training rules (needed where one rule is all).
     held_out: str
+    # Controls without dynamics: 'tokens' permutes a sequence's patch tokens, 'frames' its grids; 'none'.
     shuffle: str
+    # The targets in the first so many grids carry no loss (1), since the rule can't be known yet.
     mask_grids: int
+    # A search gives up after so many candidates for each accepted rule.
     candidates_per_rule: int
+    # Trajectories that are computed at a time, in a search and for a batch. Other values may round differently. A
+    # device pads its rows of a batch to whole blocks.
     search_block: int
     stream_block: int
 
     def __post_init__(self):
         for field in COUNTS:
             check(getattr(self, field) >= 1, field, getattr(self, field), 'at least 1')
-        for field, allowed in CHOICES.items():
-            check(getattr(self, field) in allowed, field, getattr(self, field), f'one of {", ".join(allowed)}')
+        for field, choices in CHOICES.items():
+            check(getattr(self, field) in choices, field, getattr(self, field), f'one of {", ".join(choices)}')
         check(self.mask_grids >= 0, 'mask_grids', self.mask_grids, 'not negative')
         low, high = self.band
         check(0 <= low < high, 'band', self.band, 'two scores (low, high), 0 <= low < high: this one is empty')
         check(high <= 1 or self.band_by == 'score', 'band', self.band, 'quantiles are at most 1')
-        tokens_per_grid(self.vocab, self.rule.height, self.rule.width)  # which checks, as the last line does
+        # These two raise errors of their own fields: the patch must tile the grid, the updates must be positive.
+        tokens_per_grid(self.vocab, self.rule.height, self.rule.width)
+        self.rollout(1)
         count, width = self.vocab.start, self.complexity.bytes_per_token
         check(count <= 256**width, 'complexity.bytes_per_token', width, f'enough for {count} tokens')
-        self.rollout(1)
 
     @property
     def vocab(self) -> PatchVocab:
@@ -90,12 +86,12 @@ class NCAConfig:
 
     @property
     def scored_tokens(self) -> int:
-        """Tokens that a score is made of: whole grids without their two delimiters (360)."""
+        """Number of tokens that a score compresses: whole grids without their two delimiters (360)."""
         return self.complexity.frames * (self.tokens_per_grid - 2)
 
     @property
     def first_loss_at(self) -> int:
-        """The first target position with a loss: targets are shifted by one (37 for one 12 x 12 grid of 2 x 2)."""
+        """The first target position with a loss, 37 for one grid of 38 tokens: targets are shifted by one."""
         return max(0, self.mask_grids * self.tokens_per_grid - 1)
 
     def rollout(self, frames: int) -> RolloutSpec:

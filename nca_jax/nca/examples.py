@@ -1,4 +1,4 @@
-"""What a run leaves for its report about the automata it trains on."""
+"""Writes what the report shows of the automata that a run trains on."""
 
 import dataclasses
 import json
@@ -11,26 +11,25 @@ from nca_jax import files, keys
 from nca_jax.nca import bank, score
 from nca_jax.nca.config import NCAConfig
 
-SHOWN_FROM = 256  # unfiltered candidates among which the examples are sought
+# The examples are picked from so many unfiltered candidates, at these quantiles of their scores.
+CANDIDATES = 256
 QUANTILES = {'low': (0.02, 0.08, 0.16), 'medium': (0.42, 0.5, 0.58), 'high': (0.84, 0.92, 0.98)}
 
 
-def write_examples(config: NCAConfig, seed: int, folder: Path, progress: score.Progress | None = None) -> None:
-    """Writes `automata.npz` and `complexity.json` into the folder of a run.
+def write_examples(config: NCAConfig, seed: int, folder: Path) -> None:
+    """Writes `automata.npz` and `complexity.json` into the folder of a run, unless they are there.
 
-    automata.npz: three rules each of low, medium and high complexity among the first candidates, accepted or not:
-    frames (9, T, Y, X), ratios, level, colours and the weights. complexity.json: histogram of all candidates of the
-    first training set (which is searched here, and kept in `folder`, if it wasn't before) and the accepted band. It is
-    written last and in one stroke; where it exists, as in a resumed run, nothing is done.
+    automata.npz: three rules each of low, medium and high score, accepted or not: frames (9, T, Y, X), ratios, level,
+    colours and weights. complexity.json: the first training bank's band and its histogram of all candidates.
     """
     folder = Path(folder)
+    # This file is written last.
     if (folder / 'complexity.json').exists():
         return
-    training = bank.bank(config, seed, 'train', 0, folder, progress)
-    frames_RxTxYxX, _, scores_R = score.trajectories(config, seed, 'train', 0, SHOWN_FROM)
-    order_R = np.argsort(scores_R, kind='stable')
-    places = [int(q * (SHOWN_FROM - 1)) for quantiles in QUANTILES.values() for q in quantiles]
-    shown_9 = order_R[places]
+    first_bank = bank.bank(config, seed, 'train', 0, folder)
+    frames_RxTxYxX, _, scores_R = score.trajectories(config, seed, 'train', 0, CANDIDATES)
+    ranks = [int(q * (CANDIDATES - 1)) for quantiles in QUANTILES.values() for q in quantiles]
+    shown_9 = np.argsort(scores_R, kind='stable')[ranks]
     rules = jax.vmap(lambda index: score.candidate(config.rule, keys.key(seed), 'train', np.uint32(0), index))(shown_9)
     np.savez_compressed(
         folder / 'automata.npz',
@@ -43,11 +42,11 @@ def write_examples(config: NCAConfig, seed: int, folder: Path, progress: score.P
     record = {
         'score': config.complexity.measure,
         'bytes_per_token': config.complexity.bytes_per_token,
-        'band': np.clip(training.band, bank.EDGES[0], bank.EDGES[-1]).tolist(),
-        'candidates': training.candidates,
-        'accepted': len(training.index_R),
+        'band': np.clip(first_bank.band, bank.EDGES[0], bank.EDGES[-1]).tolist(),
+        'candidates': first_bank.candidates,
+        'accepted': len(first_bank.index_R),
         'edges': bank.EDGES.tolist(),
-        'counts': training.counts.tolist(),
+        'counts': first_bank.counts.tolist(),
         'spec': dataclasses.asdict(config),
     }
-    files.write(folder / 'complexity.json', json.dumps(record, indent=1).encode() + b'\n')
+    files.write(folder / 'complexity.json', json.dumps(record, indent=1) + '\n')

@@ -12,19 +12,20 @@ from nca_jax.errors import FieldError, check
 
 @dataclasses.dataclass(frozen=True)
 class PatchVocab(Vocab):
-    """A token is a patch x patch block of cells, read as a number in base `colours` with the top-left cell lowest.
+    """A token is a block of patch x patch cells as a number in base `colours`, its lowest digit the top-left cell.
 
-    The last two tokens are the delimiters `start` and `end` around each grid.
+    The last two tokens are the delimiters `start` and `end` of a grid.
     """
 
+    # Follows from the other two.
     size: int = dataclasses.field(init=False)
     colours: int
     patch: int
 
     def __post_init__(self):
         check(self.patch >= 1, 'patch', self.patch, 'at least 1')
-        size = self.colours ** (self.patch * self.patch) + 2
         cells = self.patch * self.patch
+        size = self.colours**cells + 2
         check(size < 2**31, 'patch', self.patch, f'{self.colours}^{cells} tokens must fit int32')
         object.__setattr__(self, 'size', size)
 
@@ -38,16 +39,15 @@ class PatchVocab(Vocab):
 
 
 def tokens_per_grid(vocab: PatchVocab, height: int, width: int) -> int:
-    """Tokens of one grid with its two delimiters. Raises FieldError where the patch doesn't tile the grid."""
+    """Tokens of one grid, its two delimiters included. Raises FieldError if the patch doesn't tile the grid."""
     if height % vocab.patch or width % vocab.patch:
         raise FieldError('patch', vocab.patch, f'a divisor of the {height} x {width} grid')
     return (height // vocab.patch) * (width // vocab.patch) + 2
 
 
 def encode(vocab: PatchVocab, grid_TxYxX: jax.Array) -> jax.Array:
-    """The grids' tokens one after the other, int32 (T * tokens_per_grid)."""
+    """The tokens of the grids one after the other, int32 (T * tokens_per_grid)."""
     frames, height, width = grid_TxYxX.shape
-    count = tokens_per_grid(vocab, height, width) - 2
     side = vocab.patch
     blocks = grid_TxYxX.astype(jnp.int32).reshape(frames, height // side, side, width // side, side)
     token_TxPyxPx = sum(
@@ -55,17 +55,14 @@ def encode(vocab: PatchVocab, grid_TxYxX: jax.Array) -> jax.Array:
         for row in range(side)
         for column in range(side)
     )
-    ends = ((0, 0), (1, 1))
-    values = ((0, 0), (vocab.start, vocab.end))
-    return jnp.pad(token_TxPyxPx.reshape(frames, count), ends, constant_values=values).reshape(-1)
+    delimiters = ((0, 0), (vocab.start, vocab.end))
+    return jnp.pad(token_TxPyxPx.reshape(frames, -1), ((0, 0), (1, 1)), constant_values=delimiters).reshape(-1)
 
 
 def decode(vocab: PatchVocab, tokens_L: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The inverse of `encode`: uint8 grids (T, Y, X) of whole frames, on the host; delimiters are not looked at."""
-    count = tokens_per_grid(vocab, height, width)
-    side = vocab.patch
-    rows, columns = height // side, width // side
-    token_TxPyxPx = np.asarray(tokens_L).reshape(-1, count)[:, 1:-1].reshape(-1, rows, columns)
+    """The inverse of `encode`, on the host: uint8 grids (T, Y, X). Ignores what stands in the delimiters' places."""
+    count, side = tokens_per_grid(vocab, height, width), vocab.patch
+    token_TxPyxPx = np.asarray(tokens_L).reshape(-1, count)[:, 1:-1].reshape(-1, height // side, width // side)
     powers = vocab.colours ** np.arange(side * side).reshape(1, 1, side, 1, side)
     cells = token_TxPyxPx[:, :, None, :, None] // powers % vocab.colours
     return cells.reshape(-1, height, width).astype(np.uint8)

@@ -1,16 +1,22 @@
-"""Candidates for a set of rules, and their scores. A candidate is a number, and so is a rule once it is accepted."""
+"""Scores of candidate rules, computed on the CPU by threads, and by several processes together.
+
+A candidate is a number, from which its weights follow; so is a rule once it is accepted.
+"""
 
 import collections
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
 
-from nca_jax import keys
+from nca_jax import files, keys
 from nca_jax.errors import UserError
 from nca_jax.nca import complexity, patches
 from nca_jax.nca.config import NCAConfig
@@ -18,42 +24,40 @@ from nca_jax.nca.patches import PatchVocab
 from nca_jax.nca.rollout import RolloutSpec, rollout
 from nca_jax.nca.rule import Rule, RuleSpec, init_rule
 
+# How long to wait for one block of another process. It takes milliseconds, after a compilation.
+PATIENCE_S = 600.0
+POLL_S = 0.02
+
 Progress = Callable[[int, int], None]
+# Frames (R, T, Y, X), patch tokens without delimiters (R, L) and scores (R).
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def candidate(spec: RuleSpec, root: jax.Array, split: str | jax.Array, epoch: jax.Array, index: jax.Array) -> Rule:
-    """The weights of candidate `index`; `root` is the seed's key. Other splits and epochs have other keys.
+    """The weights of candidate `index`; `root` is the seed's key. Other splits and epochs have other candidates.
 
-    A split is named, or given by its name's crc32 where one compiled function serves all (see `keys.key`).
+    `split` is a name, or its crc32 where one compiled function serves all splits (see `keys.key`).
     """
     return init_rule(spec, keys.key(root, 'rules', split, epoch, index))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def score_frames(
+def scored_trajectories(
     spec: RolloutSpec, vocab: PatchVocab, root: jax.Array, split: jax.Array, epoch: jax.Array, index_R: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """What candidates are judged by: frames (R, T, Y, X) uint8 and their patch tokens without delimiters (R, T * P)."""
+    """The trajectories that candidates are judged by: frames (R, T, Y, X) uint8 and their patch tokens (R, T * P)."""
 
-    def one(index):
+    def trajectory(index):
         key = keys.key(root, 'score', split, epoch, index)
         frames_TxYxX = rollout(spec, candidate(spec.rule, root, split, epoch, index), key)
-        tokens_TxS = patches.encode(vocab, frames_TxYxX).reshape(spec.frames, -1)[:, 1:-1]
-        return frames_TxYxX, tokens_TxS.reshape(-1)
+        tokens_TxP = patches.encode(vocab, frames_TxYxX).reshape(spec.frames, -1)[:, 1:-1]
+        return frames_TxYxX, tokens_TxP.reshape(-1)
 
-    return jax.vmap(one)(index_R)
-
-
-def scored_rollout(config: NCAConfig) -> RolloutSpec:
-    """The trajectories that are scored: found by looking up, whatever the training's machine prefers."""
-    spec = config.rollout(config.complexity.frames)
-    stride = 1 if config.complexity.measure == 'change_rate' else spec.stride
-    return dataclasses.replace(spec, rule=dataclasses.replace(spec.rule, perceive='table'), stride=stride)
+    return jax.vmap(trajectory)(index_R)
 
 
 def host_cpu() -> jax.Device:
-    """A CPU of this process. Raises UserError where JAX was told to leave it out."""
+    """A CPU of this process. Raises UserError if JAX was told to use none."""
     try:
         return jax.local_devices(backend='cpu')[0]
     except RuntimeError:
@@ -61,38 +65,40 @@ def host_cpu() -> jax.Device:
         raise UserError(f'JAX_PLATFORMS = {jax.config.jax_platforms!r}: {allowed}') from None
 
 
-def cores() -> int:
-    """Those that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-
-
 def score_block(config: NCAConfig, seed: int, split: str, epoch: int, block: int) -> Block:
-    """Frames, patch tokens and scores of the `search_block` candidates from block * search_block on.
+    """Scores the `search_block` candidates from block * search_block on.
 
-    They are computed on a CPU, whatever the training runs on: so a rule is accepted or not on every machine alike, and
-    a search never waits for an accelerator. To be called in a thread that no mesh is set for: it would decide instead.
+    Call it in a thread for which no mesh is set: the mesh would decide where it runs.
     """
+    # The change rate is about single updates.
+    stride = 1 if config.complexity.measure == 'change_rate' else config.stride
+    # On a CPU, by look-ups: so every machine accepts the same rules, and a search never waits for an accelerator.
+    rule = dataclasses.replace(config.rule, perceive='table')
+    spec = RolloutSpec(rule, config.burn_in, stride, config.complexity.frames)
     index_R = np.arange(config.search_block, dtype=np.uint32) + np.uint32(block * config.search_block)
     with jax.default_device(host_cpu()):
         names = keys.key(seed), keys.number(split), np.uint32(epoch)
-        frames, tokens = score_frames(scored_rollout(config), config.vocab, *names, index_R)
+        frames, tokens = scored_trajectories(spec, config.vocab, *names, index_R)
     frames, tokens = np.asarray(frames), np.asarray(tokens)
     return frames, tokens, complexity.scores(config.complexity, frames, tokens)
 
 
 def score_blocks(config: NCAConfig, seed: int, split: str, epoch: int, blocks: Iterable[int]) -> Iterator[Block]:
-    """`score_block` of each block, in order, some of them ahead of what is asked for.
+    """`score_block` of each block, in order, computed ahead by as many threads as cores.
 
-    A thread for every core rolls out and compresses a block at a time: one thread's arithmetic fills a core, and both
-    let go of the interpreter. A mesh or transfer guard set by the caller doesn't reach the threads.
+    The caller's mesh and transfer guard don't reach the threads.
     """
+    # Here, where a missing CPU can be reported at once.
     host_cpu()
-    pool = concurrent.futures.ThreadPoolExecutor(cores())
+    # A block's arithmetic keeps one core busy, and XLA and the compressors release the interpreter.
+    # Not every system can tell which cores this process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    pool = concurrent.futures.ThreadPoolExecutor(cores)
     pending = collections.deque()
     try:
         for block in blocks:
             pending.append(pool.submit(score_block, config, seed, split, epoch, block))
-            if len(pending) > 2 * cores():
+            if len(pending) > 2 * cores:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
@@ -100,18 +106,55 @@ def score_blocks(config: NCAConfig, seed: int, split: str, epoch: int, blocks: I
         pool.shutdown(cancel_futures=True)
 
 
-def trajectories(config: NCAConfig, seed: int, split: str, epoch: int, count: int) -> Block:
-    """Frames (R, T, Y, X), patch tokens (R, L) and scores (R) of the first `count` candidates, accepted or not."""
-    blocks = score_blocks(config, seed, split, epoch, range(-(-count // config.search_block)))
+def shared_scores(
+    config: NCAConfig, seed: int, split: str, epoch: int, folder: Path, process: int, processes: int
+) -> Iterator[np.ndarray]:
+    """The scores of all blocks in order. Process k computes each block that is k modulo `processes`.
+
+    Processes read each other's scores from `folder`, so that no device takes part: a collective beside training would
+    come in another order on each process. Raises UserError if another process's scores don't come.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    own = score_blocks(config, seed, split, epoch, itertools.count(process, processes))
+    for block in itertools.count():
+        path = folder / f'{block:06d}.npy'
+        if block % processes == process:
+            _, _, scores_R = next(own)
+            with files.replacing(path) as file:
+                np.save(file, scores_R)
+            yield scores_R
+        else:
+            yield wait_for(path, block % processes)
+
+
+def wait_for(path: Path, process: int) -> np.ndarray:
+    deadline = time.monotonic() + PATIENCE_S
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f'{path}: process {process} has not written it in {PATIENCE_S:g} s; '
+                'does it run, see this folder, and have the same software?'
+            )
+        time.sleep(POLL_S)
+    try:
+        return np.load(path)
+    except (EOFError, ValueError) as error:
+        raise UserError(f'{path}: not the scores of process {process} ({error}); delete the folder') from None
+
+
+def trajectories(
+    config: NCAConfig, seed: int, split: str, epoch: int, count: int, progress: Progress | None = None
+) -> Block:
+    """Frames, patch tokens and scores of the first `count` candidates, accepted or not."""
+    blocks = []
+    for block in score_blocks(config, seed, split, epoch, range(-(-count // config.search_block))):
+        blocks.append(block)
+        if progress:
+            progress(min(len(blocks) * config.search_block, count), count)
     frames, tokens, scores = (np.concatenate(parts)[:count] for parts in zip(*blocks, strict=True))
     return frames, tokens, scores
 
 
 def survey(config: NCAConfig, seed: int, count: int, progress: Progress | None = None) -> np.ndarray:
     """Scores (count) of unfiltered rules that no split trains or validates on."""
-    found = []
-    for _, _, scores_R in score_blocks(config, seed, 'survey', 0, range(-(-count // config.search_block))):
-        found.append(scores_R)
-        if progress:
-            progress(min(len(found) * config.search_block, count), count)
-    return np.concatenate(found)[:count]
+    return trajectories(config, seed, 'survey', 0, count, progress)[2]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from nca_jax.nca.rollout import rollout
 def sequence(
     config: NCAConfig, length: int, root: jax.Array, split: str, epoch: jax.Array, index: jax.Array, number: jax.Array
 ) -> jax.Array:
-    """The first `length` tokens of trajectory `number` with the rule that is candidate `index`, int32 (length)."""
+    """The first `length` tokens of trajectory `number` under the rule that is candidate `index`, int32 (length)."""
     frames = -(-length // config.tokens_per_grid)
     rule = score.candidate(config.rule, root, rules_split(config, split), epoch, index)
     frames_TxYxX = rollout(config.rollout(frames), rule, keys.key(root, 'rollout', split, number))
@@ -30,31 +32,28 @@ def sequence(
 
 
 def rules_split(config: NCAConfig, split: str) -> str:
-    """Whose rules the trajectories of a split have."""
+    """The split that a split's trajectories take their rules from."""
     return split if config.held_out == 'rules' else 'train'
 
 
 def shuffle(config: NCAConfig, tokens_L: jax.Array, key: jax.Array) -> jax.Array:
-    """The controls of `config.shuffle`: the same tokens, and so the same counts, in another order.
-
-    'tokens' leaves the delimiters where they are, 'frames' also a last grid that is cut.
-    """
+    """The tokens in the order of the control `config.shuffle`. Delimiters, and a cut last grid, stay where they are."""
+    size = config.tokens_per_grid
     if config.shuffle == 'tokens':
-        place_L = np.arange(tokens_L.size) % config.tokens_per_grid
-        patch_places = np.flatnonzero((place_L > 0) & (place_L < config.tokens_per_grid - 1))
+        place_L = np.arange(tokens_L.size) % size
+        patch_places = np.flatnonzero((place_L > 0) & (place_L < size - 1))
         return tokens_L.at[patch_places].set(jax.random.permutation(key, tokens_L[patch_places]))
     if config.shuffle == 'frames':
-        whole = tokens_L.size // config.tokens_per_grid * config.tokens_per_grid
-        frames_TxS = tokens_L[:whole].reshape(-1, config.tokens_per_grid)
-        return tokens_L.at[:whole].set(jax.random.permutation(key, frames_TxS).reshape(-1))
+        complete = tokens_L.size // size * size
+        grids_TxS = tokens_L[:complete].reshape(-1, size)
+        return tokens_L.at[:complete].set(jax.random.permutation(key, grids_TxS).reshape(-1))
     return tokens_L
 
 
 def make_sequences(config: NCAConfig, length: int, split: str, sharding: NamedSharding) -> Callable:
     """A jitted `(root, names_Bx3) -> tokens_BxL`; a row's names are its epoch, candidate and sequence number.
 
-    Each device computes its own rows in blocks of `config.stream_block`, the last one padded, so that every block has
-    one shape whatever the number of devices: roundings, and with them the tokens, stay the same.
+    Each device computes its own rows. The number of devices doesn't change the tokens.
     """
     rows = sharding.spec[0] if sharding.spec else None
     config = dataclasses.replace(config, rule=config.rule.for_platform(sharding.mesh.devices.flat[0].platform))
@@ -62,6 +61,7 @@ def make_sequences(config: NCAConfig, length: int, split: str, sharding: NamedSh
     def one_block(root, names_Rx3):
         return jax.vmap(lambda names: sequence(config, length, root, split, *names))(names_Rx3)
 
+    # Blocks of one shape, the last one padded, on any number of devices: another shape may round differently.
     def local(root, names_Bx3):
         count = names_Bx3.shape[0]
         padded_Bx3 = jnp.pad(names_Bx3, ((0, -count % config.stream_block), (0, 0)))
@@ -74,16 +74,16 @@ def make_sequences(config: NCAConfig, length: int, split: str, sharding: NamedSh
 
 
 def epochs(config: NCAConfig, batch: int, steps: int) -> int:
-    """How many sets of rules the first `steps` batches take; one where all epochs have the same."""
+    """The number of banks that the first `steps` batches take their rules from."""
     per_epoch = config.rules_per_epoch * config.trajectories_per_rule
     return max(1, -(-steps * batch // per_epoch)) if config.fresh_rules else 1
 
 
-class Rules:
-    """The sets of rules of a split: `rules(epoch)` is that epoch's. For the main thread of every process alone.
+class Banks:
+    """The banks of a split: `banks(epoch)` is that epoch's. To be used by the main thread of every process.
 
-    With a `folder`, which all processes must share, sets are kept there, and `search_ahead(epoch)` begins to look for
-    one beside training. Without one the caller waits. Raises UserError where processes disagree.
+    With a `folder`, which all processes must share, banks are saved there and can be searched ahead. Raises UserError
+    if processes disagree.
     """
 
     def __init__(
@@ -95,12 +95,13 @@ class Rules:
         epochs: int,
         progress: score.Progress | None = None,
     ):
-        self._split = rules_split(config, split)
-        self._asked = config, seed, self._split
+        self._request = config, seed, rules_split(config, split)
         self._folder, self._epochs, self._progress = folder, epochs, progress
         self._process, self._processes = jax.process_index(), jax.process_count()
-        self._searches: dict[int, ahead.Search | None] = {}  # None: its set was there already
-        self._bank = functools.lru_cache(maxsize=2)(self._find)
+        # By epoch; None where the bank was saved before.
+        self._searches: dict[int, subprocess.Popen | None] = {}
+        # A batch may hold sequences of two epochs.
+        self._bank = functools.lru_cache(maxsize=2)(self._get)
         if self._processes > 1 and folder is None:
             raise UserError('several processes need a folder that all of them share to find their rules in')
 
@@ -108,32 +109,33 @@ class Rules:
         return self._bank(epoch)
 
     def search_ahead(self, epoch: int) -> None:
-        """Begins to search the set of an epoch, unless it is found, being sought, or later than any that is used."""
+        """Starts to search an epoch's bank beside training, unless that is done, under way or not needed."""
         if self._folder is None or epoch >= self._epochs or epoch in self._searches:
             return
-        found = bank.bank_path(*self._asked, epoch, self._folder).exists()
-        where = self._folder, self._process, self._processes
-        self._searches[epoch] = None if found else ahead.Search(*self._asked, epoch, *where)
+        saved = bank.bank_path(*self._request, epoch, self._folder).exists()
+        place = self._folder, self._process, self._processes
+        self._searches[epoch] = None if saved else ahead.start_search(*self._request, epoch, *place)
 
-    def _find(self, epoch: int) -> bank.Bank:
+    def _get(self, epoch: int) -> bank.Bank:
         search = self._searches.pop(epoch, None)
         if search:
+            # If it failed, no file is there: the search below finds out why.
             search.wait()
-        where = self._folder, self._progress, self._process, self._processes
-        found = bank.bank(*self._asked, epoch, *where)
+        place = self._folder, self._progress, self._process, self._processes
+        result = bank.bank(*self._request, epoch, *place)
         if self._processes > 1:
-            distributed.agree(found.hash, f'{self._split} rules of epoch {epoch}')
-            bank.forget_scores(*self._asked, epoch, self._folder)
-        return found
+            distributed.agree(result.hash, f'{self._request[-1]} rules of epoch {epoch}')
+            shutil.rmtree(bank.scores_folder(*self._request, epoch, self._folder), ignore_errors=True)
+        return result
 
 
 def make_stream(
-    config: NCAConfig, seed: int, split: str, batch: int, length: int, sharding: NamedSharding, rules: Rules
+    config: NCAConfig, seed: int, split: str, batch: int, length: int, sharding: NamedSharding, banks: Banks
 ) -> Callable[[int], Batch]:
     """`stream(step) -> Batch` of `batch` sequences, sharded over axis 0 as `sharding` says.
 
-    Row r of step s is sequence s * batch + r, with its own rollout key; its rule is entry (s * batch + r) modulo
-    `rules_per_epoch` of its epoch's bank. The next epoch's is searched as soon as one is in use.
+    Row r of step s is sequence n = s * batch + r, with its own rollout key and the rule n modulo `rules_per_epoch` of
+    its epoch's bank. The next epoch's bank is searched while this one is in use.
     """
     root = functools.cache(jax.jit(lambda: keys.key(seed), out_shardings=NamedSharding(sharding.mesh, PartitionSpec())))
     sequences = make_sequences(config, length + 1, split, sharding)
@@ -144,10 +146,11 @@ def make_stream(
         number_B = step * batch + np.arange(batch)
         epoch_B = number_B // per_epoch if config.fresh_rules else np.zeros(batch, int)
         entry_B = number_B % per_epoch % config.rules_per_epoch
-        index_B = [rules(int(epoch)).index_R[entry] for epoch, entry in zip(epoch_B, entry_B, strict=True)]
-        rules.search_ahead(int(epoch_B[-1]) + 1)
+        index_B = [banks(int(epoch)).index_R[entry] for epoch, entry in zip(epoch_B, entry_B, strict=True)]
+        banks.search_ahead(int(epoch_B[-1]) + 1)
         names_Bx3 = np.stack([epoch_B, index_B, number_B], 1).astype(np.uint32)
-        with jax.transfer_guard_host_to_device('allow'):  # these few integers are all that a batch transfers
+        # These few integers are all that a batch transfers.
+        with jax.transfer_guard_host_to_device('allow'):
             names = jax.make_array_from_callback(names_Bx3.shape, sharding, lambda rows: names_Bx3[rows])
         return cut(sequences(root(), names))
 
