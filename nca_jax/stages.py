@@ -14,7 +14,8 @@ from nca_jax import mesh as meshes
 from nca_jax.batch import MAX_VOCAB, Batch, Vocab
 from nca_jax.checkpoint.store import read_manifest
 from nca_jax.config import Config
-from nca_jax.data import controls, dyck, generated, prepare, recipes, text, tokenizer
+from nca_jax.data import controls, corpora, dyck, streams, text, tokenizer
+from nca_jax.data.preparation import prepare_text
 from nca_jax.errors import FieldError, UserError, check
 from nca_jax.evals import held_out, nca_grid, perplexity
 from nca_jax.nca import stream as nca_stream
@@ -49,7 +50,7 @@ def vocabulary(config: Config) -> Vocab:
         return data.vocab
     if data.tokenizer:
         return Vocab(tokenizer.load(data.tokenizer).get_vocab_size())
-    published = recipes.RECIPES.get(data.corpus)  # which name the tokenizer that they must be given
+    published = corpora.RECIPES.get(data.corpus)  # which name the tokenizer that they must be given
     return Vocab(published.vocab_size if published else data.vocab_size)
 
 
@@ -89,9 +90,9 @@ def _text(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progres
     _check_table('config.data.vocab_size', config.data.vocab_size, config.data.vocab_size)
     cache, own = pathlib.Path(config.data.cache).expanduser().absolute(), folder.absolute()
     check(not config.data.cache or cache != own, 'config.data.cache', config.data.cache, 'must not be the --workdir')
-    prepared = distributed.first(lambda: prepare.prepare_text(config.data, folder / 'text', progress))
+    prepared = distributed.first(lambda: prepare_text(config.data, folder / 'text', progress))
     _check_table('config.data.tokenizer', config.data.tokenizer, prepared.vocab.size)
-    stream = text.make_stream(config.data, prepared, config.seed, 'train', config.train.batch, length, sharding)
+    stream = text.make_stream(prepared, config.seed, 'train', config.train.batch, length, sharding)
     windows = evaluation.batch * evaluation.batches
     valid = text.make_eval_range(prepared, 'valid', evaluation.batch, length, windows, sharding)
     evaluator = perplexity.make_evaluator(config.model, prepared.vocab, mesh, valid.stream, valid.steps, valid.bytes)
@@ -136,7 +137,7 @@ def _tokenizer(config: Config, folder: pathlib.Path | None) -> Tokenizer:
     check(config.init_from is not None, 'config.data.tokenizer', '', allowed)
     parent = pathlib.Path(config.init_from.run)
     manifest = read_manifest(parent.absolute() / 'checkpoints', config.init_from.step)
-    found = tokenizer.of_run(parent, manifest, None)
+    found = tokenizer.load_of_run(parent, manifest, None)
     check(found is not None, 'config.data.tokenizer', '', allowed)
     return found
 
@@ -197,7 +198,7 @@ def _generated(config: Config, mesh: jax.sharding.Mesh, sequences: Callable, sub
     """A stage whose rows are computed from their numbers: the config says all, so there is nothing to hash."""
     data, length, sharding = config.data, config.model.length, meshes.batch_sharding(mesh)
     train, valid = (
-        generated.make_stream(
+        streams.make_computed_stream(
             functools.partial(sequences, data, length + 1), config.stage, config.seed, split, batch, length, sharding
         )
         for split, batch in (('train', config.train.batch), ('valid', config.eval.batch))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from nca_jax import distributed
-from nca_jax.data import dyck, generated
+from nca_jax.data import dyck, streams
 from nca_jax.errors import UserError
 from nca_jax.nca import score, stream
 from tests.test_nca_bank import CONFIG
@@ -37,7 +37,7 @@ def main(address: str, process: int, folder: pathlib.Path) -> None:
         for step, inputs in zip(STEPS, found, strict=True)
         for shard in inputs.addressable_shards
     }
-    words = generated.make_stream(BRACKETS, 'dyck', 0, 'train', BATCH, LENGTH, sharding)(1).inputs_BxL
+    words = streams.make_computed_stream(BRACKETS, 'dyck', 0, 'train', BATCH, LENGTH, sharding)(1).inputs_BxL
     rows |= {f'dyck-{shard.index[0].start or 0}': np.asarray(shard.data) for shard in words.addressable_shards}
     refusals = []
     for text in ('the same', f'process {process}'):

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import stats
 
-from nca_jax.data import controls, generated
+from nca_jax.data import controls, streams
 from nca_jax.data.controls import CopyConfig, NoiseConfig
 from nca_jax.errors import UserError
 
@@ -20,7 +20,7 @@ def make(config, batch=8, length=40, devices=1, split='train'):
     axes = {'axis_types': (AxisType.Auto,), 'devices': jax.devices()[:devices]}
     sharding = NamedSharding(jax.make_mesh((devices,), ('data',), **axes), PartitionSpec('data'))
     sequences = functools.partial(SEQUENCES[config], config, length + 1)
-    return generated.make_stream(sequences, 'control', 0, split, batch, length, sharding)
+    return streams.make_computed_stream(sequences, 'control', 0, split, batch, length, sharding)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import stats
 
 from nca_jax import keys
-from nca_jax.data import dyck, generated
+from nca_jax.data import dyck, streams
 from nca_jax.data.dyck import DyckConfig
 from nca_jax.errors import UserError
 
@@ -135,12 +135,12 @@ def sharding(devices: int) -> NamedSharding:
 
 def make(config=PAPER, seed=0, split='train', batch=8, length=30, devices=1, name='dyck'):
     sequences = functools.partial(dyck.sequences, config, length + 1)
-    return generated.make_stream(sequences, name, seed, split, batch, length, sharding(devices))
+    return streams.make_computed_stream(sequences, name, seed, split, batch, length, sharding(devices))
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(generated, 'BLOCK_TOKENS', 1000)
+    monkeypatch.setattr(streams, 'BLOCK_TOKENS', 1000)
 
 
 @pytest.mark.parametrize('config', [PAPER, CONFIGS[3]], ids=['plain', 'shuffle'])

@@ -16,7 +16,8 @@ import time
 import numpy as np
 import pytest
 
-from nca_jax.data import corpora, prepare, recipes, shards, splits, text
+from nca_jax import cli
+from nca_jax.data import corpora, preparation, splits, text
 from nca_jax.data import tokenizer as bpe
 from nca_jax.errors import UserError
 
@@ -76,7 +77,7 @@ def source(tmp_path_factory, texts):
 
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory, source):
-    return prepare.prepare_text(config(source), tmp_path_factory.mktemp('prepared'))
+    return preparation.prepare_text(config(source), tmp_path_factory.mktemp('prepared'))
 
 
 def test_duplicates_go_and_no_document_is_on_both_sides(prepared, texts):
@@ -89,28 +90,29 @@ def test_duplicates_go_and_no_document_is_on_both_sides(prepared, texts):
 
 def test_the_side_of_a_document_depends_on_its_text_alone(tmp_path, prepared, texts):
     others = write(tmp_path, texts[::-2] + documents(60, seed=1))
-    again = prepare.prepare_text(config(others), tmp_path / 'out')
+    again = preparation.prepare_text(config(others), tmp_path / 'out')
     assert set(decoded(again, 'train')) & set(texts) <= set(decoded(prepared, 'train'))
     assert set(decoded(again, 'valid')) & set(texts) <= set(decoded(prepared, 'valid'))
 
 
 def test_the_share_of_validation_is_what_was_asked_for():
     digests = np.array([os.urandom(16) for _ in range(20_000)], 'S16')
-    scanned = {'documents': splits.Documents(digests, np.ones(20_000, np.int64), np.zeros(20_000, bool))}
+    scanned = np.zeros(20_000, splits.SCANNED)
+    scanned['digest'] = digests
     for share in (0.01, 0.2, 0.7):
-        found = len(splits.by_content(scanned, share).valid[1]) / 20_000
+        found = len(splits.by_content(scanned, share).valid_M) / 20_000
         assert abs(found - share) < 4 * (share * (1 - share) / 20_000) ** 0.5
 
 
 def test_the_tokenizer_knows_the_training_split_only(tmp_path, prepared, texts):
     valid = set(decoded(prepared, 'valid'))
     train = [text for text in texts if text not in valid]
-    without = prepare.prepare_text(config(write(tmp_path / 'a', [*train, min(valid)])), tmp_path / 'out')
+    without = preparation.prepare_text(config(write(tmp_path / 'a', [*train, min(valid)])), tmp_path / 'out')
     assert without.tokenizer_identity == prepared.tokenizer_identity
     seen = set()
     for number in range(20):  # a word of one document is learnt where the document trains, and only there
         word = [*texts, f'{number} ' + 'zyzzyva ' * 500]
-        found = prepare.prepare_text(config(write(tmp_path / f'b{number}', word)), tmp_path / 'out')
+        found = preparation.prepare_text(config(write(tmp_path / f'b{number}', word)), tmp_path / 'out')
         trains = word[-1] in decoded(found, 'train')
         assert (found.tokenizer_identity != prepared.tokenizer_identity) == trains
         seen.add(trains)
@@ -163,9 +165,9 @@ def test_text_that_spells_the_end_of_text_is_text(prepared, texts):
 
 
 def test_a_second_call_only_opens(tmp_path, source):
-    first = prepare.prepare_text(config(source, cache=str(tmp_path / 'cache')), tmp_path / 'run1')
+    first = preparation.prepare_text(config(source, cache=str(tmp_path / 'cache')), tmp_path / 'run1')
     stages = []
-    second = prepare.prepare_text(
+    second = preparation.prepare_text(
         config(source, cache=str(tmp_path / 'cache')), tmp_path / 'run2', lambda *stage: stages.append(stage)
     )
     assert (stages, second.identity, second.folder) == ([], first.identity, first.folder)
@@ -174,26 +176,26 @@ def test_a_second_call_only_opens(tmp_path, source):
 
 def test_a_changed_file_makes_other_shards(tmp_path, texts):
     folder = write(tmp_path / 'source', texts)
-    first = prepare.prepare_text(config(folder), tmp_path / 'out')
+    first = preparation.prepare_text(config(folder), tmp_path / 'out')
     write(folder, [*texts[:-1], texts[-1] + ' more'])
-    assert prepare.prepare_text(config(folder), tmp_path / 'out').identity != first.identity
+    assert preparation.prepare_text(config(folder), tmp_path / 'out').identity != first.identity
 
 
 def test_the_identity_is_free_of_paths(tmp_path, prepared, texts):
     copy = write(tmp_path / 'elsewhere', texts)
-    assert prepare.prepare_text(config(copy), tmp_path / 'out').identity == prepared.identity
+    assert preparation.prepare_text(config(copy), tmp_path / 'out').identity == prepared.identity
 
 
 def test_shards_of_another_tokenizer_are_refused(prepared):
     other = bpe.train(documents(50, seed=5), VOCAB)
     with pytest.raises(UserError, match=r'written with tokenizer \w{12}, this one is \w{12}'):
-        prepare.open_prepared(prepared.folder, other)
+        preparation.open_prepared(prepared.folder, other)
 
 
 def test_a_loaded_tokenizer_is_used_as_it_is(tmp_path, source, prepared):
     file = tmp_path / 'tokenizer.json'
     file.write_text(json.dumps(json.loads(prepared.tokenizer.to_str()), indent=3))
-    found = prepare.prepare_text(config(source, tokenizer=str(file)), tmp_path / 'out')
+    found = preparation.prepare_text(config(source, tokenizer=str(file)), tmp_path / 'out')
     assert (found.tokenizer_identity, found.identity) == (prepared.tokenizer_identity, prepared.identity)
     with pytest.raises(UserError, match='vocab_size = 400: must be 0 where a tokenizer is given'):
         config(source, tokenizer=str(file), vocab_size=400)
@@ -211,25 +213,25 @@ def test_damaged_shards_are_named(tmp_path, source, prepared, file, damage, mess
     folder = shutil.copytree(prepared.folder, tmp_path / prepared.folder.name)
     (folder / file).write_bytes(damage((folder / file).read_bytes()))
     with pytest.raises(UserError, match=message) as caught:
-        prepare.open_prepared(folder)
+        preparation.open_prepared(folder)
     assert '\n' not in str(caught.value)
 
 
 def test_a_cache_that_cannot_be_made_is_named(tmp_path, source):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(UserError, match=r'cache .*file: '):
-        prepare.prepare_text(config(source, cache=str(tmp_path / 'file')), tmp_path)
+    with pytest.raises(UserError, match=r'cache=.*file'):
+        preparation.prepare_text(config(source, cache=str(tmp_path / 'file')), tmp_path)
 
 
 RUN = """
 import os, signal, sys
-from nca_jax.data import prepare, shards, text
-shards.PART_BYTES, shards.CHUNK = 1000, 2
+from nca_jax.data import preparation, shards, text
+shards.SHARD_BYTES, shards.CHUNK = 1000, 2
 config, out, kill_at = text.TextConfig(*eval(sys.argv[1])), sys.argv[2], int(sys.argv[3])
 def progress(stage, done, total):
     if stage == 'tokenize' and 0 < kill_at < done:
         os.kill(os.getpid(), signal.SIGKILL)
-print(prepare.prepare_text(config, out, progress).identity)
+print(preparation.prepare_text(config, out, progress).identity)
 """
 
 
@@ -245,16 +247,16 @@ def test_two_processes_finish_what_a_killed_one_left(tmp_path, source, prepared)
     (folder,) = (tmp_path / 'tokens').iterdir()
     left = {file.name: file.stat().st_mtime_ns for file in folder.glob('*.npy')}
     assert len(left) > 3
-    assert not (folder / shards.INDEX).exists()
+    assert not (folder / preparation.INDEX).exists()
     both = [launch(source, tmp_path) for _ in range(2)]
     assert [process.communicate()[0].strip() for process in both] == [prepared.identity] * 2
     assert {name: (folder / name).stat().st_mtime_ns for name in left} == left
-    found = prepare.open_prepared(folder)
+    found = preparation.open_prepared(folder)
     for side in ('train', 'valid'):
         one, other = getattr(found, side), getattr(prepared, side)
         np.testing.assert_array_equal(one.read(0, len(one)), other.read(0, len(other)))
         assert (one.tokens, one.documents, one.bytes) == (other.tokens, other.documents, other.bytes)
-    assert not list(folder.glob('*.tmp'))
+    assert not list(folder.glob('.*'))
 
 
 def test_who_comes_second_waits(tmp_path, source, prepared):
@@ -267,11 +269,26 @@ def test_who_comes_second_waits(tmp_path, source, prepared):
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         with (tmp_path / 'lock').open('a') as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
-            result = pool.submit(prepare.prepare_text, config(source), tmp_path, progress)
+            result = pool.submit(preparation.prepare_text, config(source), tmp_path, progress)
             assert waiting.wait(60)
             time.sleep(0.3)
             assert stages == ['wait']
         assert result.result().identity == prepared.identity
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [(lambda texts: [*texts[:-1], texts[-1][::-1]], r'a\.jsonl:\d+: changed'), (lambda texts: texts[:-1], 'vanished')],
+)
+def test_text_that_changes_between_the_passes_is_refused(tmp_path, texts, change, message):
+    folder = write(tmp_path / 'source', texts)
+
+    def progress(stage, done, total):
+        if (stage, done) == ('scan', len(texts)):
+            write(folder, change(texts))
+
+    with pytest.raises(UserError, match=message):
+        preparation.prepare_text(config(folder), tmp_path / 'out', progress)
 
 
 def test_vocabularies_above_65536_take_four_bytes(tmp_path, prepared):
@@ -280,7 +297,7 @@ def test_vocabularies_above_65536_take_four_bytes(tmp_path, prepared):
         layout['model']['vocab'][f'{number:08d}'] = number
     (tmp_path / 'tokenizer.json').write_text(json.dumps(layout))
     found = config(write(tmp_path / 'a', documents(30)), tokenizer=str(tmp_path / 'tokenizer.json'))
-    big = prepare.prepare_text(found, tmp_path / 'out')
+    big = preparation.prepare_text(found, tmp_path / 'out')
     assert np.load(big.folder / 'train-00000.npy').dtype == np.uint32
     assert np.load(prepared.folder / 'train-00000.npy').dtype == np.uint16
 
@@ -303,9 +320,9 @@ def test_vocabularies_above_65536_take_four_bytes(tmp_path, prepared):
 )
 def test_bad_input_is_one_line(tmp_path, source, change, message):
     with pytest.raises(UserError, match=message) as caught:
-        prepare.prepare_text(config(source, **change), tmp_path)
+        preparation.prepare_text(config(source, **change), tmp_path)
     assert '\n' not in str(caught.value)
-    assert not list(tmp_path.rglob(shards.INDEX))
+    assert not list(tmp_path.rglob(preparation.INDEX))
 
 
 @pytest.mark.parametrize(
@@ -314,7 +331,7 @@ def test_bad_input_is_one_line(tmp_path, source, change, message):
 )
 def test_a_corpus_with_too_little_is_refused(tmp_path, lines, message):
     with pytest.raises(UserError, match=message):
-        prepare.prepare_text(config(write(tmp_path / 'a', lines)), tmp_path / 'out')
+        preparation.prepare_text(config(write(tmp_path / 'a', lines)), tmp_path / 'out')
 
 
 @pytest.mark.parametrize(
@@ -332,37 +349,37 @@ def test_tokenizers_that_lose_or_add_text_are_refused(tmp_path, source, prepared
     layout = json.loads(prepared.tokenizer.to_str()) | change
     (tmp_path / 'tokenizer.json').write_text(json.dumps(layout))
     with pytest.raises(UserError, match=message):
-        prepare.prepare_text(config(source, tokenizer=str(tmp_path / 'tokenizer.json')), tmp_path / 'out')
+        preparation.prepare_text(config(source, tokenizer=str(tmp_path / 'tokenizer.json')), tmp_path / 'out')
 
 
 def test_replaced_bytes_are_counted_or_refused(tmp_path, texts):
     folder = write(tmp_path / 'a', texts)
     (folder / 'b.txt').write_bytes(b'caf\xe9')
-    assert prepare.prepare_text(config(folder), tmp_path / 'out').documents['replaced'] == 1
+    assert preparation.prepare_text(config(folder), tmp_path / 'out').documents['replaced'] == 1
     with pytest.raises(UserError, match=r'b\.txt: not UTF-8 at byte 3'):
-        prepare.prepare_text(config(folder, encoding_errors='refuse'), tmp_path / 'out')
+        preparation.prepare_text(config(folder, encoding_errors='refuse'), tmp_path / 'out')
 
 
 def test_the_command_prepares_and_prints_its_rate(tmp_path, source, capsys):
     flags = ['--corpus=text_files', f'--path={source}', '--field=text', '--vocab_size=300', f'--out={tmp_path}']
-    prepare.main(flags)
+    assert cli.main(['prepare', *flags]) == 0
     printed = capsys.readouterr().out
     assert 'train: ' in printed
     assert 'dropped 42' in printed
     assert 'tokens/s; 9B tokens would take' in printed
-    prepare.main(flags)
+    assert cli.main(['prepare', *flags]) == 0
     assert 'already prepared' in capsys.readouterr().out
 
 
 def test_openwebtext_is_cut_as_nanogpt_cut_it():
-    train, valid = splits.hold_out(10, 0.25, 2357)
+    train, valid, *_ = splits.by_permutation(np.zeros(10, splits.SCANNED), 0, 0.25, 2357)
     order = np.random.default_rng(2357).permutation(10).tolist()
     assert (valid.tolist(), train.tolist()) == (sorted(order[:3]), sorted(order[3:]))
 
 
 @pytest.mark.full
 def test_openwebtext_has_the_rows_that_nanogpts_script_prints():
-    train, valid = splits.hold_out(8_013_769, 0.0005, 2357)
+    train, valid, *_ = splits.by_permutation(np.zeros(8_013_769, splits.SCANNED), 0, 0.0005, 2357)
     assert (len(train), len(valid)) == (8_009_762, 4_007)
     assert len(np.intersect1d(train, valid)) == 0
 
@@ -370,23 +387,24 @@ def test_openwebtext_has_the_rows_that_nanogpts_script_prints():
 @pytest.fixture
 def small_recipes(monkeypatch, tmp_path, prepared):
     """The recipes with a small tokenizer in GPT-2's place, and without the count that only the whole corpus has."""
-    for name, recipe in recipes.RECIPES.items():
+    for name, recipe in corpora.RECIPES.items():
         small = dataclasses.replace(recipe, vocab_size=VOCAB, expected={})
-        monkeypatch.setitem(recipes.RECIPES, name, small)
+        monkeypatch.setitem(corpora.RECIPES, name, small)
     prepared.tokenizer.save(str(tmp_path / 'gpt2.json'))
     return str(tmp_path / 'gpt2.json')
 
 
 @pytest.mark.parametrize('name', ['openwebtext', 'openwebmath', 'codeparrot', 'c4'])
 def test_recipes_read_published_files(tmp_path, small_recipes, texts, name):
-    field, sides = recipes.RECIPES[name].field, recipes.RECIPES[name].sides
+    field, divide = corpora.RECIPES[name].field, corpora.RECIPES[name].divide
+    sides = divide is splits.as_published
     cuts = {'train': texts[:120] + texts[:5], 'valid': texts[118:]} if sides else {'part': texts + texts[:5]}
     for side, found in cuts.items():
         folder = tmp_path / 'data' / f'x-{side}'
         folder.mkdir(parents=True)
         (folder / 'train-00000.jsonl').write_text(''.join(json.dumps({field: text}) + '\n' for text in found))
     recipe = config(tmp_path / 'data', corpus=name, field='', tokenizer=small_recipes)
-    found = prepare.prepare_text(recipe, tmp_path / 'out')
+    found = preparation.prepare_text(recipe, tmp_path / 'out')
     train, valid = decoded(found, 'train'), decoded(found, 'valid')
     if sides:  # as published: neither cut anew nor rid of duplicates, but what both sides have is counted
         assert (train, valid) == (cuts['train'], cuts['valid'])
@@ -400,32 +418,32 @@ def test_recipes_read_published_files(tmp_path, small_recipes, texts, name):
 def test_a_published_count_is_checked_to_a_thousandth(tmp_path, small_recipes, texts, monkeypatch):
     folder = write(tmp_path / 'data', texts)
     recipe = config(folder, corpus='openwebtext', field='', tokenizer=small_recipes)
-    tokens = prepare.prepare_text(recipe, tmp_path / 'free').train.tokens
+    tokens = preparation.prepare_text(recipe, tmp_path / 'free').train.tokens
     assert tokens > 1001
     for error, ok in ((0, True), (tokens // 1000, True), (tokens // 500, False), (-tokens // 500, False)):
-        fixed = dataclasses.replace(recipes.RECIPES['openwebtext'], expected={'train': tokens + error})
-        monkeypatch.setitem(recipes.RECIPES, 'openwebtext', fixed)
+        fixed = dataclasses.replace(corpora.RECIPES['openwebtext'], expected={'train': tokens + error})
+        monkeypatch.setitem(corpora.RECIPES, 'openwebtext', fixed)
         if ok:
-            prepare.prepare_text(recipe, tmp_path / f'out{error}')
+            preparation.prepare_text(recipe, tmp_path / f'out{error}')
         else:
             with pytest.raises(
                 UserError, match=rf'openwebtext: {tokens:,} train tokens, published are {tokens + error:,}'
             ):
-                prepare.prepare_text(recipe, tmp_path / f'out{error}')
+                preparation.prepare_text(recipe, tmp_path / f'out{error}')
 
 
 def test_recipes_take_gpt2s_tokenizer_alone(tmp_path, prepared, texts):
     folder = write(tmp_path / 'data', texts)
     recipe = config(folder, corpus='openwebtext', field='')
     with pytest.raises(UserError, match=r"tokenizer = '': must be GPT-2's tokenizer\.json for openwebtext"):
-        prepare.prepare_text(recipe, tmp_path / 'out')
+        preparation.prepare_text(recipe, tmp_path / 'out')
     prepared.tokenizer.save(str(tmp_path / 'small.json'))
     given = config(folder, corpus='openwebtext', field='', tokenizer=str(tmp_path / 'small.json'))
     with pytest.raises(UserError, match='300 tokens, openwebtext takes a tokenizer of 50257'):
-        prepare.prepare_text(given, tmp_path / 'out')
+        preparation.prepare_text(given, tmp_path / 'out')
 
 
 def test_the_data_that_the_paper_used_is_fixed():
-    assert recipes.RECIPES['openwebtext'].expected == {'train': 9_035_582_489, 'valid': 4_434_606}
-    assert {recipe.vocab_size for recipe in recipes.RECIPES.values()} == {50_257}
+    assert corpora.RECIPES['openwebtext'].expected == {'train': 9_035_582_489, 'valid': 4_434_606}
+    assert {recipe.vocab_size for recipe in corpora.RECIPES.values()} == {50_257}
     assert corpora.BUILT_IN.keys() == {'python_stdlib', 'python_docs'}

@@ -44,6 +44,7 @@ RANKS = {
     'main': 10,
     'study': 10,
     'look': 10,
+    'data.prepare': 10,
     'scale': 10,
     'hf.export': 10,
     'hf.adopt': 10,

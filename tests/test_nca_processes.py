@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from nca_jax import keys
-from nca_jax.data import generated
+from nca_jax.data import streams
 from nca_jax.errors import UserError
 from nca_jax.nca import bank, score, stream
 from tests import process_of_two
@@ -50,7 +50,7 @@ def test_two_processes_make_the_tokens_and_rules_of_one(tmp_path):
     hashes = [alone(epoch).hash for epoch in range(process_of_two.EPOCHS)]
     expected = stream.make_stream(CONFIG, 0, 'train', process_of_two.BATCH, process_of_two.LENGTH, sharding(1), alone)
     size = (process_of_two.BATCH, process_of_two.LENGTH)
-    words = generated.make_stream(process_of_two.BRACKETS, 'dyck', 0, 'train', *size, sharding(1))(1).inputs_BxL
+    words = streams.make_computed_stream(process_of_two.BRACKETS, 'dyck', 0, 'train', *size, sharding(1))(1).inputs_BxL
     for process, found in enumerate(results):
         np.testing.assert_array_equal(found[f'dyck-{4 * process}'], words[4 * process : 4 * process + 2])
         assert found['hashes'].tolist() == hashes

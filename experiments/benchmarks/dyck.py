@@ -15,7 +15,7 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments.benchmarks import common
-from nca_jax.data import dyck, generated
+from nca_jax.data import dyck, streams
 
 LENGTH, KINDS, DEPTH, P_OPEN = 1024, 64, 16, 0.5
 ROWS = 8192  # in one call of our side: several blocks
@@ -29,7 +29,7 @@ def ours(shuffle: bool, batch: int) -> Callable[[], object]:
     sharding = NamedSharding(mesh, PartitionSpec('data'))
     config = dyck.DyckConfig(KINDS, DEPTH, P_OPEN, shuffle)
     sequences = functools.partial(dyck.sequences, config, LENGTH + 1)
-    stream = generated.make_stream(sequences, 'dyck', 0, 'train', batch, LENGTH, sharding)
+    stream = streams.make_computed_stream(sequences, 'dyck', 0, 'train', batch, LENGTH, sharding)
     steps = itertools.count()
 
     def run():

@@ -1,6 +1,7 @@
-"""What every interpreter brings along: the standard library's source (code) and documentation (prose)."""
+"""Two corpora that every interpreter brings: the standard library's source (code) and documentation (prose)."""
 
 import ast
+import functools
 import importlib.metadata
 import os
 import platform
@@ -8,88 +9,66 @@ import pydoc_data.topics
 import sysconfig
 import tokenize
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
-from nca_jax.data.files import Document
+from nca_jax.data.documents import Document
 from nca_jax.errors import UserError
 
 TESTS = {'test', 'tests', 'idle_test'}
-SKIPPED = TESTS | {'site-packages', 'dist-packages', 'pydoc_data'}  # others' packages, and prose
+# Other people's packages, and pydoc's topics, which are prose.
+SKIPPED = TESTS | {'site-packages', 'dist-packages', 'pydoc_data'}
 DEPENDENCIES = (
     *('absl-py', 'flax', 'grain', 'jax', 'matplotlib', 'ml-collections', 'numpy', 'optax', 'orbax-checkpoint'),
     *('rich', 'scipy', 'tensorflow-datasets', 'tokenizers'),
 )
 
 
-def library_files() -> list[Path]:
-    """The standard library's .py files without its tests, sorted by their path inside the library."""
-    files = []
-    for folder, below, names in os.walk(_root()):
-        below[:] = [name for name in below if name not in SKIPPED and not name.startswith('config-')]
-        # _sysconfigdata and config-*: what the build of this very interpreter wrote, with the machine's paths.
-        files += [
-            Path(folder, name) for name in names if name.endswith('.py') and not name.startswith('_sysconfigdata')
-        ]
-    if not files:
-        raise UserError(f'corpus python_stdlib: no source in {_root()}, this interpreter came without its library')
-    return sorted(files, key=lambda file: file.relative_to(_root()).as_posix())
-
-
-def sources() -> Iterator[Document]:
-    root = _root()
-    for file in library_files():
-        yield Document(read_source(file), file.relative_to(root).as_posix())
-
-
-def read_source(file: Path) -> str:
-    """Python source, decoded as its own encoding line says."""
-    with tokenize.open(file) as stream:
-        return stream.read()
+def sources() -> list[Document]:
+    """The standard library's source files without its tests, sorted by path."""
+    return [Document(_read_source(file), name.as_posix()) for file, name in _library_files()]
 
 
 def source_identity() -> list:
-    """Names the library without reading it: the version and the sizes of the files."""
-    root = _root()
-    return [_interpreter(), [(file.relative_to(root).as_posix(), file.stat().st_size) for file in library_files()]]
+    """The interpreter's version and the sizes of the library's files, which tell libraries apart without reading."""
+    interpreter = f'{platform.python_implementation()} {platform.python_version()}'
+    return [interpreter, [(name.as_posix(), file.stat().st_size) for file, name in _library_files()]]
 
 
-def docstrings() -> Iterator[Document]:
-    """First the pydoc topics, then one document for each module that has docstrings."""
-    for topic, text in sorted(pydoc_data.topics.topics.items()):
-        yield Document(text, f'pydoc/{topic}')
-    modules = [(file, file.relative_to(_root())) for file in library_files()]
+@functools.cache  # parsing all modules takes many seconds, and the texts only 16 MB
+def docstrings() -> list[Document]:
+    """pydoc's topics, then one document for each module of the library and the dependencies that has docstrings."""
+    documents = [Document(text, f'pydoc/{topic}') for topic, text in sorted(pydoc_data.topics.topics.items())]
+    modules = _library_files()
     for dependency in DEPENDENCIES:
-        modules += _modules(dependency)
+        modules += _package_files(dependency)
     for file, name in modules:
         module = name.with_suffix('').as_posix().replace('/', '.').removesuffix('.__init__')
-        text = _docstrings(read_source(file), module)
+        text = _docstrings(_read_source(file), module)
         if text:
-            yield Document(text, name.as_posix())
+            documents.append(Document(text, name.as_posix()))
+    return documents
 
 
 def docs_identity() -> list:
     return [source_identity(), [(name, _distribution(name).version) for name in DEPENDENCIES]]
 
 
-def _docstrings(source: str, module: str) -> str:
-    """Every docstring of a module under its qualified name, in the order of the source."""
-    found = []
-
-    def visit(node: ast.AST, name: str) -> None:
-        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        if documented and (doc := ast.get_docstring(node)):
-            found.append(f'{name}\n\n{doc}\n')
-        for child in getattr(node, 'body', ()):
-            visit(child, f'{name}.{child.name}' if hasattr(child, 'name') else name)
-
-    with warnings.catch_warnings():  # others' invalid escapes are none of the user's business
-        warnings.simplefilter('ignore')
-        visit(ast.parse(source), module)
-    return '\n\n'.join(found)
+def _library_files() -> list[tuple[Path, Path]]:
+    """The library's .py files without its tests, and their names inside it, sorted by name."""
+    root, files = Path(sysconfig.get_path('stdlib')), []
+    for folder, below, names in os.walk(root):
+        # os.walk descends into what stays in `below`. config-* and _sysconfigdata hold this machine's paths.
+        below[:] = [name for name in below if name not in SKIPPED and not name.startswith('config-')]
+        files += [
+            Path(folder, name) for name in names if name.endswith('.py') and not name.startswith('_sysconfigdata')
+        ]
+    if not files:
+        raise UserError(f'corpus python_stdlib: no source in {root}, this interpreter came without its library')
+    pairs = [(file, file.relative_to(root)) for file in files]
+    return sorted(pairs, key=lambda pair: pair[1].as_posix())
 
 
-def _modules(dependency: str) -> list[tuple[Path, Path]]:
+def _package_files(dependency: str) -> list[tuple[Path, Path]]:
     """The .py files of an installed package without its tests, and their names inside it, sorted by name."""
     names = sorted(name for name in _distribution(dependency).files or () if name.suffix == '.py')
     kept = [name for name in names if not TESTS & set(name.parts) and not name.stem.endswith('_test')]
@@ -103,9 +82,25 @@ def _distribution(name: str) -> importlib.metadata.Distribution:
         raise UserError(f'corpus python_docs: {name} is not installed') from None
 
 
-def _interpreter() -> str:
-    return f'{platform.python_implementation()} {platform.python_version()}'
+def _read_source(file: Path) -> str:
+    """Python source, decoded as its own encoding line says."""
+    with tokenize.open(file) as stream:
+        return stream.read()
 
 
-def _root() -> Path:
-    return Path(sysconfig.get_path('stdlib'))
+def _docstrings(source: str, module: str) -> str:
+    """Every docstring of a module under its qualified name, in the order of the source."""
+    texts = []
+
+    def visit(node: ast.AST, name: str) -> None:
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and (doc := ast.get_docstring(node)):
+            texts.append(f'{name}\n\n{doc}\n')
+        for child in getattr(node, 'body', ()):
+            visit(child, f'{name}.{child.name}' if hasattr(child, 'name') else name)
+
+    with warnings.catch_warnings():
+        # Invalid escapes in other people's source aren't the user's business.
+        warnings.simplefilter('ignore')
+        visit(ast.parse(source), module)
+    return '\n\n'.join(texts)

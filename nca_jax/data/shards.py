@@ -1,49 +1,35 @@
-"""Token shards: memory-mapped .npy files under one JSON index, written part by part so that a killed run goes on."""
+"""Token shards: memory-mapped .npy files, written one by one so that a killed run goes on."""
 
 import bisect
 import concurrent.futures
-import dataclasses
-import json
-import os
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from nca_jax import files
 from nca_jax.data import splits
 from nca_jax.data import tokenizer as bpe
+from nca_jax.data.documents import Document
 from nca_jax.errors import UserError
-from nca_jax.progress import Progress
 
-INDEX = 'index.json'
-TOKENIZER = 'tokenizer.json'
 CHUNK = 256  # documents encoded at once
 AHEAD = 4  # chunks encoded at the same time, so that reading and copying hide behind encoding
-PART_BYTES = 1 << 25  # of text; about 8M GPT-2 tokens, a few seconds of work
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """One shard to write: these rows of a split of a TFDS dataset, each followed by the end-of-text token."""
-
-    name: str
-    side: str
-    folder: str
-    split: str
-    rows: np.ndarray
-    bytes: int
-    field: str
-    encoding_errors: str
+SHARD_BYTES = 1 << 25  # of text; about 8M GPT-2 tokens, a few seconds of work
 
 
 class TokenStore:
-    """The tokens of one split as one long array over all its shards, read without loading them."""
+    """The tokens of one side as one long array over all its shards, read without loading them."""
 
-    def __init__(self, folder: Path, split: dict):
-        self.tokens, self.documents, self.bytes = split['tokens'], split['documents'], split['bytes']
-        self._parts = [_open_part(folder / f'{part["name"]}.npy', part['tokens']) for part in split['parts']]
-        self._starts = np.cumsum([0, *(len(part) for part in self._parts)]).tolist()
+    def __init__(self, folder: Path, side: str, shards: int, tokens: int, documents: int, bytes: int):
+        """Takes what `write_side` returned. Raises UserError for a missing or damaged shard."""
+        self.tokens, self.documents, self.bytes = tokens, documents, bytes
+        self._shards = [_open_shard(_file(folder, side, number)) for number in range(shards)]
+        self._starts = np.cumsum([0, *map(len, self._shards)]).tolist()
+        if self._starts[-1] != tokens:
+            raise UserError(f'{folder}: {side} has {self._starts[-1]} of {tokens} tokens; delete it to make it anew')
 
     def __len__(self) -> int:
         return self.tokens
@@ -54,106 +40,75 @@ class TokenStore:
         number = bisect.bisect_right(self._starts, start) - 1
         while start < stop:
             offset = self._starts[number]
-            piece = self._parts[number][start - offset : stop - offset]
+            piece = self._shards[number][start - offset : stop - offset]
             pieces.append(piece)
             start += len(piece)
             number += 1
         return np.concatenate(pieces, dtype=np.int32)
 
 
-def _open_part(file: Path, tokens: int) -> np.ndarray:
+def write_side(
+    out: Path,
+    side: str,
+    read: Callable[[], Iterable[Document]],
+    scanned_N: np.ndarray,
+    rows_M: np.ndarray,
+    tokenizer: Tokenizer,
+    progress: Callable[[int], None],
+) -> dict[str, int]:
+    """Tokenizes these rows of the corpus into shards, with an end of text after each document.
+
+    Returns the arguments of the side's TokenStore. A shard that exists already is never done again. progress(done)
+    counts bytes of text, and is first called when work begins. Raises UserError for a tokenizer that loses text.
+    """
+    size_M = scanned_N['bytes'][rows_M]
+    cuts = np.flatnonzero(np.diff(np.cumsum(size_M) // SHARD_BYTES)) + 1
+    shards = {_file(out, side, number): rows for number, rows in enumerate(np.split(rows_M, cuts))}
+    missing = [rows for file, rows in shards.items() if not file.exists()]
+    # One pass over the corpus fills all missing shards, one after the other.
+    texts = splits.select(read(), scanned_N, np.concatenate(missing)) if missing else iter(())
+    tokens, done = 0, 0
+    for file, rows in shards.items():
+        size = int(scanned_N['bytes'][rows].sum())
+        if not file.exists():
+            progress(done)
+            pieces = []
+            for piece, counted in _tokenize(itertools.islice(texts, len(rows)), tokenizer):
+                pieces.append(piece)
+                progress(done + counted)
+            if counted != size:
+                raise UserError(f'tokenizer: loses text, its tokens stand for {counted} of {size} bytes')
+            with files.replacing(file) as stream:
+                np.save(stream, np.concatenate(pieces))
+        tokens += len(_open_shard(file))
+        done += size
+    return {'shards': len(shards), 'tokens': tokens, 'documents': len(rows_M), 'bytes': done}
+
+
+def _tokenize(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
+    """(tokens of the next texts, bytes that all tokens so far stand for).
+
+    Encoding runs on all cores, outside Python's lock; this thread reads ahead.
+    """
+    dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
+    end, bytes_V, counted = bpe.end_of_text(tokenizer), bpe.token_bytes(tokenizer), 0
+
+    def encode(chunk: list[str]) -> np.ndarray:
+        encodings = tokenizer.encode_batch_fast(chunk, add_special_tokens=False)
+        return np.concatenate([np.array([*encoding.ids, end], dtype) for encoding in encodings])
+
+    with concurrent.futures.ThreadPoolExecutor(AHEAD) as pool:
+        for tokens in pool.map(encode, iter(lambda: list(itertools.islice(texts, CHUNK)), [])):
+            counted += int(bytes_V[tokens].sum(dtype=np.int64))
+            yield tokens, counted
+
+
+def _file(folder: Path, side: str, number: int) -> Path:
+    return folder / f'{side}-{number:05d}.npy'
+
+
+def _open_shard(file: Path) -> np.ndarray:
     try:
-        part = np.load(file, mmap_mode='r')
+        return np.load(file, mmap_mode='r')
     except (OSError, EOFError, ValueError) as error:
         raise UserError(f'{file}: not a readable shard ({error}); delete {file.parent} to make it anew') from None
-    if part.shape != (tokens,):
-        raise UserError(f'{file}: holds {part.shape} tokens and not {tokens}; delete {file.parent} to make it anew')
-    return part
-
-
-def plan(
-    side: str, rows_M: np.ndarray, bytes_N: np.ndarray, folder: str, split: str, field: str, encoding_errors: str
-) -> list[Part]:
-    """Cuts the rows of one side, train or valid, into parts of about PART_BYTES of text."""
-    part_M = np.cumsum(bytes_N[rows_M]) // PART_BYTES
-    cuts = np.flatnonzero(np.diff(part_M)) + 1
-    return [
-        Part(f'{side}-{number:05d}', side, folder, split, rows, int(bytes_N[rows].sum()), field, encoding_errors)
-        for number, rows in enumerate(np.split(rows_M, cuts))
-    ]
-
-
-def write_parts(parts: Sequence[Part], out: Path, tokenizer: Tokenizer, progress: Progress) -> list[dict]:
-    """Their entries in the index, in order; a part that is there already is never done again.
-
-    progress('tokenize', done, total) counts bytes of text, and is called first when there is something to do.
-    """
-    entries, done, total = [], 0, sum(part.bytes for part in parts)
-    for part in parts:
-        entry_file = out / f'{part.name}.json'
-        if not entry_file.exists():
-            progress('tokenize', done, total)
-            _write_part(part, out, tokenizer, lambda size, done=done: progress('tokenize', done + size, total))
-        entries.append(read_json(entry_file))
-        done += part.bytes
-    return entries
-
-
-def _write_part(part: Part, out: Path, tokenizer: Tokenizer, progress: Callable[[int], None]) -> None:
-    """Tokenizes and writes one shard. Encoding runs on all cores, outside of Python's lock; this thread reads ahead."""
-    source = splits.open_source(part.folder, part.split)
-    chunks = [part.rows[start : start + CHUNK] for start in range(0, len(part.rows), CHUNK)]
-    texts = (splits.read_texts(source, rows, part.field, part.encoding_errors) for rows in chunks)
-    end = bpe.end_of_text(tokenizer)
-    pieces, size = [], 0
-    with concurrent.futures.ThreadPoolExecutor(AHEAD) as pool:
-        for tokens, chunk_bytes in pool.map(lambda chunk: _encode(chunk, tokenizer, end), texts):
-            pieces.append(tokens)
-            size += chunk_bytes
-            progress(size)
-    tokens = np.concatenate(pieces)
-    counted = int(bpe.token_bytes(tokenizer)[tokens].sum(dtype=np.int64))
-    if counted != size:
-        raise UserError(f'tokenizer: loses text, its tokens stand for {counted} of {size} bytes')
-    with (out / f'{part.name}.tmp').open('wb') as stream:
-        np.save(stream, tokens)
-    os.replace(out / f'{part.name}.tmp', out / f'{part.name}.npy')
-    entry = {'name': part.name, 'side': part.side, 'tokens': len(tokens), 'documents': len(part.rows), 'bytes': size}
-    write_json(out / f'{part.name}.json', entry)  # last: where it exists, so does the shard
-
-
-def _encode(texts: list[str], tokenizer: Tokenizer, end: int) -> tuple[np.ndarray, int]:
-    """The tokens of the texts with the end after each, and the bytes of the texts."""
-    dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
-    encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    tokens = np.concatenate([np.array([*encoding.ids, end], dtype) for encoding in encodings])
-    return tokens, sum(len(text.encode()) for text in texts)
-
-
-def write_json(file: Path, value: object) -> None:
-    """Whole or not at all."""
-    partial = file.with_name(f'{file.name}.tmp')
-    partial.write_text(json.dumps(value, indent=1))
-    os.replace(partial, file)
-
-
-def read_json(file: Path) -> dict:
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f'{file}: not JSON ({error}); delete {file.parent} to make it anew') from None
-
-
-def totals(entries: Sequence[dict], side: str) -> dict:
-    """What the index says of one side."""
-    parts = [entry for entry in entries if entry['side'] == side]
-    return {key: sum(part[key] for part in parts) for key in ('tokens', 'documents', 'bytes')} | {'parts': parts}
-
-
-def read_index(folder: Path, tokenizer: Tokenizer) -> dict:
-    """The index of finished shards; UserError where `tokenizer` isn't theirs."""
-    index = read_json(folder / INDEX)
-    found = bpe.identity(tokenizer)
-    if found != index['tokenizer']:
-        raise UserError(f'{folder}: written with tokenizer {index["tokenizer"][:12]}, this one is {found[:12]}')
-    return index

@@ -1,112 +1,95 @@
-"""Which documents train and which validate: a function of their content, so that nothing leaks."""
+"""Which documents train and which validate. The first pass over a corpus keeps 26 bytes a document, never its text."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
 
-from nca_jax.data.files import decode
+from nca_jax.data.documents import Document
+from nca_jax.errors import UserError
 from nca_jax.progress import Progress
 
-CHUNK = 1000  # documents read at once
-
-
-class Documents(NamedTuple):
-    """What the first pass over N documents keeps of each: a digest of its text, its bytes, whether it was repaired."""
-
-    digest_N: np.ndarray  # S16
-    bytes_N: np.ndarray  # int64
-    replaced_N: np.ndarray  # bool
-
-
-def open_source(folder: str, split: str) -> Sequence[dict]:
-    """Random access to the prepared TFDS dataset in the folder."""
-    return tfds.builder_from_directory(folder).as_data_source(split)
-
-
-def names(folder: str) -> list[str]:
-    """The TFDS splits of the prepared dataset in the folder."""
-    return list(tfds.builder_from_directory(folder).info.splits)
-
-
-def iterate(source: Sequence[dict], rows, field: str, encoding_errors: str) -> Iterator[str]:
-    """The texts of these rows, a chunk in memory at a time."""
-    for start in range(0, len(rows), CHUNK):
-        yield from read_texts(source, rows[start : start + CHUNK], field, encoding_errors)
-
-
-def read_texts(source: Sequence[dict], rows, field: str, encoding_errors: str) -> list[str]:
-    """The texts of these rows; TFDS gives bytes."""
-    examples = source.__getitems__([int(row) for row in rows])
-    return [
-        decode(example[field], f'row {row}', encoding_errors)[0] for row, example in zip(rows, examples, strict=True)
-    ]
-
-
-def scan(source: Sequence[dict], field: str, encoding_errors: str, progress: Progress) -> Documents:
-    """The first pass."""
-    digests, sizes, replaced = [], [], []
-    for start in range(0, len(source), CHUNK):
-        rows = range(start, min(start + CHUNK, len(source)))
-        for row, example in zip(rows, source.__getitems__(list(rows)), strict=True):
-            text, broken = decode(example[field], f'row {row}', encoding_errors)
-            data = text.encode()
-            digests.append(hashlib.blake2b(data, digest_size=16).digest())
-            sizes.append(len(data))
-            replaced.append(broken or bool(example.get('replaced', False)))
-        progress('scan', rows.stop, len(source))
-    return Documents(np.array(digests, 'S16'), np.array(sizes, np.int64), np.array(replaced, bool))
+# A digest of the text, its size in UTF-8, and the two marks of `Document`.
+SCANNED = np.dtype([('digest', 'S16'), ('bytes', np.int64), ('replaced', np.bool_), ('valid', np.bool_)])
 
 
 class Division(NamedTuple):
-    """TFDS split and rows of each side. dropped: repeated documents left out. shared: validation documents that a
-    published split also has in training."""
+    """Rows (numbers of documents, ascending) of each side."""
 
-    train: tuple[str, np.ndarray]
-    valid: tuple[str, np.ndarray]
+    train_M: np.ndarray
+    valid_M: np.ndarray
+    # Repeated documents that are left out.
     dropped: int
+    # Documents on both sides, which only a published division has.
     shared: int
 
 
-Divide = Callable[[dict[str, Documents], float], Division]
+Divide = Callable[[np.ndarray, float], Division]
 
 
-def by_content(scanned: dict[str, Documents], valid_share: float) -> Division:
-    """Of equal documents the first stays; one validates where its digest, as a number in [0, 1), is below the share.
+def scan(documents: Iterable[Document], progress: Progress) -> np.ndarray:
+    """SCANNED records of N documents."""
 
-    The side that a document is on depends on nothing but its text.
+    def records() -> Iterator[tuple]:
+        for number, (text, _, replaced, valid) in enumerate(documents, 1):
+            data = text.encode()
+            yield _digest(data), len(data), replaced, valid
+            progress('scan', number, None)
+
+    scanned_N = np.fromiter(records(), SCANNED)
+    progress('scan', len(scanned_N), len(scanned_N))
+    return scanned_N
+
+
+def select(documents: Iterable[Document], scanned_N: np.ndarray, rows_M: np.ndarray) -> Iterator[str]:
+    """The texts of these rows (ascending), read one at a time. Raises UserError unless they are what `scan` saw."""
+    chosen_N = np.zeros(len(scanned_N), bool)
+    chosen_N[rows_M] = True
+    number = 0
+    for document, digest in itertools.compress(zip(documents, scanned_N['digest'], strict=False), chosen_N):
+        # NumPy takes trailing zeros for padding.
+        if _digest(document.text.encode()).rstrip(b'\0') != digest:
+            raise UserError(f'{document.name}: changed while it was read; start again')
+        number += 1
+        yield document.text
+    if number < len(rows_M):
+        raise UserError(f'{len(rows_M) - number} documents vanished while they were read; start again')
+
+
+def by_content(scanned_N: np.ndarray, valid_share: float) -> Division:
+    """Deduplicates; a document is validation if its digest, as a number in [0, 1), is below the share.
+
+    So the side of a document depends on its text alone, and no text is on both sides.
     """
-    ((split, documents),) = scanned.items()
-    _, first_M = np.unique(documents.digest_N, return_index=True)
+    _, first_M = np.unique(scanned_N['digest'], return_index=True)
     rows_M = np.sort(first_M)
-    head_M = documents.digest_N[rows_M].astype('S8')  # the first 8 bytes; NumPy pads those that end in zeros
-    valid_M = head_M.view('>u8') / 2.0**64 < valid_share
-    return Division((split, rows_M[~valid_M]), (split, rows_M[valid_M]), len(documents.digest_N) - len(rows_M), 0)
+    # NumPy pads a digest that ends in zeros, so its first 8 bytes are always 8.
+    head_M = scanned_N['digest'][rows_M].astype('S8').view('>u8')
+    valid_M = head_M / 2.0**64 < valid_share
+    return Division(rows_M[~valid_M], rows_M[valid_M], dropped=len(scanned_N) - len(rows_M), shared=0)
 
 
-def as_published(scanned: dict[str, Documents], valid_share: float) -> Division:
-    """The publisher's own files for each side, untouched."""
-    train_N, valid_N = (scanned[side].digest_N for side in ('train', 'valid'))
-    shared = int(np.isin(valid_N, train_N).sum())
-    return Division(('train', np.arange(len(train_N))), ('valid', np.arange(len(valid_N))), 0, shared)
+def as_published(scanned_N: np.ndarray, valid_share: float) -> Division:
+    """The publisher's own division, untouched."""
+    return _division(scanned_N, np.flatnonzero(~scanned_N['valid']), np.flatnonzero(scanned_N['valid']))
 
 
-def by_permutation(scanned: dict[str, Documents], valid_share: float, test_size: float, seed: int) -> Division:
-    """The rows of `datasets.Dataset.train_test_split(test_size, seed=seed, shuffle=True)`, as nanoGPT published it."""
-    ((split, documents),) = scanned.items()
-    train, valid = hold_out(len(documents.digest_N), test_size, seed)
-    shared = int(np.isin(documents.digest_N[valid], documents.digest_N[train]).sum())
-    return Division((split, train), (split, valid), 0, shared)
+def by_permutation(scanned_N: np.ndarray, valid_share: float, test_size: float, seed: int) -> Division:
+    """The sides of `datasets.Dataset.train_test_split(test_size, seed=seed, shuffle=True)`, as nanoGPT published it.
 
-
-def hold_out(total: int, test_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that `train_test_split` of Hugging Face's `datasets` keeps, and those that it holds out.
-
-    It holds out the first ceil(test_size * N) entries of `np.random.default_rng(seed).permutation(N)`. The rows here
-    stay in the corpus's order: the documents of a side are the same, their order is not.
+    That function shuffles each side; here the documents stay in the corpus's order.
     """
-    permutation_N = np.random.default_rng(seed).permutation(total)
-    held = int(np.ceil(test_size * total))
-    return np.sort(permutation_N[held:]), np.sort(permutation_N[:held])
+    permutation_N = np.random.default_rng(seed).permutation(len(scanned_N))
+    held = int(np.ceil(test_size * len(scanned_N)))
+    return _division(scanned_N, np.sort(permutation_N[held:]), np.sort(permutation_N[:held]))
+
+
+def _division(scanned_N: np.ndarray, train_M: np.ndarray, valid_M: np.ndarray) -> Division:
+    digest_N = scanned_N['digest']
+    return Division(train_M, valid_M, dropped=0, shared=int(np.isin(digest_N[valid_M], digest_N[train_M]).sum()))
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()

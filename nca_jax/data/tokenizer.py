@@ -14,10 +14,14 @@ from nca_jax.errors import UserError
 END_OF_TEXT = '<|endoftext|>'
 FILE = 'tokenizer.json'
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())  # one printable character for each of the 256 bytes
+# GPT-2 writes a printable byte as its own character, the others in order as the characters from 256 on.
+PRINTABLE = [ord(character) for character in ALPHABET if ord(character) < 256]
+OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
+BYTE_OF = {chr(byte): byte for byte in PRINTABLE} | {chr(256 + place): byte for place, byte in enumerate(OTHERS)}
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of `vocab_size` tokens, of which 0 ends a text; a function of the texts and the size alone.
+    """A byte-level BPE of `vocab_size` tokens, where 0 ends a text; a function of the texts and the size alone.
 
     Raises UserError where the texts have too little to merge for that many tokens.
     """
@@ -30,7 +34,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != vocab_size:
         raise UserError(f'vocab_size = {vocab_size}: this corpus fills {tokenizer.get_vocab_size()} tokens at most')
-    return _whole_text(tokenizer)
+    return _plain(tokenizer)
 
 
 def load(file: str) -> Tokenizer:
@@ -46,58 +50,16 @@ def load(file: str) -> Tokenizer:
             f'tokenizer = {file!r}: must be a byte-level BPE with special {END_OF_TEXT}, no normalizer and no dropout'
         )
     try:
-        token_bytes(tokenizer)
+        pieces(tokenizer)
     except UserError as error:
         raise UserError(f'{file}: {error}') from None
-    return _whole_text(tokenizer)
+    return _plain(tokenizer)
 
 
-def identity(tokenizer: Tokenizer) -> str:
-    """The hash that token shards carry: sha256 over the tokenizer's contents, however its file is laid out."""
-    return hashlib.sha256(json.dumps(json.loads(tokenizer.to_str()), sort_keys=True).encode()).hexdigest()
+def load_of_run(run: Path, manifest: Mapping[str, Any], given: Path | None) -> Tokenizer | None:
+    """The tokenizer whose hash the manifest of a run holds, None for runs without one.
 
-
-def end_of_text(tokenizer: Tokenizer) -> int:
-    """The token that follows every document."""
-    return tokenizer.token_to_id(END_OF_TEXT)
-
-
-def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
-    """(V,) int32: the UTF-8 bytes that each token stands for; special tokens stand for none.
-
-    The bytes of a text are the sum over its tokens, so bits per byte is exact over any range of tokens.
-    """
-    layout = json.loads(tokenizer.to_str())
-    special = {token['id'] for token in layout['added_tokens'] if token['special']}
-    bytes_V = np.zeros(tokenizer.get_vocab_size(), np.int32)
-    known = set(ALPHABET)
-    for token, number in tokenizer.get_vocab().items():
-        if number >= len(bytes_V):
-            raise UserError(f'tokenizer: token {token!r} has number {number}, of {len(bytes_V)} tokens')
-        if number not in special:
-            if not known.issuperset(token):
-                raise UserError(f'tokenizer: token {token!r} is not byte-level')
-            bytes_V[number] = len(token)
-    return bytes_V
-
-
-def pieces(tokenizer: Tokenizer) -> list[bytes]:
-    """The bytes of every token, by its number; special tokens have none."""
-    # Byte-level BPE writes printable bytes as the characters of their numbers, the others as those from 256 on.
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    byte_of = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-    texts = {number: token for token, number in tokenizer.get_vocab().items()}
-    return [
-        bytes(byte_of[character] for character in texts[number]) if size else b''
-        for number, size in enumerate(token_bytes(tokenizer))
-    ]
-
-
-def of_run(run: Path, manifest: Mapping[str, Any], given: Path | None) -> Tokenizer | None:
-    """The tokenizer by whose hash the manifest of the run in a folder knows it, None for runs without one.
-
-    It is looked for where `given` says, else in the run's folder, where its config had it and in its cache of texts.
+    Searches `given`, else the run's folder, the file that the run's config names and the run's cache of texts.
     """
     if 'tokenizer' not in manifest['data']:
         if given is not None:
@@ -111,17 +73,50 @@ def of_run(run: Path, manifest: Mapping[str, Any], given: Path | None) -> Tokeni
     raise UserError(f'{run}: was trained with a tokenizer of hash {manifest["data"]["tokenizer"][:12]}, and {where}')
 
 
+def identity(tokenizer: Tokenizer) -> str:
+    """sha256 of the tokenizer's contents, however its file is laid out. Token shards and manifests carry it."""
+    return hashlib.sha256(json.dumps(json.loads(tokenizer.to_str()), sort_keys=True).encode()).hexdigest()
+
+
+def end_of_text(tokenizer: Tokenizer) -> int:
+    """The token that follows every document."""
+    return tokenizer.token_to_id(END_OF_TEXT)
+
+
+def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
+    """(V,) int32: the UTF-8 bytes that each token stands for; special tokens stand for none.
+
+    The bytes of a text are the sum over its tokens, so bits per byte is exact over any range of tokens.
+    """
+    return np.array([len(piece) for piece in pieces(tokenizer)], np.int32)
+
+
+def pieces(tokenizer: Tokenizer) -> list[bytes]:
+    """The bytes of every token, by its number; special tokens have none. Raises UserError if it isn't byte-level."""
+    special = {token['id'] for token in json.loads(tokenizer.to_str())['added_tokens'] if token['special']}
+    found = [b''] * tokenizer.get_vocab_size()
+    for token, number in tokenizer.get_vocab().items():
+        if number >= len(found):
+            raise UserError(f'tokenizer: token {token!r} has number {number}, of {len(found)} tokens')
+        if number not in special:
+            if not BYTE_OF.keys() >= set(token):
+                raise UserError(f'tokenizer: token {token!r} is not byte-level')
+            found[number] = bytes(BYTE_OF[character] for character in token)
+    return found
+
+
 def _places(run: Path, config: Mapping[str, Any]) -> Iterator[Path]:
     yield run / FILE
-    if 'data' in config:  # adopted weights have none
-        if config['data']['tokenizer']:
-            yield Path(config['data']['tokenizer']).expanduser()
-        if 'cache' in config['data']:
-            yield from sorted(Path(config['data']['cache'] or run / 'text').expanduser().glob(f'tokens/*/{FILE}'))
+    # The config of adopted weights has no data.
+    data = config.get('data', {})
+    if data.get('tokenizer'):
+        yield Path(data['tokenizer']).expanduser()
+    if 'cache' in data:
+        yield from sorted(Path(data['cache'] or run / 'text').expanduser().glob(f'tokens/*/{FILE}'))
 
 
-def _whole_text(tokenizer: Tokenizer) -> Tokenizer:
-    """Text that spells a special token is text: only `prepare` writes the end of a document."""
+def _plain(tokenizer: Tokenizer) -> Tokenizer:
+    """Sets that text which spells a special token is text: only `prepare` writes the end of a document."""
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()

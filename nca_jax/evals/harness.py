@@ -145,7 +145,7 @@ def load(
     check(rows > 0 and rows % devices == 0, '--batch', rows, f'must be a multiple of {devices} devices')
     check(0 <= seed < 2**32, '--seed', seed, 'must be in 0..2^32 - 1')
     config, vocab, params, manifest = finished.load_model(folder, mesh, weights)
-    found = bpe.of_run(folder, manifest, tokenizer)
+    found = bpe.load_of_run(folder, manifest, tokenizer)
     if found is None:
         raise UserError(f'{folder}: was trained on no text, so it has no tokenizer to read tasks with')
     tokens, allowed = found.get_vocab_size(), f'must have at most the {vocab.size} tokens of the tables'

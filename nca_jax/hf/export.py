@@ -71,7 +71,7 @@ def export(
     checkpoints = run.checkpoints(source)
     manifest = read_manifest(checkpoints, step)
     llama, vocab = hf.Llama.of(manifest['config']['model']), Vocab(manifest['vocab_size'])
-    found = bpe.of_run(source, manifest, tokenizer)
+    found = bpe.load_of_run(source, manifest, tokenizer)
     end = None if found is None else found.token_to_id(bpe.END_OF_TEXT)
     write_json(folder / 'config.json', hf.to_config(llama, vocab, end, dtype))
     whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])

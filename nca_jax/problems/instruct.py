@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from nca_jax.batch import Batch, Vocab
 from nca_jax.data import tokenizer as bpe
-from nca_jax.data.placing import place_rows, shuffled
+from nca_jax.data.streams import make_read_stream, shuffled
 from nca_jax.errors import UserError, check
 from nca_jax.problems import rows
 from nca_jax.problems.problem import Problem
@@ -134,15 +134,12 @@ def make_stream(
         raise UserError(f'{config.problems.task}: no {split} problem fits into {length} tokens')
     draw = _make_draw(config, prepared, seed, split)
 
-    def make(row: int) -> tuple[np.ndarray, np.ndarray]:
-        epoch, place = shuffled(row, total, f'{seed}/instruct/{split}')
+    def row_of(number: int) -> tuple[np.ndarray, np.ndarray]:
+        epoch, place = shuffled(number, total, f'{seed}/instruct/{split}')
         own = prepared.tokens[split][chosen[place]]
         return rows.assemble(own, draw(epoch, chosen[place]), length, end, config.loss_on)
 
-    def stream(step: int) -> Batch:
-        return place_rows(lambda row: make(step * batch + row), batch, length, sharding)
-
-    return stream
+    return make_read_stream(row_of, batch, length, sharding)
 
 
 def draw_shots(problems: Problems, problem: Problem, count: int, seed: int) -> tuple[Problem, ...]:

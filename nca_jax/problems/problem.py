@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
-from nca_jax.data.files import decode
+from nca_jax.data.documents import decode
 from nca_jax.errors import UserError
 from nca_jax.sandbox import human_eval as human_eval_file
 

@@ -7,18 +7,18 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from nca_jax.data import files, recipes
+from nca_jax.data import documents
 from nca_jax.errors import UserError
 
 TEXTS = ['one\r\n\n', 'zwei Äöü', '三 \U0001f600 <|endoftext|>', '']
 LINES = '\n'.join(json.dumps({'body': text, 'other': 1}) for text in TEXTS).encode() + b'\n'
 
 
-def read(path, field='body', errors='refuse', formats=files.TEXT_FORMATS):
+def read(path, field='body', errors='refuse', formats=documents.TEXT_FORMATS):
     return [
         document
-        for file in files.find_files(str(path), formats)
-        for document in files.read_documents(file, field, errors)
+        for file in documents.find_files(str(path), formats)
+        for document in documents.read_documents(file, field, errors)
     ]
 
 
@@ -34,13 +34,13 @@ def write(file, data):
 @pytest.mark.parametrize('suffix', ['.txt', '.md', '.py', '.txt.gz', '.md.gz', '.py.gz'])
 def test_a_file_is_a_document_to_the_byte(tmp_path, suffix):
     file = write(tmp_path / f'a{suffix}', 'a\r\nÄ\t三\n'.encode())
-    assert read(tmp_path) == [files.Document('a\r\nÄ\t三\n', str(file))]
+    assert read(tmp_path) == [documents.Document('a\r\nÄ\t三\n', str(file))]
 
 
 @pytest.mark.parametrize('suffix', ['.jsonl', '.jsonl.gz', '.json.gz', '.jsonl.zst'])
 def test_a_json_line_is_a_document(tmp_path, suffix):
     file = write(tmp_path / f'a{suffix}', LINES)
-    found = read(tmp_path, formats=recipes.FORMATS)
+    found = read(tmp_path, formats=documents.PUBLISHED_FORMATS)
     assert [document.text for document in found] == TEXTS
     assert found[1].name == f'{file}:2'
 
@@ -48,7 +48,7 @@ def test_a_json_line_is_a_document(tmp_path, suffix):
 def test_a_parquet_row_is_a_document(tmp_path):
     table = pyarrow.table({'body': TEXTS * 50, 'other': [1] * 200})
     pyarrow.parquet.write_table(table, tmp_path / 'a.parquet', row_group_size=7)
-    assert [document.text for document in read(tmp_path, formats=recipes.FORMATS)] == TEXTS * 50
+    assert [document.text for document in read(tmp_path, formats=documents.PUBLISHED_FORMATS)] == TEXTS * 50
 
 
 def test_folders_are_searched_to_their_depth_and_globs_expanded_in_order(tmp_path):
@@ -62,7 +62,7 @@ def test_folders_are_searched_to_their_depth_and_globs_expanded_in_order(tmp_pat
 
 def test_what_is_not_utf8_is_replaced_and_marked_or_refused(tmp_path):
     file = write(tmp_path / 'a.txt', b'ab\xffc')
-    assert read(tmp_path, errors='replace') == [files.Document('ab�c', str(file), replaced=True)]
+    assert read(tmp_path, errors='replace') == [documents.Document('ab�c', str(file), replaced=True)]
     with pytest.raises(UserError, match=r'a\.txt: not UTF-8 at byte 2'):
         read(tmp_path)
 
@@ -93,7 +93,7 @@ def test_half_a_surrogate_pair_in_json_is_not_utf8(tmp_path):
 )
 def test_bad_files_are_named(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(b'garbage' if data is None else data)
-    formats = recipes.FORMATS if name.endswith(('.zst', '.parquet')) else files.TEXT_FORMATS
+    formats = documents.PUBLISHED_FORMATS if name.endswith(('.zst', '.parquet')) else documents.TEXT_FORMATS
     with pytest.raises(UserError, match=message):
         read(tmp_path, formats=formats)
 
@@ -103,27 +103,27 @@ def test_a_file_that_is_cut_off_is_named_and_several_frames_are_read(tmp_path, s
     file = write(tmp_path / f'a.jsonl.{suffix}', LINES)
     whole = file.read_bytes()
     file.write_bytes(whole * 2)
-    assert [document.text for document in read(tmp_path, formats=recipes.FORMATS)] == TEXTS * 2
+    assert [document.text for document in read(tmp_path, formats=documents.PUBLISHED_FORMATS)] == TEXTS * 2
     for data in (whole[:-9], whole + whole[:-9]):
         file.write_bytes(data)
         with pytest.raises(UserError, match=rf'a\.jsonl\.{suffix}: unreadable'):
-            read(tmp_path, formats=recipes.FORMATS)
+            read(tmp_path, formats=documents.PUBLISHED_FORMATS)
 
 
 def test_text_in_parquet_that_is_not_utf8_is_replaced_and_marked_or_refused(tmp_path):
     text = pyarrow.Array.from_buffers(pyarrow.string(), 2, pyarrow.array([b'ok', b'ab\xffc']).buffers())
     pyarrow.parquet.write_table(pyarrow.table({'body': text}), tmp_path / 'a.parquet')
-    found = read(tmp_path, errors='replace', formats=recipes.FORMATS)
+    found = read(tmp_path, errors='replace', formats=documents.PUBLISHED_FORMATS)
     assert [(document.text, document.replaced) for document in found] == [('ok', False), ('ab\ufffdc', True)]
     with pytest.raises(UserError, match=r'a\.parquet:2: not UTF-8 at byte 2'):
-        read(tmp_path, formats=recipes.FORMATS)
+        read(tmp_path, formats=documents.PUBLISHED_FORMATS)
 
 
 @pytest.mark.parametrize('values', [['x', None], [1, 2]])
 def test_a_parquet_field_without_text_is_named(tmp_path, values):
     pyarrow.parquet.write_table(pyarrow.table({'body': values}), tmp_path / 'a.parquet')
     with pytest.raises(UserError, match=r"a\.parquet.* field 'body'"):
-        read(tmp_path, formats=recipes.FORMATS)
+        read(tmp_path, formats=documents.PUBLISHED_FORMATS)
 
 
 def test_a_damaged_parquet_page_is_one_line(tmp_path):
@@ -132,17 +132,17 @@ def test_a_damaged_parquet_page_is_one_line(tmp_path):
     data[4:24] = bytes(20)
     (tmp_path / 'a.parquet').write_bytes(data)
     with pytest.raises(UserError, match=r'a\.parquet: unreadable') as caught:
-        read(tmp_path, formats=recipes.FORMATS)
+        read(tmp_path, formats=documents.PUBLISHED_FORMATS)
     assert '\n' not in str(caught.value)
 
 
 def test_a_parquet_file_without_the_field_is_named(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({'other': ['x']}), tmp_path / 'a.parquet')
     with pytest.raises(UserError, match=r"a\.parquet: no field 'body', has other"):
-        read(tmp_path, formats=recipes.FORMATS)
+        read(tmp_path, formats=documents.PUBLISHED_FORMATS)
 
 
 @pytest.mark.parametrize(('path', 'message'), [('', 'path is empty'), ('nowhere/*.txt', 'no file of the formats')])
 def test_paths_that_name_nothing(path, message):
     with pytest.raises(UserError, match=message):
-        read(path) if path else files.find_files(path, files.TEXT_FORMATS)
+        read(path) if path else documents.find_files(path, documents.TEXT_FORMATS)
