@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from nca_jax.errors import NotFiniteError, UserError
 
-DONE, NOT_FINITE, BAD_INPUT, DISK_FAILED, INTERRUPTED = 0, 1, 2, 74, 130
+DONE, NOT_FINITE, BAD_INPUT, DISK_FAILED, PREEMPTED, INTERRUPTED = 0, 1, 2, 74, 75, 130
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 # Name: (module, what it does).
@@ -75,13 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def start() -> NoReturn:
-    """The entry point of the process: `main`, then the exit."""
-    leave(main())
-
-
-def leave(code: int) -> NoReturn:
-    """Exits. After an error, one of several processes must not wait for the others, which it would do in JAX's exit."""
+def start(*command: str) -> NoReturn:
+    """The entry point of the process: `main`, then the exit. `command` comes before the process's own arguments."""
+    code = main([*command, *sys.argv[1:]])
+    # After an error, one of several processes must not wait for the others, as it would in JAX's own exit.
     if code and 'nca_jax.distributed' in sys.modules:
         sys.modules['nca_jax.distributed'].leave(code)
     sys.exit(code)

@@ -9,8 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nca_jax import config as configs
-from nca_jax import experiment
+from nca_jax import cli, experiment
 from nca_jax.config import Config
 from nca_jax.errors import UserError, check
 from nca_jax.progress import Progress, bars
@@ -67,12 +66,12 @@ def run(
 
 def load(chosen: str, changes: Sequence[str], seed: int | None) -> Config:
     """The experiment with its changes. UserError unless it is of stage 'nca'."""
-    values = experiment.load_values(chosen, changes)
+    values = experiment.load_values(chosen, cli.split_changes(changes)[1])
     if seed is not None:
         values['seed'] = seed
     stage = values.get('stage')
     check(stage == 'nca', '--config', chosen, f"must be an experiment of stage 'nca', not {stage!r}")
-    return configs.from_dict(values)
+    return experiment.from_dict(values)
 
 
 def prepare(out: pathlib.Path) -> None:

@@ -1,13 +1,54 @@
-"""Experiment files as the commands read them that don't go through absl's flags."""
+"""From an experiment file to a Config: reads it, applies words and changed fields, and converts every value once."""
 
 import ast
+import dataclasses
 import importlib.util
 import pathlib
-import re
-from collections.abc import Sequence
+import types
+import typing
+from collections.abc import Iterable
 from types import ModuleType
+from typing import Any
 
-from nca_jax.errors import UserError
+import ml_collections
+
+from nca_jax.config import Config
+from nca_jax.errors import FieldError, UserError, check
+from nca_jax.stages import STAGES
+
+
+def load(chosen: str, changes: Iterable[tuple[str, str]] = ()) -> Config:
+    """The experiment `FILE[:WORDS]` with some fields changed, e.g. ('optimizer.lr', '3e-4').
+
+    Raises UserError for whatever is wrong with the file, a word, a field or a value.
+    """
+    return from_dict(load_values(chosen, changes))
+
+
+def load_values(chosen: str, changes: Iterable[tuple[str, str]] = ()) -> dict:
+    """`load` before its values are checked: plain nested dicts."""
+    file, _, words = chosen.partition(':')
+    values = get_config(load_module(pathlib.Path(file)), words, file).to_dict()
+    for field, text in changes:
+        *blocks, name = field.split('.')
+        block = values
+        for inner in blocks:
+            block = block.get(inner)
+            if not isinstance(block, dict):
+                raise UserError(f'--config.{field}={text}: config has no block {".".join(blocks)}')
+        # A field that is text stays text: '10' may be meant as a name.
+        block[name] = text if isinstance(block.get(name), str) else literal(text)
+    return values
+
+
+def get_config(module: ModuleType, words: str, place: str) -> ml_collections.ConfigDict:
+    """The experiment's get_config(words). Raises UserError, which begins with `place`."""
+    if not hasattr(module, 'get_config'):
+        raise UserError(f'{place}: has no get_config')
+    try:
+        return module.get_config(words)
+    except Exception as error:  # whatever the file's own code raises
+        raise mistake(place, error) from None
 
 
 def load_module(file: pathlib.Path) -> ModuleType:
@@ -26,30 +67,6 @@ def load_module(file: pathlib.Path) -> ModuleType:
     return module
 
 
-def load_values(chosen: str, changes: Sequence[str]) -> dict:
-    """The experiment `FILE[:words]` with changes `--config.a.b=c`, as plain dicts for `config.from_dict` to check."""
-    file, _, words = chosen.partition(':')
-    module = load_module(pathlib.Path(file))
-    if not hasattr(module, 'get_config'):
-        raise UserError(f'{file}: has no get_config')
-    try:
-        values = module.get_config(words).to_dict()
-    except Exception as error:
-        raise mistake(file, error) from None
-    for change in changes:
-        named = re.fullmatch(r'--config\.([\w.]+)=(.*)', change)
-        if not named:
-            raise UserError(f'unexpected argument {change!r}; a change of the config is --config.FIELD=VALUE')
-        *blocks, field = named[1].split('.')
-        block = values
-        for name in blocks:
-            block = block.get(name)
-            if not isinstance(block, dict):
-                raise UserError(f'{change}: config has no block {".".join(blocks)}')
-        block[field] = literal(named[2])
-    return values
-
-
 def mistake(file: pathlib.Path | str, error: Exception, hint: str = '') -> UserError:
     """What an experiment file or its reading raised, in one line; only a ValueError's message speaks for itself."""
     if isinstance(error, UserError):
@@ -65,3 +82,66 @@ def literal(text: str) -> object:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         return text
+
+
+def resolve(experiment: ml_collections.ConfigDict) -> Config:
+    """The Config of a ConfigDict. Raises FieldError for an unknown, missing or impossible field, with its path."""
+    return from_dict(experiment.to_dict())
+
+
+def from_dict(values: dict) -> Config:
+    """`resolve` for plain nested dicts, such as a run.json holds."""
+    stage = values.get('stage')
+    known = isinstance(stage, str) and stage in STAGES
+    check(known, 'config.stage', stage, f'must be one of {", ".join(STAGES)}')
+    config = _build(Config, values, 'config', data=STAGES[stage].data)
+    readable = config.benchmark is None or STAGES[stage].has_tokenizer
+    allowed = f'must be None in stage {stage}: its model reads no text'
+    check(readable, 'config.benchmark', config.benchmark and config.benchmark.problems.task, allowed)
+    return config
+
+
+def _build(cls: type, values: dict, path: str, **overrides: type) -> Any:
+    fields = typing.get_type_hints(cls) | overrides
+    for name in values:
+        if name not in fields:
+            raise FieldError(f'{path}.{name}', values[name], f'unknown field; {path} has {", ".join(fields)}')
+    missing = [name for name in fields if name not in values]
+    if missing:
+        raise UserError(f'{path}.{missing[0]} is missing; {path} has {", ".join(fields)}')
+    converted = {name: _convert(kind, values[name], f'{path}.{name}') for name, kind in fields.items()}
+    try:
+        return cls(**converted)
+    except FieldError as error:
+        raise FieldError(f'{path}.{error.field}', error.value, error.allowed) from None
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    """`value` as the annotation `kind`, or FieldError. An int passes for a float; nothing else is converted."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in typing.get_args(kind):
+            return None
+        (kind,) = (option for option in typing.get_args(kind) if option is not type(None))
+        return _convert(kind, value, path)
+    if dataclasses.is_dataclass(kind):
+        check(isinstance(value, dict), path, value, f'must be a block with {", ".join(typing.get_type_hints(kind))}')
+        return _build(kind, value, path)
+    if kind is tuple or origin is tuple:
+        check(isinstance(value, list | tuple), path, value, 'must be a tuple')
+        return _tuple(typing.get_args(kind), tuple(value), path)
+    if kind is float and type(value) is int:
+        return float(value)
+    check(type(value) is kind, path, value, f'must be {kind.__name__}, not {type(value).__name__}')
+    return value
+
+
+def _tuple(kinds: tuple, values: tuple, path: str) -> tuple:
+    if not kinds:
+        return values
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(values)
+    check(len(kinds) == len(values), path, values, f'must have {len(kinds)} entries')
+    return tuple(
+        _convert(kind, value, f'{path}[{i}]') for i, (kind, value) in enumerate(zip(kinds, values, strict=True))
+    )

@@ -6,29 +6,30 @@ from typing import Any
 
 import jax
 
-from nca_jax import config as configs
+from nca_jax import experiment, run, trees
 from nca_jax import mesh as meshes
-from nca_jax import run, trees
 from nca_jax.batch import Vocab
 from nca_jax.checkpoint.store import read_manifest, restore_params, saved_params
 from nca_jax.errors import UserError
+from nca_jax.folders import checkpoints, read_record
 from nca_jax.hf import llama
 from nca_jax.model import transformer
 from nca_jax.model.config import InitConfig, ModelConfig
+from nca_jax.train.program import Program
 
 
 def load(
     folder: pathlib.Path, mesh: jax.sharding.Mesh, weights: str = 'params'
-) -> tuple[run.Program, dict, dict[str, Any]]:
+) -> tuple[Program, dict, dict[str, Any]]:
     """A finished run as (program, parameters or their 'ema', manifest of its newest valid checkpoint)."""
-    values = run.read_record(folder)['config']
+    values = read_record(folder)['config']
     values['model']['attention'] = 'einsum'  # which every platform has
-    program = run.build(configs.from_dict(values), mesh, folder)
-    manifest = read_manifest(run.checkpoints(folder))
+    program = run.build(experiment.from_dict(values), mesh, folder)
+    manifest = read_manifest(checkpoints(folder))
     abstract = trees.flatten({'params': program.abstract.params, 'ema': program.abstract.ema}[weights])
     if not abstract:
         raise UserError(f'{folder}: kept no average of its weights (its optimizer.ema is None)')
-    params, manifest = restore_params(run.checkpoints(folder), manifest['step'], abstract.keys(), abstract, weights)
+    params, manifest = restore_params(checkpoints(folder), manifest['step'], abstract.keys(), abstract, weights)
     return program, params, manifest
 
 
@@ -39,7 +40,7 @@ def load_model(
 
     Also an adopted folder's, of which no more is known. The config is for reading: no dropout, and what runs anywhere.
     """
-    manifest = read_manifest(run.checkpoints(folder))
+    manifest = read_manifest(checkpoints(folder))
     model, saved = manifest['config']['model'], saved_params(manifest, weights=weights)
     if not saved:
         raise UserError(f'{folder}: kept no average of its weights (its optimizer.ema is None)')
@@ -58,5 +59,5 @@ def load_model(
     vocab = Vocab(manifest['vocab_size'])
     axes, abstract = transformer.logical_axes(config, vocab), transformer.abstract_params(config, vocab)
     saved = saved_params(manifest, meshes.param_shardings(mesh, axes, abstract), weights)
-    params, manifest = restore_params(run.checkpoints(folder), manifest['step'], saved.keys(), saved, weights)
+    params, manifest = restore_params(checkpoints(folder), manifest['step'], saved.keys(), saved, weights)
     return config, vocab, params, manifest

@@ -1,89 +1,146 @@
-"""A run, assembled: from its config to the functions and arrays that the loop needs, and where it starts from."""
+"""One run: from its config to the Program, its first state, and training in a folder."""
 
-import dataclasses
+import contextlib
 import json
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from nca_jax import keys, stages, trees
+from nca_jax import config as configs
+from nca_jax import distributed, folders, keys, stages, transfer, trees
 from nca_jax import mesh as meshes
-from nca_jax.batch import Batch, Vocab
-from nca_jax.checkpoint import graft
-from nca_jax.checkpoint.store import Store, read_manifest, restore_params, saved_params
-from nca_jax.config import Config, InitFrom
-from nca_jax.errors import UserError, check
+from nca_jax.batch import Vocab
+from nca_jax.checkpoint.manifest import environment
+from nca_jax.checkpoint.store import Store
+from nca_jax.config import Config
+from nca_jax.errors import check
 from nca_jax.model import transformer
+from nca_jax.model.config import step_flops
 from nca_jax.model.fused_attention import check_cudnn
-from nca_jax.problems.sets import CODE
-from nca_jax.progress import Progress, silent
-from nca_jax.train import loop, profiler
-from nca_jax.train.duration import to_steps
-from nca_jax.train.optimizer import check_paths, make_optimizer, make_schedule
+from nca_jax.progress import Progress, bars, silent
+from nca_jax.train import loop, tracking
+from nca_jax.train.metrics import MetricWriter, SilentWriter, evaluated
+from nca_jax.train.optimizer import check_paths, make_optimizer
+from nca_jax.train.profiler import Profiler
+from nca_jax.train.program import Program
 from nca_jax.train.state import TrainState, first_average, init_state
 from nca_jax.train.step import hold, make_sum_loss, make_train_step
 
 Say = Callable[[str], None]
+# Attention kernels of each platform; every platform has einsum.
+KERNELS = {'gpu': ('cudnn',), 'tpu': ('splash',)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """Everything that a config determines. `abstract` is the train state's shapes, dtypes and shardings."""
+def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> None:
+    """Trains a run in its folder, from wherever it stands to its end.
 
-    config: Config
-    mesh: jax.sharding.Mesh
-    vocab: Vocab
-    plan: loop.Plan
-    abstract: TrainState
-    init: Callable[[], TrainState]
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, dict]]
-    stream: Callable[[int], Batch]
-    evaluators: dict[str, Callable[[Any, int], dict]]
-    schedule: Callable[[int], float]
-    data: dict[str, Any]  # hashes of what the streams read, for the manifest
+    The checks come first: nothing is written before config, mesh and parent fit together. Raises UserError,
+    NotFiniteError or Preempted.
+    """
+    clock = time.perf_counter()
+    tracking.check_installed(config.track)
+    mesh = meshes.make_mesh(config.mesh)
+    check_fit(config, mesh)
+    parent = transfer.read_parent(config.init_from)
+    if parent is not None:
+        transfer.check_layers(config, parent)
+    identity = configs.identity(config, parent)
+    distributed.agree(identity, 'the config')
+    first, checkpoints = distributed.is_first(), folders.checkpoints(folder)
+    with folders.owned(folder, identity):
+        data_clock = time.perf_counter()
+        with bars() if first else contextlib.nullcontext(silent) as progress:
+            program = build(config, mesh, folder, progress)
+        distributed.agree(json.dumps(program.data, sort_keys=True), 'the data')
+        folders.check_data(folder, program.data)
+        seconds = {'prepare': data_clock - clock, 'data': time.perf_counter() - data_clock}
+        with (
+            Store(checkpoints, keep=config.train.keep_last, named=program.timetable.keep) as store,
+            meshes.use(mesh),
+        ):
+            start_clock = time.perf_counter()
+            state, lineage = start(config, program, store, parent, print if first else lambda line: None)
+            about = describe(config, program, identity, lineage)
+            done = distributed.first(lambda: evaluated(folder, int(state.step)))
+            writer = open_writer(config, program, folder, about, int(state.step))
+            profiler = Profiler(program.timetable.traced, folder / 'profile', print)
+            seconds['prepare'] += time.perf_counter() - start_clock
+            with contextlib.closing(writer), contextlib.closing(profiler):
+                loop.train(
+                    state,
+                    program,
+                    about=about,
+                    store=store,
+                    writer=writer,
+                    profiler=profiler,
+                    preemption=preemption,
+                    seconds=seconds,
+                    evaluated=done,
+                )
+
+
+def check_fit(config: Config, mesh: jax.sharding.Mesh) -> None:
+    """Raises FieldError where sizes don't divide as the mesh needs, or where the devices lack a kernel."""
+    model, rows, tensor, fsdp = config.model, meshes.row_shards(mesh), mesh.shape['tensor'], mesh.shape['fsdp']
+
+    def multiple(of: int, field: str, value: int, words: str, part: int | None = None) -> None:
+        check((value if part is None else part) % of == 0, f'config.{field}', value, words)
+
+    micro = config.train.batch // config.train.accumulate
+    multiple(rows, 'train.batch', config.train.batch, f'/ accumulate must be a multiple of {rows} devices', micro)
+    multiple(rows, 'eval.batch', config.eval.batch, f'must be a multiple of {rows} devices')
+    multiple(tensor, 'model.heads', model.heads, f'must be a multiple of mesh.tensor = {tensor}')
+    multiple(tensor, 'model.ffn', model.ffn, f'must be a multiple of mesh.tensor = {tensor}')
+    multiple(fsdp, 'model.width', model.width, f'must be a multiple of mesh.fsdp = {fsdp}')
+    if config.benchmark is not None:
+        batch = config.benchmark.batch
+        words = f'/ share = {batch.share} must be a multiple of {rows} devices'
+        multiple(rows, 'benchmark.batch.rows', batch.rows, words, batch.rows // batch.share)
+    platform = mesh.devices.flat[0].platform
+    backends = ('einsum', *KERNELS.get(platform, ()))
+    words = f'must be one of those that a {platform} has: {", ".join(backends)}'
+    check(model.attention in backends, 'config.model.attention', model.attention, words)
+    if model.attention == 'cudnn':
+        check_cudnn(model.head_width)
+    if config.optimizer.names_leaves:
+        check_paths(config.optimizer, trees.flatten(transformer.abstract_params(model, Vocab(1))))
 
 
 def build(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress = silent) -> Program:
-    """Prepares the data (cached under `folder`, or where the config says) and jits what the loop calls.
+    """Prepares the data, under the run's folder or where the config says, and jits what the loop calls.
 
-    Raises UserError before any training where config, mesh and data don't fit together.
+    The config must fit the mesh (`check_fit`). Raises UserError where config and data don't fit together.
     """
-    check_fit(config, mesh)
     data = stages.prepare_data(config, mesh, folder, progress)
-    tokens_per_step = config.train.batch * config.model.length
     abstract, init, train_step = make_update(config, mesh, data.vocab)
     return Program(
-        config=config,
         mesh=mesh,
         vocab=data.vocab,
-        plan=_plan(config, tokens_per_step),
+        timetable=config.timetable,
         abstract=abstract,
         init=init,
         train_step=train_step,
         stream=data.stream,
         evaluators=data.evaluators,
-        schedule=make_schedule(config.optimizer, tokens_per_step),
+        schedule=config.schedule,
+        flops=step_flops(config.model, data.vocab, config.train.batch),
         data=data.hashes,
     )
 
 
 def make_update(config: Config, mesh: jax.sharding.Mesh, vocab: Vocab) -> tuple[TrainState, Callable, Callable]:
-    """(abstract state, init, train_step) of a Program: what takes no data, so that it also compiles ahead of time."""
-    optimizer = make_optimizer(config.optimizer, config.train.batch * config.model.length)
+    """(abstract state, init, train_step): the part of a Program that needs no data, so it compiles ahead of time."""
+    optimizer = make_optimizer(config.optimizer, config.schedule)
 
     def initialise() -> TrainState:
         params = transformer.init_params(config.model, vocab, keys.key(config.seed, 'init'))
         return init_state(params, optimizer, average=config.optimizer.ema is not None)
 
-    shapes = jax.eval_shape(initialise)
-    logical_axes = transformer.logical_axes(config.model, vocab)
-    of_params = of_moments = meshes.param_shardings(mesh, logical_axes, shapes.params)
-    if config.mesh.shard_optimizer:
-        of_moments = meshes.optimizer_shardings(mesh, shapes.params, of_params)
-    shardings = meshes.state_shardings(mesh, shapes, of_params, of_moments)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    abstract, moments = abstract_state(config, mesh, vocab, initialise)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     step = make_train_step(
         hold(make_sum_loss(config.model, vocab), config.optimizer.frozen),
         optimizer,
@@ -92,61 +149,34 @@ def make_update(config: Config, mesh: jax.sharding.Mesh, vocab: Vocab) -> tuple[
         accumulate=config.train.accumulate,
         gradient_scale=float(config.train.accumulate) if config.optimizer.clip_on == 'sum' else 1.0,
         replicas=mesh.shape['data'],
-        gradient_shardings=of_moments if config.mesh.shard_optimizer else None,
+        gradient_shardings=moments if config.mesh.shard_optimizer else None,
         ema=config.optimizer.ema,
     )
-    batch_sharding, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
     train_step = jax.jit(
         step,
-        in_shardings=(shardings, batch_sharding),
-        out_shardings=(shardings, whole),
+        in_shardings=(shardings, meshes.batch_sharding(mesh)),
+        out_shardings=(shardings, meshes.replicated(mesh)),
         donate_argnums=0,
     )
     return abstract, jax.jit(initialise, out_shardings=shardings), train_step
 
 
-def check_fit(config: Config, mesh: jax.sharding.Mesh) -> None:
-    """Raises FieldError where sizes of the config don't divide as the mesh needs."""
-    rows, tensor = meshes.row_shards(mesh), mesh.shape['tensor']
-    micro = config.train.batch // config.train.accumulate
-    check(
-        micro % rows == 0,
-        'config.train.batch',
-        config.train.batch,
-        f'/ accumulate must be a multiple of {rows} devices',
-    )
-    check(
-        config.eval.batch % rows == 0, 'config.eval.batch', config.eval.batch, f'must be a multiple of {rows} devices'
-    )
-    for field, value in (('heads', config.model.heads), ('ffn', config.model.ffn)):
-        check(value % tensor == 0, f'config.model.{field}', value, f'must be a multiple of mesh.tensor = {tensor}')
-    check(
-        config.model.width % mesh.shape['fsdp'] == 0,
-        'config.model.width',
-        config.model.width,
-        f'must be a multiple of mesh.fsdp = {mesh.shape["fsdp"]}',
-    )
-    platform = mesh.devices.flat[0].platform
-    backends = ('einsum', *{'gpu': ('cudnn',), 'tpu': ('splash',)}.get(platform, ()))
-    allowed = f'must be one of those that a {platform} has: {", ".join(backends)}'
-    check(config.model.attention in backends, 'config.model.attention', config.model.attention, allowed)
-    if config.model.attention == 'cudnn':
-        check_cudnn(config.model.head_width)
-    tokens_per_step = config.train.batch * config.model.length
-    plan = _plan(config, tokens_per_step)
-    if config.stage == 'instruct' and config.data.problems.task == CODE:
-        check(plan.stop == 0, 'config.train.stop', config.train.stop, f"must be '0 steps': {CODE} trains nothing")
-    if config.benchmark is not None:
-        groups, batch = 'config.benchmark.batch.rows', config.benchmark.batch
-        allowed = f'/ share = {batch.share} must be a multiple of {rows} devices'
-        check(batch.rows // batch.share % rows == 0, groups, batch.rows, allowed)
-    make_schedule(config.optimizer, tokens_per_step)
-    if config.optimizer.names_leaves:
-        check_paths(config.optimizer, trees.flatten(transformer.abstract_params(config.model, Vocab(1))))
+def abstract_state(
+    config: Config, mesh: jax.sharding.Mesh, vocab: Vocab, initialise: Callable[[], TrainState]
+) -> tuple[TrainState, dict]:
+    """The train state's shapes, dtypes and shardings, and the shardings of a parameter's moments."""
+    shapes = jax.eval_shape(initialise)
+    params = moments = meshes.param_shardings(mesh, transformer.logical_axes(config.model, vocab), shapes.params)
+    if config.mesh.shard_optimizer:
+        moments = meshes.optimizer_shardings(mesh, shapes.params, params)
+    shardings = meshes.state_shardings(mesh, shapes, params, moments)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings), moments
 
 
-def start(program: Program, store: Store, parent: dict | None, say: Say = print) -> tuple[TrainState, dict | None]:
-    """The state to train from, and the lineage that the manifests name.
+def start(
+    config: Config, program: Program, store: Store, parent: dict | None, say: Say = print
+) -> tuple[TrainState, dict | None]:
+    """The state to train from, and the lineage for manifests.
 
     The order is fixed: 1. this run's own newest valid checkpoint, 2. a graft from the parent, 3. a fresh start.
     """
@@ -158,109 +188,43 @@ def start(program: Program, store: Store, parent: dict | None, say: Say = print)
     state = program.init()
     if parent is None:
         return state, None
-    params, lineage = carry(program, state.params, parent, say)
-    if state.ema is not None:  # it begins at the carried weights
+    params, lineage = transfer.carry(config, program, state.params, parent, say)
+    if state.ema is not None:
+        # The average begins at the carried weights.
         layout = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.ema)
         state = state.replace(ema=jax.jit(first_average, out_shardings=layout)(params))
     return state.replace(params=params), lineage
 
 
-def carry(program: Program, fresh: dict, parent: dict, say: Say = print) -> tuple[dict, dict[str, Any]]:
-    """`fresh` parameters with the parent's in place wherever the plan carries them, and the lineage of the result."""
-    init_from = program.config.init_from
-    plan = graft.parse(init_from.plan)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.params)
-    params = saved_params(parent, shardings)
-    resolved = graft.resolve(plan, params, program.abstract.params, parent['vocab_size'], program.vocab.size)
-    saved, wanted = saved_params(parent, shardings, init_from.weights), graft.wanted(resolved)
-    if not wanted.isdisjoint(graft.VOCAB_AXIS):
-        _check_same_tokens(program, parent)
-    source, _ = restore_params(checkpoints(init_from.run), parent['step'], wanted, saved, init_from.weights)
-    source = trees.map_with_path(lambda path, leaf: leaf.astype(params[path].dtype), source)  # an average is float32
-    params, report = graft.graft(source, fresh, resolved, out_shardings=shardings)
-    for line in report.lines():
-        say(line)
-    lineage = {name: parent[name] for name in ('identity', 'name', 'step', 'tokens')}
-    lineage |= {'weights': init_from.weights, 'plan': [entry.to_json() for entry in plan]}
-    return params, lineage | {'graft': report.to_json()}
+def describe(config: Config, program: Program, identity: str, lineage: dict | None) -> dict[str, Any]:
+    """The content of run.json and of every manifest of the run, but for step and tokens."""
+    return {
+        'name': config.name,
+        'arm': config.arm,
+        'stage': config.stage,
+        'seed': config.seed,
+        'identity': identity,
+        'config': configs.to_dict(config),
+        'parent': lineage,
+        'data': program.data,
+        # The report takes the run's result from this evaluator.
+        'evaluator': next(iter(program.evaluators)),
+        'vocab_size': program.vocab.size,
+        'parameters': trees.count(program.abstract.params),
+        'tokens_per_step': program.timetable.tokens_per_step,
+        'stop': program.timetable.stop,
+        **environment(),
+    }
 
 
-def _check_same_tokens(program: Program, parent: dict) -> None:
-    """Raises UserError where carried tables would stand for other tokens than they did, which no shape tells."""
-    known = [data['tokenizer'] for data in (parent['data'], program.data) if 'tokenizer' in data]
-    if len(set(known)) > 1:
-        folder = program.config.init_from.run
-        raise UserError(f'config.data.tokenizer: must be that of {folder}, whose tables are carried; without one it is')
-
-
-def check_parent(config: Config, parent: dict | None) -> None:
-    """Raises FieldError where carried layers would not fit, or compute something else than they did."""
-    if parent is None:
-        return
-    plan = graft.parse(config.init_from.plan)
-    if not graft.carries_layers(plan, transformer.abstract_params(config.model, Vocab(1))):
-        return
-    theirs, ours = parent['config']['model'], config.model
-    names = ['width', 'heads', 'ffn', 'rope_theta', 'norm_eps']
-    if not any(entry.layers for entry in plan):  # else it may carry some of the layers
-        names.insert(0, 'layers')
-    for name in names:
-        allowed = f'must be {theirs[name]}, as in {config.init_from.run}, whose layers are carried'
-        check(getattr(ours, name) == theirs[name], f'config.model.{name}', getattr(ours, name), allowed)
-
-
-def parent_manifest(init_from: InitFrom | None) -> dict[str, Any] | None:
-    """The manifest of the checkpoint that a run starts from, which need not be its newest.
-
-    Raises UserError where the parent isn't there, has no valid checkpoint, or hasn't finished and no step is named.
-    """
-    if init_from is None:
-        return None
-    manifest = read_manifest(checkpoints(init_from.run), init_from.step)
-    if init_from.step is None and manifest['step'] < manifest['stop']:
-        progress = f'is at step {manifest["step"]} of {manifest["stop"]}'
-        raise UserError(f'{init_from.run} {progress}: finish it, or name the step in config.init_from.step')
-    kept = bool(saved_params(manifest, weights=init_from.weights))
-    allowed = f"must be 'params': {init_from.run} kept no average of them (its optimizer.ema is None)"
-    check(kept, 'config.init_from.weights', init_from.weights, allowed)
-    return manifest
-
-
-def checkpoints(folder: str | pathlib.Path) -> pathlib.Path:
-    return pathlib.Path(folder).absolute() / 'checkpoints'
-
-
-def read_record(folder: pathlib.Path) -> dict[str, Any]:
-    """The `run.json` of a run. UserError where there is none or it can't be read."""
-    path = pathlib.Path(folder) / 'run.json'
-    try:
-        record = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f'{folder} is no run: it has no run.json') from None
-    except ValueError as error:
-        raise UserError(f'{path} is not JSON: {error}') from None
-    if not isinstance(record, dict) or not {'identity', 'config'} <= record.keys():
-        raise UserError(f'{path}: not the record of a run, it lacks an identity or a config')
-    return record
-
-
-def _plan(config: Config, tokens_per_step: int) -> loop.Plan:
-    def steps(field: str) -> int:
-        found = to_steps(getattr(config.train, field), tokens_per_step, f'config.train.{field}')
-        check(found > 0 or field == 'stop', f'config.train.{field}', getattr(config.train, field), 'at least one step')
-        return found
-
-    stop = steps('stop')
-    traced = profiler.updates(config.profile)
-    check(not traced or traced[-1] <= stop, 'config.profile', config.profile, f'the last update is {stop}')
-    keep = {named: to_steps(named, tokens_per_step, 'config.train.keep') for named in config.train.keep}
-    for named, step in keep.items():
-        check(step <= stop, 'config.train.keep', named, f'step {step} comes after the last, {stop}')
-    return loop.Plan(
-        stop=stop,
-        log_every=steps('log_every'),
-        eval_every=steps('eval_every'),
-        save_every=steps('save_every'),
-        keep=frozenset(keep.values()),
-        tokens_per_step=tokens_per_step,
-    )
+def open_writer(
+    config: Config, program: Program, folder: pathlib.Path, about: dict[str, Any], step: int
+) -> MetricWriter | SilentWriter:
+    """Writes the record and the examples of a run's beginning, and opens its metrics. Only process 0 writes."""
+    if not distributed.is_first():
+        return SilentWriter()
+    folders.write_record(folder, about)
+    stages.STAGES[config.stage].write_examples(config, folder)
+    title = f'{config.name}/{config.arm}/{config.seed}'
+    tracker = tracking.make_tracker(config.track, about, folder, print)
+    return MetricWriter(folder, step, program.timetable.stop, title, tracker)

@@ -1,4 +1,4 @@
-"""The data of each stage: its vocabulary, its stream of Batches, its evaluators, and the hashes of what they read."""
+"""The stages: one table, with the data of each. A new stage is an entry of STAGES and the functions that it names."""
 
 import dataclasses
 import functools
@@ -18,16 +18,18 @@ from nca_jax.data import controls, corpora, dyck, streams, text, tokenizer
 from nca_jax.data.preparation import prepare_text
 from nca_jax.errors import FieldError, UserError, check
 from nca_jax.evals import held_out, nca_grid, perplexity
+from nca_jax.folders import RECORD, checkpoints
 from nca_jax.nca import stream as nca_stream
+from nca_jax.nca.config import NCAConfig
+from nca_jax.nca.examples import write_examples
 from nca_jax.problems import benchmark, instruct
 from nca_jax.problems.sets import CODE, Problems, ProblemsConfig, load_problems
 from nca_jax.progress import Progress
-from nca_jax.train.duration import to_steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What a stage brings to a run. `hashes` go into the manifest."""
+    """What a stage brings to a run. `hashes` go into the manifest; the first evaluator decides the run's result."""
 
     vocab: Vocab
     stream: Callable[[int], Batch]
@@ -37,34 +39,25 @@ class Data:
 
 def prepare_data(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
     """The data of the config's stage, prepared under `folder` or where the config says."""
-    stages = {'nca': _nca, 'text': _text, 'dyck': _dyck, 'copy': _copy, 'noise': _noise, 'instruct': _instruct}
-    return stages[config.stage](config, mesh, folder, progress)
+    return STAGES[config.stage].prepare(config, mesh, folder, progress)
 
 
 def vocabulary(config: Config) -> Vocab:
     """The vocabulary that `prepare_data` brings, without any data: a text's from its tokenizer's file or size."""
-    data = config.data
-    if config.stage == 'instruct':
-        return Vocab(_tokenizer(config, None).get_vocab_size())
-    if config.stage != 'text':
-        return data.vocab
-    if data.tokenizer:
-        return Vocab(tokenizer.load(data.tokenizer).get_vocab_size())
-    published = corpora.RECIPES.get(data.corpus)  # which name the tokenizer that they must be given
-    return Vocab(published.vocab_size if published else data.vocab_size)
+    return STAGES[config.stage].vocabulary(config)
+
+
+# Automata.
 
 
 def _nca(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
     data, sharding, length = config.data, meshes.batch_sharding(mesh), config.model.length
     _check_table('config.data.rule.colours', data.rule.colours, data.vocab.size)
     if data.first_loss_at >= length:
-        raise FieldError(
-            'config.data.mask_grids', data.mask_grids, f'leaves no target of length {length} to learn from'
-        )
+        raise FieldError('config.data.mask_grids', data.mask_grids, f'leaves no target of length {length} to learn')
     if length + 1 < 2 * data.tokens_per_grid:
         raise FieldError('config.model.length', length, f'must hold two grids of {data.tokens_per_grid} tokens')
-    steps = to_steps(config.train.stop, config.train.batch * length, 'config.train.stop')
-    epochs = nca_stream.epochs(data, config.train.batch, steps)
+    epochs = nca_stream.epochs(data, config.train.batch, config.timetable.stop)
 
     def show(done: int, total: int) -> None:
         progress('rules', done, total)
@@ -80,9 +73,11 @@ def _nca(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress
     evaluator = nca_grid.make_evaluator(
         config.model, data.vocab, data.tokens_per_grid, mesh, valid, config.eval.batches
     )
-    return Data(
-        data.vocab, stream, {'nca_grid': evaluator}, {'rules': rules(0).hash, 'valid_rules': valid_rules(0).hash}
-    )
+    hashes = {'rules': rules(0).hash, 'valid_rules': valid_rules(0).hash}
+    return Data(data.vocab, stream, {'nca_grid': evaluator}, hashes)
+
+
+# Text.
 
 
 def _text(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
@@ -97,21 +92,35 @@ def _text(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progres
     valid = text.make_eval_range(prepared, 'valid', evaluation.batch, length, windows, sharding)
     evaluator = perplexity.make_evaluator(config.model, prepared.vocab, mesh, valid.stream, valid.steps, valid.bytes)
     hashes = {'text': prepared.identity, 'tokenizer': prepared.tokenizer_identity}
-    asked = _benchmark(config, prepared.vocab, prepared.tokenizer, mesh, folder, {})
-    return Data(prepared.vocab, stream, {'perplexity': evaluator} | asked.evaluators, hashes | asked.hashes)
+    questions = _benchmark(config, prepared.vocab, prepared.tokenizer, mesh, folder, {})
+    return Data(prepared.vocab, stream, {'perplexity': evaluator} | questions.evaluators, hashes | questions.hashes)
+
+
+def _text_vocabulary(config: Config) -> Vocab:
+    data = config.data
+    if data.tokenizer:
+        return Vocab(tokenizer.load(data.tokenizer).get_vocab_size())
+    published = corpora.RECIPES.get(data.corpus)
+    return Vocab(published.vocab_size if published else data.vocab_size)
+
+
+# Problems with known answers.
 
 
 def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
     sharding, length, data = meshes.batch_sharding(mesh), config.model.length, config.data
-    found = _tokenizer(config, folder)
-    distributed.first(lambda: distributed.is_first() and _keep(found, folder))
-    prepared = distributed.first(lambda: instruct.prepare_instruct(data, found, folder / 'problems', progress))
+    code = data.problems.task == CODE
+    trains = config.timetable.stop > 0
+    check(not (code and trains), 'config.train.stop', config.train.stop, f"must be '0 steps': {CODE} trains nothing")
+    bpe = _tokenizer(config, folder)
+    distributed.first(lambda: distributed.is_first() and _keep(bpe, folder))
+    prepared = distributed.first(lambda: instruct.prepare_instruct(data, bpe, folder / 'problems', progress))
     _check_table('config.data.tokenizer', data.tokenizer, prepared.vocab.size)
     hashes = {'problems': prepared.identity, 'tokenizer': prepared.tokenizer_identity}
-    asked = _benchmark(config, prepared.vocab, found, mesh, folder, {data.problems: prepared.problems})
-    hashes |= asked.hashes
-    if data.problems.task == CODE:  # there is nothing to train on, so it's evaluated alone
-        return Data(prepared.vocab, _nothing, asked.evaluators, hashes)
+    questions = _benchmark(config, prepared.vocab, bpe, mesh, folder, {data.problems: prepared.problems})
+    hashes |= questions.hashes
+    if code:
+        return Data(prepared.vocab, _nothing, questions.evaluators, hashes)
     if distributed.is_first():
         print(instruct.describe(data, prepared, config.seed, length), flush=True)
 
@@ -120,7 +129,12 @@ def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, pro
 
     valid = stream('valid', config.eval.batch)
     loss = held_out.make_evaluator(config.model, prepared.vocab, mesh, valid, config.eval.batches, {})
-    return Data(prepared.vocab, stream('train', config.train.batch), {'held_out': loss} | asked.evaluators, hashes)
+    evaluators = {'held_out': loss} | questions.evaluators
+    return Data(prepared.vocab, stream('train', config.train.batch), evaluators, hashes)
+
+
+def _instruct_vocabulary(config: Config) -> Vocab:
+    return Vocab(_tokenizer(config, None).get_vocab_size())
 
 
 def _nothing(step: int) -> Batch:
@@ -128,28 +142,28 @@ def _nothing(step: int) -> Batch:
 
 
 def _tokenizer(config: Config, folder: pathlib.Path | None) -> Tokenizer:
-    """That of the data's file, or else of the run whose weights are carried, of which the run keeps a copy."""
+    """The config's tokenizer, else the parent's, copied into this run's folder at its beginning."""
     if config.data.tokenizer:
         return tokenizer.load(config.data.tokenizer)
-    if folder is not None and (folder / 'run.json').exists():  # before that the file may be of another beginning
+    # Before the record exists, the file may be of another beginning.
+    if folder is not None and (folder / RECORD).exists():
         return tokenizer.load(str(folder / tokenizer.FILE))
     allowed = 'must be a tokenizer.json, since no parent (config.init_from) has one'
     check(config.init_from is not None, 'config.data.tokenizer', '', allowed)
     parent = pathlib.Path(config.init_from.run)
-    manifest = read_manifest(parent.absolute() / 'checkpoints', config.init_from.step)
-    found = tokenizer.load_of_run(parent, manifest, None)
-    check(found is not None, 'config.data.tokenizer', '', allowed)
-    return found
+    bpe = tokenizer.load_of_run(parent, read_manifest(checkpoints(parent), config.init_from.step), None)
+    check(bpe is not None, 'config.data.tokenizer', '', allowed)
+    return bpe
 
 
-def _keep(found: Tokenizer, folder: pathlib.Path) -> None:
-    """A later stage asks this run for its tokenizer, wherever that came from."""
-    if not (folder / 'run.json').exists():
-        files.write(folder / tokenizer.FILE, found.to_str())
+def _keep(bpe: Tokenizer, folder: pathlib.Path) -> None:
+    """Copies the tokenizer into the run, where a later stage looks for it."""
+    if not (folder / RECORD).exists():
+        files.write(folder / tokenizer.FILE, bpe.to_str())
 
 
-class Asked(NamedTuple):
-    """What a benchmark adds to a stage's data: nothing, where the config has none."""
+class Questions(NamedTuple):
+    """What the config's benchmark adds to a stage's data; empty where it has none."""
 
     evaluators: dict[str, Callable[[Any, int], dict]]
     hashes: dict[str, str]
@@ -158,45 +172,48 @@ class Asked(NamedTuple):
 def _benchmark(
     config: Config,
     vocab: Vocab,
-    found: Tokenizer,
+    bpe: Tokenizer,
     mesh: jax.sharding.Mesh,
     folder: pathlib.Path,
     loaded: Mapping[ProblemsConfig, Problems],
-) -> Asked:
-    """`loaded`: problems that the stage has read for its own ends."""
+) -> Questions:
+    """`loaded` holds the problems that the stage itself has read."""
     asked = config.benchmark
     if asked is None:
-        return Asked({}, {})
+        return Questions({}, {})
     problems = loaded.get(asked.problems) or distributed.first(
         lambda: load_problems(asked.problems, folder / 'problems')
     )
     evaluator = benchmark.make_evaluator(
-        asked, problems, config.model, vocab, found, mesh, config.seed, folder / 'answers'
+        asked, problems, config.model, vocab, bpe, mesh, config.seed, folder / 'answers'
     )
-    return Asked({'benchmark': evaluator}, {'benchmark': problems.identity})
+    return Questions({'benchmark': evaluator}, {'benchmark': problems.identity})
+
+
+# Sequences computed from their numbers.
 
 
 def _dyck(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
     closing = {'close': lambda targets_BxL: targets_BxL >= config.data.kinds}
-    _check_table('config.data.kinds', config.data.kinds, config.data.vocab.size)
-    return _generated(config, mesh, dyck.sequences, closing)
+    return _generated(config, mesh, 'kinds', dyck.sequences, closing)
 
 
 def _copy(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
-    _check_table('config.data.size', config.data.size, config.data.vocab.size)
     length, period = config.model.length, config.data.period
     check(period[1] < length, 'config.data.period', period, f'must end below config.model.length = {length}')
-    return _generated(config, mesh, controls.copy_sequences, {})
+    return _generated(config, mesh, 'size', controls.copy_sequences, {})
 
 
 def _noise(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
-    _check_table('config.data.size', config.data.size, config.data.vocab.size)
-    return _generated(config, mesh, controls.noise_sequences, {})
+    return _generated(config, mesh, 'size', controls.noise_sequences, {})
 
 
-def _generated(config: Config, mesh: jax.sharding.Mesh, sequences: Callable, subsets: dict[str, Callable]) -> Data:
-    """A stage whose rows are computed from their numbers: the config says all, so there is nothing to hash."""
+def _generated(
+    config: Config, mesh: jax.sharding.Mesh, size_field: str, sequences: Callable, subsets: dict[str, Callable]
+) -> Data:
+    """Data that the config alone determines, so it needs no hashes. `size_field` sets the number of tokens."""
     data, length, sharding = config.data, config.model.length, meshes.batch_sharding(mesh)
+    _check_table(f'config.data.{size_field}', getattr(data, size_field), data.vocab.size)
     train, valid = (
         streams.make_computed_stream(
             functools.partial(sequences, data, length + 1), config.stage, config.seed, split, batch, length, sharding
@@ -210,3 +227,29 @@ def _generated(config: Config, mesh: jax.sharding.Mesh, sequences: Callable, sub
 def _check_table(field: str, value: object, tokens: int) -> None:
     allowed = f'must make at most {MAX_VOCAB:,} tokens, the rows of a table, and makes {tokens:,}'
     check(tokens <= MAX_VOCAB, field, value, allowed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One kind of data that a run can train on."""
+
+    # The type of the config block `data`.
+    data: type
+    prepare: Callable[[Config, jax.sharding.Mesh, pathlib.Path, Progress], Data]
+    vocabulary: Callable[[Config], Vocab] = lambda config: config.data.vocab
+    # Whether its models read text, so that a benchmark can ask them.
+    has_tokenizer: bool = False
+    # Files for the report about the data, written at a run's beginning.
+    write_examples: Callable[[Config, pathlib.Path], None] = lambda config, folder: None
+
+
+STAGES = {
+    'nca': Stage(
+        NCAConfig, _nca, write_examples=lambda config, folder: write_examples(config.data, config.seed, folder)
+    ),
+    'text': Stage(text.TextConfig, _text, _text_vocabulary, has_tokenizer=True),
+    'dyck': Stage(dyck.DyckConfig, _dyck),
+    'copy': Stage(controls.CopyConfig, _copy),
+    'noise': Stage(controls.NoiseConfig, _noise),
+    'instruct': Stage(instruct.InstructConfig, _instruct, _instruct_vocabulary, has_tokenizer=True),
+}

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from nca_jax import config as configs
 from nca_jax import experiment
 from nca_jax import mesh as meshes
 from nca_jax.batch import Vocab
 from nca_jax.errors import UserError
+from nca_jax.experiment import from_dict
 from nca_jax.scale import aot, chips, hlo, topology
 from nca_jax.scale.report import DoesNotFitError, Target
 
@@ -76,7 +76,7 @@ def test_a_mistake_in_the_config_is_one_line(capsys):
 def target(length: int = 1024) -> Target:
     """256 sequences a step of GPT-2's vocabulary on a slice of four."""
     changes = [f'--config.model.length={length}', '--config.train.batch=256']
-    config = configs.from_dict(experiment.load_values('experiments/nca_pretrain.py:size=tiny', changes))
+    config = from_dict(experiment.load_values('experiments/nca_pretrain.py:size=tiny', changes))
     mesh = meshes.make_mesh(config.mesh, jax.devices()[:4])
     where = topology.Slice('v5e:2x2', chips.TPUS['v5e'], tuple(jax.devices()[:4]), 1e9, 2**34, 8e11)
     return Target(config, where, mesh, Vocab(50_257))

@@ -14,18 +14,19 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from nca_jax import command, config, experiment
+from nca_jax import cli, command, experiment
 from nca_jax.data import tokenizer
 from nca_jax.errors import UserError
+from nca_jax.experiment import from_dict
 from nca_jax.look import bands, calibrate, calibration, footing, raw
 from nca_jax.nca import bank, score
 from nca_jax.report import style
 
 EXPERIMENT = f'{pathlib.Path(__file__).parents[1]}/experiments/nca_pretrain.py'
-PAPER = config.from_dict(experiment.load_values(EXPERIMENT, [])).data
+PAPER = from_dict(experiment.load_values(EXPERIMENT, [])).data
 # 6 x 6 grids of 10 colours: 9 tokens a grid, 90 a score.
 TINY = ['--config.data.rule.height=6', '--config.data.rule.width=6', '--config.data.burn_in=2']
-DATA = config.from_dict(experiment.load_values(EXPERIMENT, TINY)).data
+DATA = from_dict(experiment.load_values(EXPERIMENT, cli.split_changes(TINY)[1])).data
 TOKENS = 90
 
 
@@ -184,7 +185,7 @@ def test_the_papers_thresholds_apply_where_experiments_take_them():
         if (words['family'] == 'life' and words['colours'] != 2) or (words['colours'] == 15 and words['patch'] == 3):
             continue
         arg = ','.join(f'{name}={value}' for name, value in words.items())
-        data = config.from_dict(experiment.load_values(f'{EXPERIMENT}:{arg}', [])).data
+        data = from_dict(experiment.load_values(f'{EXPERIMENT}:{arg}', [])).data
         assert bands.has_paper_bands(data) == (data.band == (0.5, 2.0)) == (data.band_by == 'score'), arg
         applied += [arg] * bands.has_paper_bands(data)
     assert len(applied) == 2  # 12 x 12 and 6 x 24

@@ -15,6 +15,7 @@ from nca_jax import mesh as meshes
 from nca_jax import run
 from nca_jax.checkpoint import graft
 from nca_jax.errors import UserError
+from nca_jax.experiment import from_dict, resolve
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
 START = {'run': 'p', 'step': None, 'weights': 'params', 'plan': ()}
@@ -89,8 +90,8 @@ def test_every_file_is_listed():
 def test_every_experiment_builds_and_validates(name, words):
     file = experiment(name, words)
     assert file.is_locked
-    config = configs.resolve(file)
-    again = configs.from_dict(configs.to_dict(config))  # what run.json gives back
+    config = resolve(file)
+    again = from_dict(configs.to_dict(config))  # what run.json gives back
     assert configs.to_dict(again) == configs.to_dict(config)
     assert configs.identity(again, None) == configs.identity(config, None)
     assert config.smoke == ('smoke' in words)
@@ -107,12 +108,12 @@ def test_unknown_words_list_the_known():
 
 
 def test_one_rule_stays_one_when_it_is_smoke():
-    assert configs.resolve(experiment('nca_pretrain', 'rules=fixed,smoke')).data.rules_per_epoch == 1
+    assert resolve(experiment('nca_pretrain', 'rules=fixed,smoke')).data.rules_per_epoch == 1
 
 
 def test_words_that_would_do_nothing_are_refused():
     with pytest.raises(UserError, match="colours = 15: 2 for the family 'life'"):
-        configs.resolve(experiment('nca_pretrain', 'family=life,colours=15'))
+        resolve(experiment('nca_pretrain', 'family=life,colours=15'))
     with pytest.raises(ValueError, match='name it by parent=FOLDER'):
         experiment('language', 'writers=0.2')
     with pytest.raises(ValueError, match="parent = 'p': must be a folder for nca and only_attn"):
@@ -160,7 +161,7 @@ def changed(path: str, value: object) -> configs.Config:
         del block[field]
     else:
         block[field] = value
-    return configs.from_dict(values)
+    return from_dict(values)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_mistakes_are_one_line(path, value, said):
 def test_identity_ignores_where_things_lie():
     parent = {'identity': 'abc', 'step': 5}
     config = changed('data.cache', '/elsewhere')
-    base = configs.resolve(experiment('quickstart'))
+    base = resolve(experiment('quickstart'))
     assert configs.identity(config, None) == configs.identity(base, None)
     assert configs.identity(base, parent) != configs.identity(base, None)
     assert configs.identity(base, parent | {'step': 6}) != configs.identity(base, parent)
@@ -227,7 +228,7 @@ def test_identity_ignores_where_things_lie():
 def test_every_other_field_changes_the_identity(name):
     """One after another, in a copy that nothing checks; what a run is watched by and runs on doesn't count."""
     words = {'quickstart': 'arm=nca,parent=p', 'nca_pretrain': ''}[name]
-    config = configs.resolve(experiment(name, words))
+    config = resolve(experiment(name, words))
     identity, left_out = configs.identity(config, None), set()
 
     def visit(block, path: str) -> None:
@@ -253,7 +254,7 @@ def test_named_plans_carry_what_they_say():
     from nca_jax.batch import Vocab
     from nca_jax.model import transformer
 
-    model = configs.resolve(experiment('quickstart')).model
+    model = resolve(experiment('quickstart')).model
     shapes = transformer.abstract_params(model, Vocab(300))
     parts = {
         'attn': {
@@ -284,4 +285,4 @@ def test_named_plans_carry_what_they_say():
 
 def test_configs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        configs.resolve(experiment('quickstart')).seed = 3
+        resolve(experiment('quickstart')).seed = 3

@@ -14,9 +14,10 @@ import tokenizers
 from safetensors.numpy import load_file, save_file
 
 from experiments import baselines, quickstart
-from nca_jax import config, run, trees
+from nca_jax import folders, run, transfer, trees
 from nca_jax import mesh as meshes
 from nca_jax.checkpoint.store import Store, read_manifest, restore_params, saved_params
+from nca_jax.experiment import from_dict
 from nca_jax.hf import adopt, export
 from nca_jax.report.runs import read_run
 from tests.test_hf import GOLDEN, assert_logits, logits
@@ -117,8 +118,8 @@ def test_a_run_from_an_adopted_folder_measures_what_the_exported_one_did(cache, 
     train(child, tmp_path / 'child')
     losses = {row['evaluator']: row['loss'] for row in metrics(trained) if row['kind'] == 'eval'}  # the last ones
     assert metrics(tmp_path / 'child')[0]['loss'] == losses['perplexity'] != losses['perplexity_ema']
-    parent = run.read_record(tmp_path / 'child')['parent']
-    assert parent['identity'] == run.read_record(tmp_path / 'adopted')['identity']
+    parent = folders.read_record(tmp_path / 'child')['parent']
+    assert parent['identity'] == folders.read_record(tmp_path / 'adopted')['identity']
 
 
 def test_large_weights_lie_in_several_files(trained, exported, tmp_path, monkeypatch):
@@ -136,7 +137,7 @@ def test_large_weights_lie_in_several_files(trained, exported, tmp_path, monkeyp
     identities = []
     for number, folder in enumerate((tmp_path / 'out', exported)):
         assert adopt.main([str(folder), f'--out={tmp_path / str(number)}']) == 0
-        identities.append(run.read_record(tmp_path / str(number))['identity'])
+        identities.append(folders.read_record(tmp_path / str(number))['identity'])
     assert identities[0] == identities[1]
 
 
@@ -168,10 +169,10 @@ def test_a_run_starts_from_a_checkpoint_of_the_release(tmp_path):
     values = file.to_dict() | {
         'init_from': {'run': str(tmp_path / 'parent'), 'step': None, 'weights': 'params', 'plan': plan}
     }
-    child = config.from_dict(values)
+    child = from_dict(values)
     program = run.build(child, meshes.make_mesh(child.mesh), tmp_path)
     with Store(tmp_path / 'checkpoints', keep=1) as store:
-        state, lineage = run.start(program, store, run.parent_manifest(child.init_from), say=lambda line: None)
+        state, lineage = run.start(child, program, store, transfer.read_parent(child.init_from), say=lambda line: None)
     assert (lineage['name'], lineage['step']) == ('release_checkpoint.pt', 0)
     golden, bias = np.load(GOLDEN / 'release_checkpoint.npz'), params_of(tmp_path / 'parent')['head/bias']
     llama = adopt.hf.Llama.of(dataclasses.asdict(child.model))

@@ -34,21 +34,24 @@ RANKS = {
     'evals': 5,
     'hf': 5,
     'config': 6,
+    'folders': 6,
+    'transfer': 7,
     'stages': 7,
-    'run': 8,
-    'finished': 9,
-    'experiment': 6,
-    'command': 9,
+    'experiment': 8,
+    'run': 9,
+    'finished': 10,
+    'command': 10,
+    'jobs': 10,
     'cli': 0,
     '__main__': 11,
-    'main': 10,
-    'study': 10,
-    'look': 10,
-    'data.prepare': 10,
-    'scale': 10,
-    'hf.export': 10,
-    'hf.adopt': 10,
-    'evals.harness': 10,
+    'main': 11,
+    'study': 11,
+    'look': 11,
+    'data.prepare': 11,
+    'scale': 11,
+    'hf.export': 11,
+    'hf.adopt': 11,
+    'evals.harness': 11,
 }
 APART = 'report'
 
@@ -86,7 +89,7 @@ def test_imports_go_down(module):
         return
     for imported in imports(modules()[module]):
         if imported.split('.')[0] == APART:
-            assert rank(module) == 10, f'{module} imports {imported}'  # commands alone
+            assert rank(module) >= 10, f'{module} imports {imported}'  # commands alone
         elif rank(imported) == rank(module):
             folders = module.rpartition('.')[0].split('.')[0], imported.rpartition('.')[0].split('.')[0]
             assert folders[0] == folders[1] != '', f'{module} imports {imported}'

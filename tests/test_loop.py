@@ -17,9 +17,13 @@ from nca_jax.errors import FieldError
 from nca_jax.train import loop
 from nca_jax.train.metrics import MetricWriter
 from nca_jax.train.profiler import Profiler, updates
+from nca_jax.train.program import Program
 from nca_jax.train.state import TrainState, init_state
+from nca_jax.train.timetable import Timetable
 
-PLAN = loop.Plan(stop=6, log_every=2, eval_every=4, save_every=6, keep=frozenset(), tokens_per_step=64)
+TIMETABLE = Timetable(
+    stop=6, log_every=2, eval_every=4, save_every=6, keep=frozenset(), traced=range(0), tokens_per_step=64
+)
 
 
 @functools.cache
@@ -41,24 +45,32 @@ def train(folder: pathlib.Path, profile: str = '', stream=stream, said=None) -> 
     """The final weights, and the records."""
     folder.mkdir()
     state = init_state({'w': jnp.zeros(3)}, optax.identity())
-    writer = MetricWriter(folder, 0, PLAN.stop, 'toy')
+    writer = MetricWriter(folder, 0, TIMETABLE.stop, 'toy')
     profiler = Profiler(updates(profile), folder / 'profile', [].append if said is None else said.append)
+    program = Program(
+        mesh=None,
+        vocab=None,
+        timetable=TIMETABLE,
+        abstract=None,
+        init=None,
+        train_step=train_step(),
+        stream=stream,
+        evaluators={'toy': lambda params, step: {'loss': 1.0}},
+        schedule=lambda step: 0.1 + 0 * step,
+        flops=1e6,
+        data={},
+    )
     with Store(folder / 'checkpoints', keep=1) as store:
         try:
             state = loop.train(
                 state,
-                plan=PLAN,
-                train_step=train_step(),
-                stream=stream,
-                evaluators={'toy': lambda params, step: {'loss': 1.0}},
-                schedule=lambda step: 0.1 + 0 * step,
-                flops=1e6,
+                program,
+                about={'identity': 'x', 'vocab_size': 1, 'parent': None},
                 store=store,
-                manifest=lambda step: {'identity': 'x', 'vocab_size': 1, 'parent': None},
                 writer=writer,
                 profiler=profiler,
                 preemption=loop.Preemption(),
-                before={},
+                seconds={},
             )
         finally:
             profiler.close()
@@ -92,7 +104,7 @@ def test_records_hold_what_one_looks_for(plain):
 
 def last_loss() -> float:
     weight = 0.0
-    for step in range(PLAN.stop):
+    for step in range(TIMETABLE.stop):
         loss = (weight - step) ** 2
         weight -= 0.1 * 2 * (weight - step) / 3
     return loss

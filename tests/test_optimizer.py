@@ -14,11 +14,12 @@ import pytest
 
 from experiments import baselines
 from nca_jax import config as configs
-from nca_jax import main, run, trees
 from nca_jax import mesh as meshes
+from nca_jax import run, transfer, trees
 from nca_jax.batch import Batch
 from nca_jax.checkpoint.store import Store, read_manifest, restore_params, saved_params
 from nca_jax.errors import FieldError
+from nca_jax.experiment import resolve
 from nca_jax.model import transformer
 from nca_jax.train import loop
 from nca_jax.train.duration import to_steps
@@ -135,7 +136,7 @@ def test_impossible_schedules_are_named(schedule, said):
 
 
 def updates(config: OptimizerConfig, gradient: float) -> dict:
-    optimizer = make_optimizer(config, 1)
+    optimizer = make_optimizer(config, make_schedule(config, 1))
     params = {'a': {'kernel': jnp.full(4, 10.0)}, 'norm': {'scale': jnp.full(4, 10.0)}}
     grads = {'a': {'kernel': jnp.full(4, gradient)}, 'norm': {'scale': jnp.zeros(4)}}
     return optimizer.update(grads, optimizer.init(params), params)[0]
@@ -187,7 +188,7 @@ def run_updates(config: OptimizerConfig, only: str = '.*') -> tuple[list[dict], 
         chosen = {path: leaf for path, leaf in trees.flatten(tree).items() if trees.matches(path, [only])}
         return flax.traverse_util.unflatten_dict(chosen, sep='/')
 
-    optimizer, found = make_optimizer(config, 1), []
+    optimizer, found = make_optimizer(config, make_schedule(config, 1)), []
     state, update = optimizer.init(pick(params())), jax.jit(optimizer.update)
     for grads in gradients():
         changes, state = update(pick(grads), state, pick(params()))
@@ -257,7 +258,7 @@ def state_leaves(state: trees.Tree, parameter: str) -> dict[str, jax.Array]:
 def test_first_moments_may_be_kept_in_bfloat16():
     """Adam in NumPy, which rounds its mean from one update to the next and nothing else."""
     config = changed(weight_decay=0.0, schedule=CONSTANT, state_dtype='bfloat16')
-    optimizer = make_optimizer(config, 1)
+    optimizer = make_optimizer(config, make_schedule(config, 1))
     draws = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
     tree = {'w': jnp.zeros(64)}
     state, mean, square = optimizer.init(tree), 0.0, 0.0
@@ -275,7 +276,8 @@ def test_first_moments_may_be_kept_in_bfloat16():
 
 
 def test_parameters_in_bfloat16_have_moments_in_float32():
-    optimizer = make_optimizer(changed(schedule=CONSTANT, clip=1.0), 1)
+    config = changed(schedule=CONSTANT, clip=1.0)
+    optimizer = make_optimizer(config, make_schedule(config, 1))
     tree = {'w': jnp.ones(8, jnp.bfloat16)}
     update, state = optimizer.update(tree, optimizer.init(tree), tree)
     assert {str(leaf.dtype) for leaf in (update['w'], *state_leaves(state, 'w').values())} == {'float32'}
@@ -312,7 +314,7 @@ def test_frozen_leaves_have_neither_update_nor_state_nor_a_part_in_the_clip(name
 
 
 def run_one(config: OptimizerConfig) -> trees.Tree:
-    optimizer = make_optimizer(config, 1)
+    optimizer = make_optimizer(config, make_schedule(config, 1))
     return jax.jit(optimizer.update)(gradients()[0], optimizer.init(params()), params())[1]
 
 
@@ -337,7 +339,7 @@ def test_patterns_are_checked_before_any_work(tmp_path):
     file = baselines.get_config('source=noise,smoke')
     file.optimizer.frozen = ('embed',)
     with pytest.raises(FieldError, match=r"config.optimizer.frozen = 'embed': must match the whole path"):
-        main.train(configs.resolve(file), tmp_path / 'run', loop.Preemption())
+        run.train(resolve(file), tmp_path / 'run', loop.Preemption())
     assert not (tmp_path / 'run').exists()
 
 
@@ -361,7 +363,7 @@ def batch() -> Batch:
 def trained(shape: tuple[int, int, int]):
     """Three steps under FULL on a mesh: the compiled step, the states from the first to the last, and the metrics."""
     mesh = meshes.make_mesh(meshes.MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
-    optimizer = make_optimizer(FULL, 1)
+    optimizer = make_optimizer(FULL, make_schedule(FULL, 1))
 
     def initialise() -> TrainState:
         return init_state(transformer.init_params(MODEL, VOCAB, jax.random.key(0)), optimizer, average=True)
@@ -451,7 +453,7 @@ def noise(folder: pathlib.Path, init_from: dict | None, stop: str, ema: float) -
     file.init_from = init_from
     file.train.stop = stop
     file.optimizer.ema = ema
-    main.train(configs.resolve(file), folder, loop.Preemption())
+    run.train(resolve(file), folder, loop.Preemption())
     return folder
 
 
@@ -477,6 +479,6 @@ def test_a_parent_without_an_average_has_none_to_give(tmp_path):
     with Store(tmp_path / 'checkpoints', keep=1) as store:
         store.save(3, init_state({'w': jnp.zeros(3)}, optax.sgd(1.0)), {'stop': 3}, wait=True)
     wanted = configs.InitFrom(run=str(tmp_path), step=None, weights='ema', plan=(('.*', 'carry'),))
-    assert run.parent_manifest(dataclasses.replace(wanted, weights='params'))['step'] == 3
+    assert transfer.read_parent(dataclasses.replace(wanted, weights='params'))['step'] == 3
     with pytest.raises(FieldError, match=r"config.init_from.weights = 'ema': must be 'params': .* kept no average"):
-        run.parent_manifest(wanted)
+        transfer.read_parent(wanted)

@@ -11,11 +11,12 @@ import pytest
 
 from experiments import baselines, bigbench, gsm8k, humaneval, language, nca_pretrain, quickstart
 from nca_jax import config as configs
-from nca_jax import finished, run
+from nca_jax import finished, folders
 from nca_jax import mesh as meshes
 from nca_jax.checkpoint.store import read_manifest
 from nca_jax.data import tokenizer
 from nca_jax.errors import FieldError, UserError
+from nca_jax.experiment import resolve
 from nca_jax.problems import answers, benchmark
 from tests.test_export import write_corpus
 from tests.test_run import CrashError, adjusted, checksums, config, crash, interrupt, metrics, refuse, train
@@ -34,7 +35,7 @@ def parent(cache) -> pathlib.Path:
 
 
 def tuned(parent: pathlib.Path, words: str = '') -> configs.Config:
-    return configs.resolve(quickstart.get_config(f'arm=scratch,parent={parent},tuned,smoke{words}'))
+    return resolve(quickstart.get_config(f'arm=scratch,parent={parent},tuned,smoke{words}'))
 
 
 @pytest.fixture(scope='module')
@@ -52,10 +53,10 @@ def test_a_text_model_is_tuned_and_asked_before_and_after(parent, child):
     assert losses[-1]['loss'] < losses[0]['loss']
     assert {record['problems'] for record in asked} == {6}  # two of each of three tasks
     assert len(list((child / 'answers').glob('step-*.jsonl'))) == 3
-    manifest = run.read_record(child)
+    manifest = folders.read_record(child)
     assert manifest['data'].keys() == {'problems', 'tokenizer', 'benchmark'}
-    assert manifest['data']['tokenizer'] == run.read_record(parent)['data']['tokenizer']
-    assert manifest['parent']['identity'] == run.read_record(parent)['identity']
+    assert manifest['data']['tokenizer'] == folders.read_record(parent)['data']['tokenizer']
+    assert manifest['parent']['identity'] == folders.read_record(parent)['identity']
 
 
 def test_six_steps_equal_some_and_a_crash_and_the_rest(parent, child, tmp_path, monkeypatch):
@@ -120,7 +121,7 @@ def test_what_was_tuned_is_saved_before_it_is_asked(parent, child, tmp_path, mon
 def test_evaluation_alone_is_a_run_of_zero_steps(child, tmp_path):
     alone = quickstart.get_config(f'arm=scratch,parent={child},tuned,smoke')
     alone.train.stop = '0 steps'
-    folder = train(configs.resolve(alone), tmp_path / 'run')
+    folder = train(resolve(alone), tmp_path / 'run')
     (before,) = evaluated(folder, 'benchmark')
     assert before | {'step': 6, 'tokens': 0} == evaluated(child, 'benchmark')[-1] | {'tokens': 0}
 
@@ -145,10 +146,10 @@ def test_a_text_run_is_asked_on_its_way(cache, tmp_path):
 def test_programs_may_be_judged_when_the_run_is_over(parent, tmp_path):
     """The same command with run_code: the answers are there, and only judged."""
     words = f'parent={parent},recipe=release,smoke'
-    folder = train(configs.resolve(humaneval.get_config(words)), tmp_path / 'run')
+    folder = train(resolve(humaneval.get_config(words)), tmp_path / 'run')
     (file,) = (path for path in (folder / 'answers').glob('*.jsonl') if '.' not in path.stem)
     written = file.read_bytes()
-    train(configs.resolve(humaneval.get_config(f'{words},run_code')), folder)
+    train(resolve(humaneval.get_config(f'{words},run_code')), folder)
     assert [record['pass@1'] for record in evaluated(folder, 'benchmark')] == [0.0]
     assert file.read_bytes() == written
 
@@ -157,7 +158,7 @@ def test_programs_may_be_judged_when_the_run_is_over(parent, tmp_path):
 def test_every_benchmark_runs_from_a_checkpoint(cache, parent, tmp_path, name):
     words = f'parent={parent},recipe=release,smoke'  # as the parent, which isn't tied
     words += ',evaluate' if name is gsm8k else ''  # its tuning is bigbench's
-    folder = train(configs.resolve(name.get_config(words)), tmp_path / 'run')
+    folder = train(resolve(name.get_config(words)), tmp_path / 'run')
     last = evaluated(folder, 'benchmark')[-1]
     assert last['step'] == (6 if name is bigbench else 0)
     assert ('pass@2' in last) == (name is not humaneval)
@@ -167,13 +168,13 @@ def test_every_benchmark_runs_from_a_checkpoint(cache, parent, tmp_path, name):
 
 def test_a_model_that_has_read_no_text_is_asked_too(parent, tmp_path):
     """With fresh tables, for it has none for text, and a tokenizer that is named."""
-    brackets = train(configs.resolve(baselines.get_config('source=dyck,smoke')), tmp_path / 'brackets')
-    found = tokenizer.load_of_run(parent, run.read_record(parent), None)
+    brackets = train(resolve(baselines.get_config('source=dyck,smoke')), tmp_path / 'brackets')
+    found = tokenizer.load_of_run(parent, folders.read_record(parent), None)
     found.save(str(tmp_path / 'tokenizer.json'))
     words = f'parent={brackets},parent_stage=dyck,evaluate,smoke'
     with pytest.raises(UserError, match=r"^config.data.tokenizer = '': must be a tokenizer.json, since no parent"):
-        train(configs.resolve(gsm8k.get_config(words)), tmp_path / 'run')
-    config = configs.resolve(gsm8k.get_config(f'{words},tokenizer={tmp_path / "tokenizer.json"}'))
+        train(resolve(gsm8k.get_config(words)), tmp_path / 'run')
+    config = resolve(gsm8k.get_config(f'{words},tokenizer={tmp_path / "tokenizer.json"}'))
     folder = train(config, tmp_path / 'run')
     assert config.arm == 'brackets'
     assert [record['step'] for record in evaluated(folder, 'benchmark')] == [0]
@@ -187,18 +188,18 @@ def test_words_that_say_nothing_about_a_tuned_model():
 
 def test_only_the_tokenizer_of_carried_tables_will_do(cache, parent, tmp_path):
     """Another of the same size is refused, and what a beginning that failed has left is not taken for the parent's."""
-    found = tokenizer.load_of_run(parent, run.read_record(parent), None)
+    found = tokenizer.load_of_run(parent, folders.read_record(parent), None)
     other = tokenizer.train((f'{number * 7919}' for number in range(2000)), found.get_vocab_size())
     assert other.get_vocab_size() == found.get_vocab_size()
     other.save(str(tmp_path / 'other.json'))
     words = f'parent={parent},recipe=release,evaluate,smoke'
-    named = configs.resolve(gsm8k.get_config(f'{words},tokenizer={tmp_path / "other.json"}'))
+    named = resolve(gsm8k.get_config(f'{words},tokenizer={tmp_path / "other.json"}'))
     with pytest.raises(UserError, match=f'^config.data.tokenizer: must be that of {parent}, whose tables are carried'):
         train(named, tmp_path / 'named')
     (tmp_path / 'run').mkdir()
     shutil.copy(tmp_path / 'other.json', tmp_path / 'run' / tokenizer.FILE)
-    folder = train(configs.resolve(gsm8k.get_config(words)), tmp_path / 'run')
-    assert run.read_record(folder)['data']['tokenizer'] == run.read_record(parent)['data']['tokenizer']
+    folder = train(resolve(gsm8k.get_config(words)), tmp_path / 'run')
+    assert folders.read_record(folder)['data']['tokenizer'] == folders.read_record(parent)['data']['tokenizer']
 
 
 def test_a_finished_evaluation_takes_no_other_problems(parent, tmp_path):
@@ -208,20 +209,20 @@ def test_a_finished_evaluation_takes_no_other_problems(parent, tmp_path):
     test = tmp_path / 'two' / 'test.jsonl'
     test.write_text(''.join(test.read_text().splitlines(keepends=True)[1:]))
     words = f'parent={parent},recipe=release,evaluate,smoke,path={tmp_path}'
-    folder = train(configs.resolve(gsm8k.get_config(f'{words}/one')), tmp_path / 'run')
+    folder = train(resolve(gsm8k.get_config(f'{words}/one')), tmp_path / 'run')
     before = (folder / 'metrics.jsonl').read_bytes()
     with pytest.raises(UserError, match='is a run on other data'):
-        train(configs.resolve(gsm8k.get_config(f'{words}/two')), folder)
+        train(resolve(gsm8k.get_config(f'{words}/two')), folder)
     assert (folder / 'metrics.jsonl').read_bytes() == before
 
 
 def test_what_stops_a_run_before_it_starts(parent, child, tmp_path):
     file = humaneval.get_config(f'parent={parent},smoke')
     file.train.stop = '1 steps'
-    refuse(configs.resolve(file), tmp_path / 'a', "config.train.stop = '1 steps': must be '0 steps': humaneval trains")
+    refuse(resolve(file), tmp_path / 'a', "config.train.stop = '1 steps': must be '0 steps': humaneval trains")
     file = gsm8k.get_config(f'parent={parent},smoke')
     file.benchmark.batch.rows = 12
-    refuse(configs.resolve(file), tmp_path / 'b', 'config.benchmark.batch.rows = 12')
+    refuse(resolve(file), tmp_path / 'b', 'config.benchmark.batch.rows = 12')
     bad = gsm8k.get_config(f'parent={parent},smoke')
     bad.benchmark.max_tokens = 1020
     large = gsm8k.get_config(f'parent={parent},smoke')
@@ -240,13 +241,13 @@ def test_what_stops_a_run_before_it_starts(parent, child, tmp_path):
         (gsm8k.get_config(f'parent={parent},path={tmp_path}/word,smoke'), "answer = 'Monday': must be a number"),
     ):
         with pytest.raises(UserError, match=said) as error:
-            train(configs.resolve(file), tmp_path / 'c')
+            train(resolve(file), tmp_path / 'c')
         assert '\n' not in str(error.value)
     file = nca_pretrain.get_config('smoke')
     with file.unlocked():
         file.benchmark = gsm8k.get_config('smoke').benchmark
     with pytest.raises(FieldError, match=r"^config.benchmark = 'gsm_symbolic': must be None in stage nca"):
-        configs.resolve(file)
+        resolve(file)
 
 
 def test_answers_in_the_file_are_those_that_were_scored(child):

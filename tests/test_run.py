@@ -15,10 +15,11 @@ import pytest
 
 from experiments import baselines, language, nca_pretrain, quickstart
 from nca_jax import config as configs
-from nca_jax import finished, main, run, stages, trees
+from nca_jax import finished, folders, run, stages, transfer, trees
 from nca_jax import mesh as meshes
 from nca_jax.checkpoint.store import committed, read_manifest
 from nca_jax.errors import NotFiniteError, UserError
+from nca_jax.experiment import resolve
 from nca_jax.train import loop
 
 WALL_CLOCK = ('time', 'tokens_per_s', 'data_wait', 'seconds')
@@ -48,11 +49,11 @@ def adjusted(file, cache: pathlib.Path, **changes) -> configs.Config:
     for path, value in changes.items():
         block, field = path.split('__')
         file[block][field] = value
-    return configs.resolve(file)
+    return resolve(file)
 
 
 def train(wanted: configs.Config, folder: pathlib.Path) -> pathlib.Path:
-    main.train(wanted, folder, loop.Preemption())
+    run.train(wanted, folder, loop.Preemption())
     return folder
 
 
@@ -229,7 +230,7 @@ def test_every_baseline_trains_resumes_and_is_evaluated(cache, tmp_path, monkeyp
     assert [(record['evaluator'], record['step']) for record in found] == [('held_out', step) for step in (0, 3, 6)]
     assert all({'loss', 'accuracy'} <= record.keys() for record in found)
     assert all(('close_accuracy' in record) == ('dyck' in source) for record in found)
-    assert run.read_record(tmp_path / 'run')['data'] == {}
+    assert folders.read_record(tmp_path / 'run')['data'] == {}
 
 
 def test_a_text_run_starts_from_dyck(cache, tmp_path):
@@ -238,8 +239,8 @@ def test_a_text_run_starts_from_dyck(cache, tmp_path):
     words = f'recipe=release,corpus=text_files,path={cache}/corpus,parent={parent},parent_stage=dyck,smoke'
     child = adjusted(language.get_config(words), cache)
     program = run.build(child, meshes.make_mesh(child.mesh), tmp_path)
-    manifest = run.parent_manifest(child.init_from)
-    own, _ = run.carry(program, program.init().params, manifest, say=lambda line: None)
+    manifest = transfer.read_parent(child.init_from)
+    own, _ = transfer.carry(child, program, program.init().params, manifest, say=lambda line: None)
     carried, own = params_of(parent), trees.flatten(jax.device_get(own))
     assert 'head/bias' in carried
     assert 'head/bias' not in own
@@ -288,8 +289,8 @@ def test_a_transfer_carries_what_its_plan_says(cache, automata, tmp_path):
     mesh = meshes.make_mesh(child.mesh)
     program = run.build(child, mesh, tmp_path)
     fresh = jax.device_get(program.init().params)
-    carried, lineage = run.carry(
-        program, program.init().params, run.parent_manifest(child.init_from), say=lambda line: None
+    carried, lineage = transfer.carry(
+        child, program, program.init().params, transfer.read_parent(child.init_from), say=lambda line: None
     )
     parent = params_of(automata)
     for path, leaf in trees.flatten(jax.device_get(carried)).items():
@@ -326,7 +327,7 @@ def test_arms_see_the_same_text(cache, automata, tmp_path):
 
 
 def test_a_run_leaves_what_its_report_needs(automata, scratch):
-    record = run.read_record(automata)
+    record = folders.read_record(automata)
     assert record['stage'] == 'nca'
     assert record['config']['smoke'] is True
     assert {path.name for path in automata.iterdir()} >= {
@@ -346,7 +347,7 @@ def test_evaluation_alone_is_a_run_of_zero_steps(cache, scratch, tmp_path):
     alone.data.update({'corpus': 'text_files', 'path': str(cache / 'corpus'), 'cache': str(cache / 'text')})
     alone.train.stop = '0 steps'
     alone.init_from.plan = (('.*', 'carry'),)
-    train(configs.resolve(alone), tmp_path / 'run')
+    train(resolve(alone), tmp_path / 'run')
     (evaluated, done) = metrics(tmp_path / 'run')
     assert evaluated['loss'] == metrics(scratch)[-2]['loss']
     assert done['kind'] == 'done'
@@ -417,7 +418,7 @@ def test_an_unfinished_parent_must_be_named_by_step(cache, tmp_path, monkeypatch
 
 
 def test_two_processes_do_not_share_a_folder(cache, tmp_path):
-    with main.owned(tmp_path / 'run', 'x'), pytest.raises(UserError, match='in use by another process'):
+    with folders.owned(tmp_path / 'run', 'x'), pytest.raises(UserError, match='in use by another process'):
         train(config(cache, 'arm=scratch'), tmp_path / 'run')
 
 
@@ -426,7 +427,7 @@ def test_two_processes_do_not_share_a_folder(cache, tmp_path):
     [
         (['--config=experiments/quickstart.py:colour=red'], "unknown word 'colour'"),
         (['--config=experiments/quickstart.py', '--config.model.wdith=3'], 'wdith'),
-        (['--config=experiments/nowhere.py:seed=1'], '--config=experiments/nowhere.py: no such file'),
+        (['--config=experiments/nowhere.py:seed=1'], 'experiments/nowhere.py: no such experiment file'),
         (['--config=experiments/quickstart.py:arm=nca,parent=nowhere,smoke'], 'nowhere/checkpoints: no such folder'),
         (
             ['--config=experiments/quickstart.py', '--config.model.heads=3'],

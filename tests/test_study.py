@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from nca_jax import study
+from nca_jax import cli, jobs
 from nca_jax.checkpoint.store import read_manifest
 from nca_jax.errors import UserError
 from tests.test_run import metrics
@@ -22,7 +22,7 @@ PATIENCE = 600.0
 def start(out: pathlib.Path, log) -> subprocess.Popen:
     # One virtual device, as for users; a cache of text that both studies share is named in the experiment itself.
     environment = os.environ | {'XLA_FLAGS': ''}
-    command = [sys.executable, '-m', 'nca_jax.study', 'experiments/quickstart.py', 'smoke-reasoning', f'--out={out}']
+    command = [sys.executable, '-m', 'nca_jax', 'study', 'experiments/quickstart.py', 'smoke-reasoning', f'--out={out}']
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
@@ -65,34 +65,34 @@ def test_a_study_killed_in_each_stage_ends_the_same(tmp_path):
 
 def test_parents_come_first_and_words_name_their_folders(tmp_path):
     file = ROOT / 'experiments' / 'quickstart.py'
-    jobs = study.make_jobs(file, 'smoke', tmp_path)
-    names = [job.name for job in jobs]
-    for job in jobs:
+    made = jobs.make_jobs(jobs.load_studies(file), file, 'smoke', tmp_path)
+    names = [job.name for job in made]
+    for job in made:
         if job.parent:
             assert names.index(job.parent) < names.index(job.name)
-            assert f'parent={tmp_path / job.parent}' in job.config
-    assert all(job.tokens == 6 * 8 * 64 for job in jobs)
+            assert f'parent={tmp_path / job.parent}' in job.source
+    assert all(job.tokens == 6 * 8 * 64 for job in made)
 
 
 def test_a_study_that_continues_another_joins_it():
     file = ROOT / 'experiments' / 'quickstart.py'
     out = pathlib.Path('runs/quickstart')
-    main, both = (study.make_jobs(file, name, out) for name in ('main', 'reasoning'))
+    main, both = (jobs.make_jobs(jobs.load_studies(file), file, name, out) for name in ('main', 'reasoning'))
     assert [job.name for job in both[: len(main)]] == [job.name for job in main]
     assert len(both) == len(main) + 15
     assert all(job.parent == job.name.removesuffix('-tuned') for job in both[len(main) :])
-    assert study.chain(study.load_studies(file), file, 'smoke-reasoning') == ['smoke', 'smoke-reasoning']
+    assert jobs.chain(jobs.load_studies(file), file, 'smoke-reasoning') == ['smoke', 'smoke-reasoning']
 
 
 def test_a_finished_run_of_another_config_is_refused(tmp_path):
     file = ROOT / 'experiments' / 'quickstart.py'
-    job = study.make_jobs(file, 'smoke', tmp_path)[0]
-    assert not study.is_finished(job)
+    job = jobs.make_jobs(jobs.load_studies(file), file, 'smoke', tmp_path)[0]
+    assert not job.is_finished()
     job.folder.mkdir()
     (job.folder / 'metrics.jsonl').write_text(json.dumps({'kind': 'done', 'step': 6, 'tokens': 3072}) + '\n{"half')
     (job.folder / 'run.json').write_text(json.dumps({'identity': 'another', 'config': {}}))
     with pytest.raises(UserError, match='automata-0 holds the run of another config'):
-        study.is_finished(job)
+        job.is_finished()
 
 
 @pytest.mark.parametrize(
@@ -109,5 +109,5 @@ def test_a_finished_run_of_another_config_is_refused(tmp_path):
 )
 def test_bad_studies_are_one_line(arguments, said, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert study.main(arguments) == 2
+    assert cli.main(['study', *arguments]) == 2
     assert said in capsys.readouterr().err

@@ -14,7 +14,7 @@ from nca_jax import trees
 from nca_jax.batch import Batch
 from nca_jax.errors import FieldError, UserError
 from nca_jax.model import transformer
-from nca_jax.train.optimizer import ScheduleConfig, make_optimizer
+from nca_jax.train.optimizer import ScheduleConfig, make_optimizer, make_schedule
 from nca_jax.train.state import init_state
 from nca_jax.train.step import loss_and_grads, make_sum_loss, make_train_step
 from tests import test_optimizer
@@ -148,7 +148,7 @@ def losses(dropout: float, shape: tuple[int, int, int] = (1, 1, 1), over_data: b
     """The losses of three updates on one batch."""
     model = dataclasses.replace(MODEL, dropout=dropout)
     mesh = meshes.make_mesh(meshes.MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
-    optimizer = make_optimizer(OPTIMIZER, 256)
+    optimizer = make_optimizer(OPTIMIZER, make_schedule(OPTIMIZER, 256))
     state = init_state(params(), optimizer)
     of_params = of_moments = meshes.param_shardings(mesh, transformer.logical_axes(MODEL, VOCAB), params())
     if over_data:

@@ -27,6 +27,7 @@ from experiments.benchmarks.nca import paper_config
 from nca_jax import config as configs
 from nca_jax import mesh as meshes
 from nca_jax import run
+from nca_jax.experiment import resolve
 from nca_jax.nca import ahead, stream
 
 BATCHES, STEPS = 50, 5
@@ -46,7 +47,7 @@ def median_seconds(call: Callable[[], object], times: int) -> float:
 
 def measure(name: str, experiment: ConfigDict, folder: pathlib.Path) -> Iterator[common.Row]:
     """A batch against a step, and both together against a step."""
-    config = configs.resolve(experiment)
+    config = resolve(experiment)
     mesh = meshes.make_mesh(config.mesh)
     program = run.build(config, mesh, folder)
     numbers = itertools.count(1)

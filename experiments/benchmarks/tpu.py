@@ -15,10 +15,10 @@ import jax.numpy as jnp
 
 from experiments import nca_pretrain
 from experiments.benchmarks import common
-from nca_jax import config as configs
 from nca_jax import keys, run
 from nca_jax import mesh as meshes
 from nca_jax.batch import to_batch
+from nca_jax.experiment import resolve
 from nca_jax.nca import stream
 from nca_jax.scale import aot
 from nca_jax.scale.estimate import Estimate
@@ -30,7 +30,7 @@ def estimates() -> dict[str, Estimate]:
     """The generator, the step, and both in one."""
     experiment = nca_pretrain.get_config('size=1b6')
     experiment.mesh.update({'data': 1, 'fsdp': 4})
-    target = aot.make_target(configs.resolve(experiment), TOPOLOGY)
+    target = aot.make_target(resolve(experiment), TOPOLOGY)
     config, rows = target.config, meshes.batch_sharding(target.mesh)
     names = jax.ShapeDtypeStruct((config.train.batch, 3), jnp.uint32, sharding=rows)
     root = jax.ShapeDtypeStruct((), jax.eval_shape(lambda: keys.key(0)).dtype, sharding=meshes.replicated(target.mesh))

@@ -18,11 +18,11 @@ import numpy as np
 
 from experiments import quickstart
 from experiments.benchmarks import common
-from nca_jax import config as configs
 from nca_jax import mesh as meshes
 from nca_jax import run
 from nca_jax.batch import Vocab, to_batch
 from nca_jax.config import Config
+from nca_jax.experiment import resolve
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 # Vocabulary, width, layers, heads, batch, length.
@@ -43,7 +43,7 @@ def configure(shape: tuple[int, ...], **changes: object) -> tuple[Config, Vocab]
     file.model.update({'layers': layers, 'width': width, 'heads': heads, 'ffn': 4 * width, 'length': length})
     file.model.update({'unroll': layers} | changes)
     file.train.update({'batch': batch, 'accumulate': max(1, batch * length // (TOKENS_AT_ONCE * CORES))})
-    return configs.resolve(file), Vocab(vocab_size)
+    return resolve(file), Vocab(vocab_size)
 
 
 def ours(config: Config, vocab: Vocab) -> Callable[[], object]:

@@ -27,15 +27,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from nca_jax import files, run, trees
+from nca_jax import files, folders, trees
 from nca_jax.batch import MAX_VOCAB, Vocab
 from nca_jax.checkpoint import manifest as manifests
 from nca_jax.checkpoint.store import Store
-from nca_jax.config import DATA
 from nca_jax.data import tokenizer as bpe
 from nca_jax.errors import UserError, check
 from nca_jax.hf import llama as hf
 from nca_jax.hf import torch_zip
+from nca_jax.stages import STAGES
 
 RELEASE, HUGGING_FACE = 'checkpoint of PyTorch', 'Hugging Face folder'
 WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add('source', type=pathlib.Path, help="a Hugging Face folder, or a checkpoint's file")
     add('--out', type=pathlib.Path, required=True, help='a new folder, the --workdir of the run that it looks like')
-    add('--stage', choices=tuple(DATA), default='text', help='what it was trained on (text)')
+    add('--stage', choices=tuple(STAGES), default='text', help='what it was trained on (text)')
     add('--heads', type=int, help='of attention; only for a file, which does not say')
     add('--vocab-size', type=int, help='how many rows of the tables are real tokens; the others are cut')
     add('--param-dtype', choices=('float32', 'bfloat16'), default='float32', help='of the parameters (float32)')
@@ -87,7 +87,7 @@ def adopt(
     vocab = choose_vocab(path, source, vocab_size)
     params = hf.imported(source.llama, source.read, vocab, jnp.dtype(dtype))
     about = describe(path, source, stage, vocab, params)
-    with Store(run.checkpoints(folder), keep=1) as store:
+    with Store(folders.checkpoints(folder), keep=1) as store:
         store.save(0, {'params': params}, about | {'tokens': 0}, wait=True)
     if source.tokenizer is not None:
         source.tokenizer.save(str(folder / 'tokenizer.json'))

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from nca_jax import files, run, trees
+from nca_jax import files, folders, trees
 from nca_jax.batch import Vocab
 from nca_jax.checkpoint.store import read_manifest, restore_params, saved_params
 from nca_jax.data import tokenizer as bpe
@@ -68,7 +68,7 @@ def export(
     tokenizer: pathlib.Path | None,
 ) -> list[str]:
     """Fills `folder`, and says in a few lines with what."""
-    checkpoints = run.checkpoints(source)
+    checkpoints = folders.checkpoints(source)
     manifest = read_manifest(checkpoints, step)
     llama, vocab = hf.Llama.of(manifest['config']['model']), Vocab(manifest['vocab_size'])
     found = bpe.load_of_run(source, manifest, tokenizer)

@@ -25,8 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nca_jax import config as configs
-from nca_jax import experiment, keys, run, stages, trees
+from nca_jax import cli, experiment, keys, run, stages, trees
 from nca_jax import mesh as meshes
 from nca_jax.batch import Batch, to_batch
 from nca_jax.config import Config
@@ -60,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, changes = parser.parse_known_args(argv)
     try:
         topology.check_name(args.topology)
-        config = configs.from_dict(experiment.load_values(args.config, changes))
+        config = experiment.from_dict(experiment.load_values(args.config, cli.split_changes(changes)[1]))
         target = make_target(config, args.topology)
         if args.search:
             target = search(target, lambda line: print(line, file=sys.stderr, flush=True))

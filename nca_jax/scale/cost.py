@@ -15,8 +15,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from nca_jax import config as configs
-from nca_jax import experiment, stages
+from nca_jax import cli, experiment, stages
 from nca_jax.config import Config
 from nca_jax.errors import UserError, check
 from nca_jax.model.config import step_flops
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, changes = parser.parse_known_args(argv)
     try:
         chip, count = parse_slice(args.slice) if args.slice else (args.chip, args.chips)
-        config = configs.from_dict(experiment.load_values(args.config, changes))
+        config = experiment.from_dict(experiment.load_values(args.config, cli.split_changes(changes)[1]))
         found = cost(config, chip, count, args.mfu, args.hours)
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)

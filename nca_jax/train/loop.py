@@ -1,9 +1,8 @@
-"""The only training loop. Evaluation alone is this loop with zero steps."""
+"""The only training loop. Evaluation alone is this loop with zero updates."""
 
-import dataclasses
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -11,96 +10,70 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from nca_jax.batch import Batch
 from nca_jax.checkpoint.store import Store
-from nca_jax.errors import NotFiniteError, check
+from nca_jax.errors import NotFiniteError
 from nca_jax.train.logger import Logger, make_observe
 from nca_jax.train.metrics import MetricWriter
 from nca_jax.train.profiler import Profiler
+from nca_jax.train.program import Program
 from nca_jax.train.state import TrainState
 
-EXIT_PREEMPTED = 75  # what sysexits.h calls a temporary failure: start the same command again
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopConfig:
-    """How long to train and how often to say, try and keep something; durations are steps or tokens.
-
-    batch: sequences per update over all devices, in `accumulate` micro-batches. keep: named durations whose
-    checkpoints are never deleted (at the nearest step); besides them the newest `keep_last` stay.
-    """
-
-    batch: int
-    accumulate: int
-    stop: str
-    log_every: str
-    eval_every: str
-    save_every: str
-    keep: tuple[str, ...]
-    keep_last: int
-
-    def __post_init__(self):
-        check(self.batch > 0, 'batch', self.batch, 'must be positive')
-        check(self.accumulate > 0, 'accumulate', self.accumulate, 'must be positive')
-        check(self.keep_last > 0, 'keep_last', self.keep_last, 'must be positive')
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A LoopConfig in steps."""
-
-    stop: int
-    log_every: int
-    eval_every: int
-    save_every: int
-    keep: frozenset[int]
-    tokens_per_step: int
+# What sysexits.h calls a temporary failure: the same command goes on.
+EXIT_PREEMPTED = 75
+EXIT_INTERRUPTED = 130
+PHASES = ('prepare', 'data', 'compile', 'train', 'eval', 'checkpoint')
 
 
 class Preempted(SystemExit):
-    """SIGTERM arrived and everything worth keeping is saved; the process exits with code 75."""
-
-    def __init__(self):
-        super().__init__(EXIT_PREEMPTED)
+    """A signal arrived and everything worth keeping is saved. The process exits with the code of the signal."""
 
 
 class Preemption:
-    """SIGTERM as a flag while training, which saves first, and as an immediate exit 75 anywhere else.
+    """SIGTERM or Ctrl-C as a flag while training, which saves first, and as an immediate exit anywhere else.
 
-    Of several processes JAX itself notes the signal, and has all of them stop after the same step, the first that none
-    has begun; before training it waits for that.
+    A second Ctrl-C ends at once. Of several processes, JAX itself notes SIGTERM and stops all of them after the same
+    update, the first that none has begun.
     """
 
     def __init__(self):
-        self._requested = self._deferred = False
-        self._asked = 0
+        self._exit_code: int | None = None
+        self._deferred = False
+        self._polls = 0
         self._alone = jax.process_count() == 1
         if self._alone:
             signal.signal(signal.SIGTERM, self._on_signal)
+            signal.signal(signal.SIGINT, self._on_signal)
 
-    def _on_signal(self, *_):
-        self._requested = True
-        if not self._deferred:
-            raise Preempted
+    def _on_signal(self, number: int, *_) -> None:
+        again = self._exit_code is not None and number == signal.SIGINT
+        self._exit_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
+        if again or not self._deferred:
+            raise Preempted(self._exit_code)
 
     def reached(self) -> bool:
-        """Whether to stop after the update just queued; to be asked once after each."""
+        """Whether to stop after the update just queued. Call it once after each update."""
         if self._alone:
-            return self._requested
-        # JAX stops at one number alone, which is 1 if the signal came before any was asked for: so count from here.
-        self._asked += 1
-        return multihost_utils.reached_preemption_sync_point(self._asked)
+            return self._exit_code is not None
+        # JAX stops at one value of this counter: 1 if the signal came before the first call. So it counts from here,
+        # not from the step at which a resumed run begins.
+        self._polls += 1
+        return multihost_utils.reached_preemption_sync_point(self._polls)
+
+    def stop(self) -> None:
+        """Ends the process."""
+        raise Preempted(self._exit_code or EXIT_PREEMPTED)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
+        """Within it a signal only sets the flag."""
         with self._deferring(True):
             yield
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within `deferred`: nothing would be lost here, so a signal needn't wait, nor one that came before."""
-        if self._alone and self._requested:
-            raise Preempted
+        """Within `deferred`, where nothing would be lost: a signal ends the process, an earlier one included."""
+        if self._alone and self._exit_code is not None:
+            self.stop()
         with self._deferring(False):
             yield
 
@@ -115,31 +88,24 @@ class Preemption:
 
 def train(
     state: TrainState,
+    program: Program,
     *,
-    plan: Plan,
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, dict]],
-    stream: Callable[[int], Batch],
-    evaluators: dict[str, Callable[[Any, int], dict]],
-    schedule: Callable[[int], float],
-    flops: float,
+    about: dict[str, Any],
     store: Store,
-    manifest: Callable[[int], dict],
     writer: MetricWriter,
     profiler: Profiler,
     preemption: Preemption,
-    before: dict[str, float],
-    evaluated: frozenset[str] = frozenset(),
+    seconds: dict[str, float],
+    evaluated: Collection[str] = (),
 ) -> TrainState:
-    """Trains from `state.step` to `plan.stop`, then writes the `done` record. Raises NotFiniteError or Preempted.
+    """Trains from `state.step` to the timetable's stop, then writes the `done` record.
 
-    Metrics of a step are read after the next one is queued, so that reading never stalls the device. At a boundary
-    the order is: metrics, checkpoint, evaluation. A crash between any two of them loses nothing but time: what is due
-    at `state.step` is evaluated at the start, but for those of the evaluators that have been `evaluated` there. The
-    `done` record says where this process spent its seconds, those that were spent `before` the loop included. `flops`
-    are those that the model needs for one update.
+    about: what every manifest says of the run. seconds: time spent before the loop, by phase. evaluated: evaluators
+    whose records of `state.step` exist; the others that are due there run first, so that a crash between saving and
+    evaluating loses only time. Raises NotFiniteError, or Preempted with everything saved.
     """
-    seconds = dict.fromkeys(('prepare', 'data', 'compile', 'train', 'eval', 'checkpoint'), 0.0) | before
-    step = int(state.step)
+    timetable, step = program.timetable, int(state.step)
+    seconds = dict.fromkeys(PHASES, 0.0) | seconds
 
     @contextmanager
     def timed(phase: str) -> Iterator[None]:
@@ -147,28 +113,26 @@ def train(
         yield
         seconds[phase] += time.perf_counter() - start
 
-    def due() -> bool:
-        return step % plan.eval_every == 0 or step == plan.stop
+    def tokens() -> int:
+        return step * timetable.tokens_per_step
 
-    def evaluate(evaluated: frozenset[str] = frozenset()) -> None:
-        with timed('eval'):
-            scored = [(name, evaluator, state.params) for name, evaluator in evaluators.items()]
-            if state.ema is not None:
-                scored += [(f'{name}_ema', evaluator, state.ema) for name, evaluator in evaluators.items()]
-            for name, evaluator, params in scored:
-                if name in evaluated:
+    def evaluate(skip: Collection[str] = ()) -> None:
+        weights = {'': state.params} | ({} if state.ema is None else {'_ema': state.ema})
+        for suffix, params in weights.items():
+            for name, evaluator in program.evaluators.items():
+                if name + suffix in skip:
                     continue
                 result = evaluator(params, step)
-                if 'loss' in result and not np.isfinite(result['loss']):  # scores have none
-                    raise NotFiniteError(f'step {step}: the loss of {name} is {result["loss"]}')
-                writer.write(
-                    {'kind': 'eval', 'evaluator': name, 'step': step, 'tokens': step * plan.tokens_per_step} | result
-                )
+                # Scores have no loss.
+                if 'loss' in result and not np.isfinite(result['loss']):
+                    raise NotFiniteError(f'step {step}: the loss of {name + suffix} is {result["loss"]}')
+                writer.write({'kind': 'eval', 'evaluator': name + suffix, 'step': step, 'tokens': tokens()} | result)
 
     def save(wait: bool) -> None:
         with timed('checkpoint'):
+            # Metrics first: a checkpoint must not be ahead of them.
             writer.sync()
-            store.save(step, state, manifest(step), wait=wait)
+            store.save(step, state, about | {'tokens': tokens()}, wait=wait)
 
     def trace(turn: Callable[[TrainState], None]) -> None:
         with timed('train'):
@@ -176,42 +140,52 @@ def train(
             turn(state)
             logger.start(step)
 
-    observe = make_observe(schedule)
-    with jax.transfer_guard('disallow'):  # nothing is trained that isn't saved: SIGTERM may end it at once
-        if due():
-            evaluate(evaluated)
-        if step < plan.stop:
+    train_step, observe = program.train_step, make_observe(program.schedule)
+    # Until the first update everything is saved, so a signal may end the process at once.
+    with jax.transfer_guard('disallow'):
+        if timetable.evaluates(step):
+            with timed('eval'):
+                evaluate(skip=evaluated)
+        if step < timetable.stop:
             with timed('compile'):
-                train_step = train_step.lower(state, stream(step)).compile()
+                train_step = train_step.lower(state, program.stream(step)).compile()
                 observe = observe.lower(state).compile()
     with preemption.deferred(), jax.transfer_guard('disallow'):
-        logger = Logger(every=plan.log_every, tokens=plan.tokens_per_step, flops=flops, observe=observe, writer=writer)
+        logger = Logger(
+            every=timetable.log_every,
+            tokens=timetable.tokens_per_step,
+            flops=program.flops,
+            observe=observe,
+            writer=writer,
+        )
         logger.start(step)
-        while step < plan.stop:
+        while step < timetable.stop:
             if profiler.begins(step + 1):
                 trace(profiler.start)
             with profiler.update(step + 1):
                 waited = seconds['data']
                 with timed('data'):
-                    batch = stream(step)
+                    batch = program.stream(step)
                 with timed('train'):
                     state, metrics = train_step(state, batch)
                     step += 1
+                    # The logger reads these metrics after the next update is queued, so that the device never waits.
                     logger.queue(step, state, metrics, seconds['data'] - waited)
             if profiler.ends(step):
                 trace(profiler.stop)
             stopping = preemption.reached()
-            saving = stopping or step % plan.save_every == 0 or step == plan.stop or step in plan.keep
-            if due() or saving:
+            saving, evaluating = stopping or timetable.saves(step), timetable.evaluates(step)
+            if saving or evaluating:
+                # The order is metrics, checkpoint, evaluation: a crash between two of them loses only time.
                 with timed('train'):
                     logger.flush()
                 if saving:
-                    save(wait=stopping or due())
+                    save(wait=stopping or evaluating)
                 if stopping:
-                    raise Preempted
-                if due():
-                    with preemption.at_once() if saving else nullcontext():
+                    preemption.stop()
+                if evaluating:
+                    with preemption.at_once() if saving else nullcontext(), timed('eval'):
                         evaluate()
                 logger.start(step)
-        writer.write({'kind': 'done', 'step': step, 'tokens': step * plan.tokens_per_step, 'seconds': seconds})
+        writer.write({'kind': 'done', 'step': step, 'tokens': tokens(), 'seconds': seconds})
     return state

@@ -149,7 +149,7 @@ def check_paths(config: OptimizerConfig, paths: Collection[str]) -> None:
 
 def make_schedule(config: OptimizerConfig, tokens_per_step: int) -> optax.Schedule:
     """Step (0-based count of updates done) to learning rate."""
-    path, schedule = 'config.optimizer.schedule', config.schedule
+    path, schedule = 'optimizer.schedule', config.schedule
     horizon = to_steps(schedule.horizon, tokens_per_step, f'{path}.horizon')
     warmup = to_steps(schedule.warmup, tokens_per_step, f'{path}.warmup', whole=horizon)
     check(warmup < horizon, f'{path}.warmup', schedule.warmup, f'must end before the horizon ({horizon} steps)')
@@ -165,9 +165,8 @@ def make_schedule(config: OptimizerConfig, tokens_per_step: int) -> optax.Schedu
     return optax.join_schedules([stable, optax.linear_schedule(peak, final, decay)], [horizon - decay])
 
 
-def make_optimizer(config: OptimizerConfig, tokens_per_step: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clipping, the update rule, factors by path. Its input is the gradient that `clip_on` names."""
-    schedule = make_schedule(config, tokens_per_step)
     rule = {'adamw': _adamw, 'adam': _adam, 'muon': _muon}[config.name](config, schedule)
     parts = [optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip), rule]
     if config.lr_scale:

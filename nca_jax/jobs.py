@@ -1,0 +1,259 @@
+"""The runs of a study as processes: which are left, a few at a time, and how far they are."""
+
+import collections
+import ctypes
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from types import ModuleType
+
+import rich.progress
+
+from nca_jax import config as configs
+from nca_jax import experiment, files, folders, transfer
+from nca_jax.config import Config
+from nca_jax.errors import UserError, check
+from nca_jax.report import __main__ as report
+from nca_jax.train.loop import EXIT_INTERRUPTED, EXIT_PREEMPTED
+
+MAIN = 'main'
+POLL_SECONDS = 1.0
+LINE_SECONDS = 60.0
+PR_SET_PDEATHSIG = 1
+
+
+@dataclasses.dataclass
+class Job:
+    """One run of the study, and its process while it trains."""
+
+    name: str
+    # The value of --config.
+    source: str
+    config: Config
+    folder: pathlib.Path
+    # Another job's name.
+    parent: str | None
+    process: subprocess.Popen | None = None
+    core: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.config.timetable.stop * self.config.timetable.tokens_per_step
+
+    @property
+    def log(self) -> pathlib.Path:
+        return self.folder.with_name(self.folder.name + '.log')
+
+    def last_record(self) -> dict | None:
+        """The last record of the run's metrics; None before the first."""
+        path = self.folder / 'metrics.jsonl'
+        lines = files.read_lines(path)
+        if not lines:
+            return None
+        try:
+            return json.loads(lines[-1])
+        except ValueError:
+            raise UserError(f'{path}: its last line is not JSON; remove the run to train it anew') from None
+
+    def progress(self) -> tuple[int, str]:
+        """Tokens trained so far, and the last record in a few words."""
+        last = self.last_record()
+        if last is None:
+            return 0, 'preparing'
+        loss = f'loss {last["loss"]:.3f}' if 'loss' in last else last['kind']
+        return last['tokens'], f'step {last["step"]}, {loss}'
+
+    def is_finished(self) -> bool:
+        """Whether the folder holds this very run, done. Raises UserError where it holds another config's."""
+        last = self.last_record()
+        if last is None or last['kind'] != 'done':
+            return False
+        identity = configs.identity(self.config, transfer.read_parent(self.config.init_from))
+        if folders.read_record(self.folder)['identity'] != identity:
+            raise UserError(
+                f'{self.folder} holds the run of another config than {self.source}; remove it or choose another --out'
+            )
+        return True
+
+
+def run_study(file: pathlib.Path, study: str, out: pathlib.Path | None, workers: int | None) -> int:
+    """Trains the runs that aren't finished, then writes the report. Returns the exit code."""
+    start = time.time()
+    check(workers is None or workers > 0, '--workers', workers, 'must be positive')
+    check(out is None or ',' not in str(out), '--out', str(out), 'a comma would part it into words of a config')
+    module = load_studies(file)
+    first = chain(module, file, study)[0]
+    out = out or pathlib.Path('runs') / (file.stem if first == MAIN else f'{file.stem}-{first}')
+    # One process a core: small matrices gain nothing from a second one, and results don't depend on the number.
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str((out / 'compiled').absolute()))
+    # Large pages save glibc's allocator a tenth of a training step's time on a CPU; elsewhere this does nothing.
+    os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')
+    on_cpu = os.environ['JAX_PLATFORMS'] == 'cpu'
+    cores = sorted(os.sched_getaffinity(0)) if on_cpu and hasattr(os, 'sched_getaffinity') else []
+    jobs = make_jobs(module, file, study, out)
+    files.make_folder(out, '--out')
+    todo = [job for job in jobs if not job.is_finished()]
+    print(f'{file.stem}: {len(jobs)} runs in {out}, {len(jobs) - len(todo)} of them finished before', flush=True)
+    code = train_all(jobs, todo, workers or len(cores) or 1, cores)
+    if code == 0:
+        report.write([str(out)], out / 'report', baseline=None)
+        print(f'{time.time() - start:,.0f} s for this call. Seconds of all runs: {phases(jobs)}')
+    return code
+
+
+def load_studies(file: pathlib.Path) -> ModuleType:
+    """An experiment file as a module. Raises UserError where it can't be read or has no study."""
+    module = experiment.load_module(file)
+    if not hasattr(module, 'STUDIES'):
+        raise UserError(f'{file}: has no STUDIES; train it with python -m nca_jax train --config={file}')
+    return module
+
+
+def chain(module: ModuleType, file: pathlib.Path, study: str) -> list[str]:
+    """The studies that this one continues, the earliest first, and itself."""
+    check(study in module.STUDIES, 'study', study, f'{file} has {", ".join(module.STUDIES)}')
+    earlier = getattr(module, 'CONTINUES', {})
+    return [*(chain(module, file, earlier[study]) if study in earlier else []), study]
+
+
+def make_jobs(module: ModuleType, file: pathlib.Path, study: str, out: pathlib.Path) -> list[Job]:
+    """The study's runs, after those that it continues, in the file's order: parents come before children."""
+    jobs = []
+    for name, words in (run for link in chain(module, file, study) for run in module.STUDIES[link].items()):
+        parent = next((word.removeprefix('parent=') for word in words.split(',') if word.startswith('parent=')), None)
+        if parent is not None:
+            words = words.replace(f'parent={parent}', f'parent={out / parent}')
+        values = experiment.get_config(module, words, f'{file}: run {name} of study {study}')
+        jobs.append(Job(name, f'{file}:{words}', experiment.resolve(values), out / name, parent))
+    return jobs
+
+
+def train_all(jobs: list[Job], todo: list[Job], workers: int, cores: list[int]) -> int:
+    """Keeps `workers` runs going until none is left. A failure or a signal stops the others, which save first."""
+    waiting, running, free = list(todo), [], list(cores)
+    interrupted: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: interrupted.append(number))
+    with Display(jobs, waiting) as display:
+        while waiting or running:
+            unfinished = {job.name for job in waiting + running}
+            ready = [job for job in waiting if job.parent not in unfinished]
+            for job in ready[: workers - len(running)]:
+                waiting.remove(job)
+                running.append(job)
+                job.core = free.pop() if free else None
+                launch(job)
+                display.say(f'{job.name}: started')
+            time.sleep(POLL_SECONDS)
+            display.update(running)
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                free += [job.core] if job.core is not None else []
+                if job.process.returncode:
+                    stop(running)
+                    display.say(f'{job.name} failed, exit code {job.process.returncode}; {job.log} ends with:')
+                    display.say(tail(job.log))
+                    return 2 if job.process.returncode == 2 else 1
+                display.say(f'{job.name}: done, {job.progress()[1]}')
+            if interrupted:
+                stop(running)
+                display.say('interrupted; the same command goes on from here')
+                return EXIT_INTERRUPTED if interrupted[0] == signal.SIGINT else EXIT_PREEMPTED
+    return 0
+
+
+def launch(job: Job) -> None:
+    """Starts the run as a process that ends with this one, on a core of its own where `job.core` names one."""
+
+    def prepare_child() -> None:
+        if sys.platform == 'linux':
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if job.core is not None:
+            os.sched_setaffinity(0, {job.core})
+
+    command = [sys.executable, '-m', 'nca_jax', 'train', f'--config={job.source}', f'--workdir={job.folder}']
+    with job.log.open('a') as log:
+        # A session of its own, so that Ctrl-C reaches this process alone, which then asks the runs to save.
+        job.process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=prepare_child, start_new_session=True
+        )
+
+
+def stop(running: list[Job]) -> None:
+    """Asks the runs to save and end, and waits for them."""
+    for job in running:
+        job.process.terminate()
+    for job in running:
+        job.process.wait()
+
+
+def phases(jobs: list[Job]) -> str:
+    """Seconds of each phase, added up over all runs."""
+    seconds = collections.Counter()
+    for job in jobs:
+        seconds.update(job.last_record()['seconds'])
+    return ', '.join(f'{phase} {total:,.0f}' for phase, total in seconds.items())
+
+
+def tail(path: pathlib.Path, lines: int = 8) -> str:
+    return '\n'.join(path.read_text().splitlines()[-lines:])
+
+
+class Display:
+    """One bar over all tokens of the study and a line of status per run; plain lines where nobody watches."""
+
+    def __init__(self, jobs: list[Job], todo: list[Job]):
+        self._jobs, self._watched, self._last_line = jobs, sys.stdout.isatty(), time.time()
+        names = rich.progress.TextColumn('{task.description:<14}')
+        status = rich.progress.TextColumn('{task.fields[status]}')
+        left = rich.progress.TimeRemainingColumn(elapsed_when_finished=True)
+        self._progress = rich.progress.Progress(
+            names,
+            rich.progress.BarColumn(),
+            rich.progress.TaskProgressColumn(),
+            left,
+            status,
+            disable=not self._watched,
+        )
+        self._before = sum(job.progress()[0] for job in todo)
+        self._work = sum(job.tokens for job in todo)
+        self._total = self._progress.add_task('all runs', total=self._work - self._before, status='')
+        self._bars = {
+            job.name: self._progress.add_task(job.name, total=job.tokens, status='', visible=False) for job in jobs
+        }
+        self._todo, self._start = list(todo), time.time()
+
+    def __enter__(self) -> 'Display':
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def say(self, line: str) -> None:
+        if self._watched:
+            self._progress.console.print(line, highlight=False)
+        else:
+            print(line, flush=True)
+
+    def update(self, running: list[Job]) -> None:
+        done = sum(job.progress()[0] for job in self._todo) - self._before
+        rate = done / (time.time() - self._start)
+        self._progress.update(self._total, completed=done, status=f'{rate:,.0f} tokens/s')
+        for job in running:
+            tokens, status = job.progress()
+            self._progress.update(self._bars[job.name], completed=tokens, status=status, visible=True)
+        if not self._watched and time.time() - self._last_line > LINE_SECONDS:
+            self._last_line = time.time()
+            all_tokens = self._work - self._before
+            left = f'{(all_tokens - done) / rate / 60:.0f} min left' if done else 'no rate yet'
+            runs = '; '.join(f'{job.name} {job.progress()[1]}' for job in running)
+            print(
+                f'{done / 1e6:.1f}M of {all_tokens / 1e6:.1f}M tokens, {rate:,.0f} tokens/s, {left}: {runs}', flush=True
+            )

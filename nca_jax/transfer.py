@@ -1,0 +1,82 @@
+"""The run that another one starts from: its checkpoint, whether it fits, and the weights that the plan carries."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from nca_jax import trees
+from nca_jax.batch import Vocab
+from nca_jax.checkpoint import graft
+from nca_jax.checkpoint.store import read_manifest, restore_params, saved_params
+from nca_jax.config import Config, InitFrom
+from nca_jax.errors import UserError, check
+from nca_jax.folders import checkpoints
+from nca_jax.model import transformer
+from nca_jax.train.program import Program
+
+
+def read_parent(init_from: InitFrom | None) -> dict[str, Any] | None:
+    """The manifest of the checkpoint that a run starts from; None if it starts from scratch.
+
+    Raises UserError where the parent is missing, has no valid checkpoint, or hasn't finished while no step is named.
+    """
+    if init_from is None:
+        return None
+    manifest = read_manifest(checkpoints(init_from.run), init_from.step)
+    if init_from.step is None and manifest['step'] < manifest['stop']:
+        progress = f'is at step {manifest["step"]} of {manifest["stop"]}'
+        raise UserError(f'{init_from.run} {progress}: finish it, or name the step in config.init_from.step')
+    has_weights = bool(saved_params(manifest, weights=init_from.weights))
+    allowed = f"must be 'params': {init_from.run} kept no average of them (its optimizer.ema is None)"
+    check(has_weights, 'config.init_from.weights', init_from.weights, allowed)
+    return manifest
+
+
+def check_layers(config: Config, parent: dict[str, Any]) -> None:
+    """Raises FieldError where carried layers would not fit, or would compute something else than in the parent."""
+    plan = config.init_from.entries
+    if not graft.carries_layers(plan, transformer.abstract_params(config.model, Vocab(1))):
+        return
+    names = ['width', 'heads', 'ffn', 'rope_theta', 'norm_eps']
+    # A plan that chooses layers may carry some of them into a model of another depth.
+    if not any(entry.layers for entry in plan):
+        names.insert(0, 'layers')
+    for name in names:
+        theirs, ours = parent['config']['model'][name], getattr(config.model, name)
+        allowed = f'must be {theirs}, as in {config.init_from.run}, whose layers are carried'
+        check(ours == theirs, f'config.model.{name}', ours, allowed)
+
+
+def carry(
+    config: Config, program: Program, fresh: dict, parent: dict[str, Any], say: Callable[[str], None] = print
+) -> tuple[dict, dict[str, Any]]:
+    """`fresh` parameters with the parent's in place wherever the plan carries them, and the lineage for manifests.
+
+    Only carried leaves are read. Raises UserError where shapes or vocabularies don't fit.
+    """
+    init_from, abstract = config.init_from, program.abstract.params
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    saved = saved_params(parent, shardings, init_from.weights)
+    dtypes = saved_params(parent, shardings)
+    resolved = graft.resolve(init_from.entries, dtypes, abstract, parent['vocab_size'], program.vocab.size)
+    carried = graft.wanted(resolved)
+    if not carried.isdisjoint(graft.VOCAB_AXIS):
+        _check_same_tokens(config, program, parent)
+    source, _ = restore_params(checkpoints(init_from.run), parent['step'], carried, saved, init_from.weights)
+    # An average is kept in float32, whatever dtype the parameters have.
+    source = trees.map_with_path(lambda path, leaf: leaf.astype(dtypes[path].dtype), source)
+    params, report = graft.graft(source, fresh, resolved, out_shardings=shardings)
+    for line in report.lines():
+        say(line)
+    lineage = {name: parent[name] for name in ('identity', 'name', 'step', 'tokens')}
+    plan = [entry.to_json() for entry in init_from.entries]
+    return params, lineage | {'weights': init_from.weights, 'plan': plan, 'graft': report.to_json()}
+
+
+def _check_same_tokens(config: Config, program: Program, parent: dict[str, Any]) -> None:
+    """Raises UserError where carried tables would stand for other tokens than in the parent; shapes can't tell."""
+    tokenizers = {data['tokenizer'] for data in (parent['data'], program.data) if 'tokenizer' in data}
+    if len(tokenizers) > 1:
+        name = config.init_from.run
+        raise UserError(f'config.data.tokenizer: must be that of {name}, whose tables are carried; without one it is')
