@@ -1,4 +1,4 @@
-"""What every stream yields and every model reads: token batches, and vocabularies padded for the mesh."""
+"""Batches, which every stream yields and every model reads, and vocabularies."""
 
 import dataclasses
 from typing import NamedTuple
@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+# Tables are padded to a multiple of this, so that they divide over devices and fill a TPU's lanes.
 VOCAB_MULTIPLE = 128
 # Logits are batch x length x vocabulary: a larger one is a slip in a config (colours ** cells), not a model.
 MAX_VOCAB = 2**20
@@ -31,10 +32,10 @@ class Vocab:
 
 
 def to_batch(tokens_BxL1, first_loss_at=0) -> Batch:
-    """Cuts (B, L+1) tokens into inputs [0:L] and targets [1:L+1].
+    """Cuts (B, L+1) tokens into inputs [0:L] and targets [1:L+1]. Takes NumPy and JAX arrays alike.
 
-    Targets before position `first_loss_at`, one number or one a row, have weight 0: a reader can't yet know the rule
-    (the paper masks the first grid). Works on NumPy and JAX arrays alike.
+    Targets before position `first_loss_at`, one number or one a row, have weight 0: the rule can't be inferred yet
+    (the paper masks the first grid).
     """
     xp = np if isinstance(tokens_BxL1, np.ndarray) else jax.numpy
     length = tokens_BxL1.shape[1] - 1

@@ -1,14 +1,14 @@
 """One program over several processes: how they find each other, and what they agree on besides arrays.
 
-Who takes part is told by the environment, the first that is there:
+The environment says who takes part. The first line that applies decides:
 
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID   anywhere: host:port of process 0, how many, which one
     NCA_CLUSTER=auto                                             TPU slices, GKE, MPI: JAX asks the cluster itself
     SLURM_NTASKS above 1, with SLURM_PROCID                      under srun: process 0 is the first node's first task
-    none of them                                                 a single process; nothing is contacted
+    otherwise                                                    a single process, which contacts nobody
 
-NCA_TIMEOUT, in seconds (300), bounds how long a process waits for the others at the start. One that dies later is
-missed by JAX's heartbeats, which end the others within two minutes.
+A process waits at most NCA_TIMEOUT seconds (300) for the others at the start. If one dies later, JAX's heartbeats end
+the others within two minutes.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn, TypeVar
 
 import jax
@@ -27,26 +27,29 @@ from jax.experimental import multihost_utils
 
 from nca_jax.errors import UserError, check
 
-LONGEST_LINE = 2048  # bytes of what process 0 tells the others
+# Bytes of an error that process 0 sends to the others.
+LONGEST_LINE = 2048
 SHUTDOWN_SECONDS = 60
-FAREWELL_SECONDS = 2.0  # in which others end before the service that process 0 runs for them does
+# Process 0 runs JAX's service for the others, so it leaves after them.
+FAREWELL_SECONDS = 2.0
 RETRY_SECONDS = 0.2
-HELLO_SECONDS = 5.0  # for the line of one that calls; whatever else finds the port keeps the others for no longer
-GO, NO = 'go', 'no: '  # what process 0 answers
+# Something else may find the port and say nothing: it delays the others by no more than this.
+HELLO_SECONDS = 5.0
+# The answers of process 0.
+GO, NO = 'go', 'no: '
 SLURM_PORTS = range(61_440, 65_536)
 T = TypeVar('T')
 
 
 class MachineError(RuntimeError):
-    """Another process met trouble of its machine's, such as a disk that can't be read just now."""
+    """Another process failed for a reason of its machine, such as a disk that can't be read just now."""
 
 
 def initialise() -> None:
-    """Joins the other processes, if the environment tells of any. To be called before JAX starts a backend.
+    """Joins the other processes, if the environment names any. Call it before JAX starts a backend.
 
-    Raises UserError where a variable makes no sense or processes are missing or too many: within NCA_TIMEOUT, which
-    begins anew when process 0 is found. With NCA_CLUSTER=auto it's JAX that misses them, and ends this process after
-    NCA_TIMEOUT with exit code 134.
+    Raises UserError for an impossible variable, and where processes are missing or too many. NCA_TIMEOUT begins anew
+    when process 0 answers. With NCA_CLUSTER=auto JAX waits instead; it ends this process with exit code 134.
     """
     seconds = _number('NCA_TIMEOUT', 300)
     limits = {'initialization_timeout': seconds, 'shutdown_timeout_seconds': SHUTDOWN_SECONDS}
@@ -71,18 +74,19 @@ def initialise() -> None:
 
 
 def _slurm_address() -> str:
-    """host:port of the first task of a step on SLURM: its first node, and JAX_COORDINATOR_PORT or one of the job's."""
+    """host:port of a SLURM step's first task: the first node, and JAX_COORDINATOR_PORT or a port of the job's own."""
     nodes, job = os.environ.get('SLURM_STEP_NODELIST', ''), _number('SLURM_JOB_ID')
-    first = re.match(r'([^,\[]+)(?:\[(\d+))?', nodes)  # node7,other or node[007-012,015],other
+    # Lists look like node7,other or node[007-012,015],other.
+    first = re.match(r'([^,\[]+)(?:\[(\d+))?', nodes)
     check(first is not None, 'SLURM_STEP_NODELIST', nodes, 'must name nodes, as under srun')
     port = os.environ.get('JAX_COORDINATOR_PORT', SLURM_PORTS.start + job % len(SLURM_PORTS))
     return f'{first[1]}{first[2] or ""}:{port}'
 
 
-def _join(**asked) -> None:
+def _join(**arguments) -> None:
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     try:
-        jax.distributed.initialize(**asked)
+        jax.distributed.initialize(**arguments)
     except (ValueError, RuntimeError) as error:
         raise UserError(f'the processes did not find each other: {" ".join(str(error).split())[:300]}') from None
 
@@ -95,17 +99,21 @@ def _number(name: str, default: int | None = None) -> int:
     return int(text)
 
 
+# The roll call. JAX's own start ends every process with a C++ stack if one is missing, so ours comes first.
+
+
 def _call_roll(host: str, port: int, count: int, process: int, seconds: float) -> None:
-    """Returns when all processes are there, before JAX takes over the port; its own service aborts where one isn't."""
+    """Returns when all processes have called process 0, before JAX takes over the port. Raises UserError otherwise."""
     deadline = time.monotonic() + seconds
     if process == 0:
-        _answer(port, count, deadline, seconds)
+        _answer_calls(port, count, deadline, seconds)
         return
     trouble = 'nobody is there'
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection((host, port), timeout=left) as line:
-                line.settimeout(seconds + HELLO_SECONDS)  # process 0 may have begun to wait later
+                # Process 0 may have begun to wait later, so it may answer later than our own deadline.
+                line.settimeout(seconds + HELLO_SECONDS)
                 line.sendall(f'{process} {count}\n'.encode())
                 answer = line.makefile(errors='replace').readline().strip()
         except OSError as error:
@@ -120,7 +128,7 @@ def _call_roll(host: str, port: int, count: int, process: int, seconds: float) -
     raise UserError(f'process {process} of {count} found no process 0 at {host}:{port} in {seconds} s: {trouble}')
 
 
-def _answer(port: int, count: int, deadline: float, seconds: float) -> None:
+def _answer_calls(port: int, count: int, deadline: float, seconds: float) -> None:
     """Process 0's side: waits for one call of each other process, then tells all of them how it ended."""
     dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
@@ -135,39 +143,45 @@ def _answer(port: int, count: int, deadline: float, seconds: float) -> None:
             try:
                 line, _ = listener.accept()
                 line.settimeout(HELLO_SECONDS)
-                called, of = map(int, line.makefile().readline().split())
+                process, processes = map(int, line.makefile().readline().split())
             except (OSError, ValueError):
-                continue  # nobody called, or something else that found the port
-            if of != count or not 0 < called < of:
-                _tell([line], f'{NO}process 0 waits for {count} processes, and this one is process {called} of {of}')
-            elif called in lines:
-                _tell([line], f'{NO}there are two processes {called} of {count}; this is the second')
+                # Nobody called, or something else found the port.
+                continue
+            if processes != count or not 0 < process < count:
+                wrong = f'this one is process {process} of {processes}'
+                _tell([line], f'{NO}process 0 waits for {count} processes, and {wrong}')
+            elif process in lines:
+                _tell([line], f'{NO}there are two processes {process} of {count}; this is the second')
             else:
-                lines[called] = line
+                lines[process] = line
     missing = sorted(set(range(1, count)) - lines.keys())
     if missing:
         names = ', '.join(map(str, missing[:10])) + (', ...' if len(missing) > 10 else '')
-        said = f'process {names} of {count} did not arrive in {seconds} s'
-        _tell(lines.values(), NO + said)
-        raise UserError(said)
+        message = f'process {names} of {count} did not arrive in {seconds} s'
+        _tell(lines.values(), NO + message)
+        raise UserError(message)
     _tell(lines.values(), GO)
 
 
-def _tell(lines, said: str) -> None:
+def _tell(lines: Iterable[socket.socket], message: str) -> None:
     for line in lines:
-        with line, contextlib.suppress(OSError):  # one that is gone is missed by JAX
-            line.sendall(f'{said}\n'.encode())
+        # JAX will notice a process that is gone by now.
+        with line, contextlib.suppress(OSError):
+            line.sendall(f'{message}\n'.encode())
+
+
+# Agreement. Call these on the main thread alone, outside of any other collective.
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which alone writes what is written once."""
+    """Whether this is process 0, which writes the files of the run."""
     return jax.process_index() == 0
 
 
 def first(work: Callable[[], T]) -> T:
-    """`work()` of process 0 and, when it's done, of the others, who raise UserError where process 0 raised anything.
+    """Runs `work()` on process 0, then on the others, and returns each one's result.
 
-    For the main thread, outside of any other collective.
+    If process 0 raises, the others raise UserError with its message.
     """
     if jax.process_count() == 1:
         return work()
@@ -175,41 +189,53 @@ def first(work: Callable[[], T]) -> T:
     if is_first():
         try:
             result = work()
-        except Exception as caught:  # whatever it is: the others wait for it
+        # Whatever it is, the others wait for it.
+        except Exception as caught:
             error = caught
-    said = '' if error is None else str(error) or type(error).__name__
-    text = np.zeros(LONGEST_LINE, np.uint8)
-    told = np.frombuffer(said.encode()[:LONGEST_LINE], np.uint8)
-    text[: len(told)] = told
+    message = '' if error is None else str(error) or type(error).__name__
+    padded = np.zeros(LONGEST_LINE, np.uint8)
+    encoded = np.frombuffer(message.encode()[:LONGEST_LINE], np.uint8)
+    padded[: len(encoded)] = encoded
     with jax.transfer_guard('allow'):
-        told = np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes().rstrip(b'\0')
+        received = np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes().rstrip(b'\0')
     if error is not None:
         raise error
-    if told:
-        raise UserError(told.decode(errors='replace'))
+    if received:
+        raise UserError(received.decode(errors='replace'))
     return result if is_first() else work()
 
 
-def on_all(work: Callable[[], T], of_the_machine: Callable[[Exception], bool]) -> T:
-    """`work()` of every process, which may be no collective itself. Where it fails on one, it raises on all.
+def on_all(work: Callable[[], T], is_of_the_machine: Callable[[Exception], bool]) -> T:
+    """Runs `work()`, which calls no collective, on every process. If it raises on one, it raises on all.
 
-    The others raise MachineError where the one's error is `of_the_machine`, else ValueError. For the main thread,
-    outside of any other collective.
+    The others raise MachineError if `is_of_the_machine` says so of the error, else ValueError.
     """
     if jax.process_count() == 1:
         return work()
     result = error = None
     try:
         result = work()
-    except Exception as caught:  # whatever it is: the others must not go on alone
+    # Whatever it is, the others must not go on alone.
+    except Exception as caught:
         error = caught
-    failed = _gather(np.array([error is not None, error is not None and of_the_machine(error)]))
+    failures = _gather(np.array([error is not None, error is not None and is_of_the_machine(error)]))
     if error is not None:
         raise error
-    for process, (any_error, machine) in enumerate(failed):
-        if any_error:
-            raise (MachineError if machine else ValueError)(f'process {process} failed at it')
+    for process, (failed, of_the_machine) in enumerate(failures):
+        if failed:
+            raise (MachineError if of_the_machine else ValueError)(f'process {process} failed at it')
     return result
+
+
+def agree(text: str, name: str) -> None:
+    """Raises UserError, on every process, unless `text` is the same on all of them.
+
+    `multihost_utils.assert_equal` raises on the differing process alone, and the others would wait for it.
+    """
+    words_Nx8 = _gather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32))
+    different = np.flatnonzero((words_Nx8 != words_Nx8[0]).any(1))
+    if different.size:
+        raise UserError(f'{name}: process {different[0]} has others than process 0; do both run the same software?')
 
 
 def _gather(row: np.ndarray) -> np.ndarray:
@@ -217,16 +243,8 @@ def _gather(row: np.ndarray) -> np.ndarray:
         return np.asarray(multihost_utils.process_allgather(row))
 
 
-def agree(text: str, what: str) -> None:
-    """Raises UserError, on every process, unless `text` is the same on all of them. For the main thread alone."""
-    words_Nx8 = _gather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32))
-    other = np.flatnonzero((words_Nx8 != words_Nx8[0]).any(1))
-    if other.size:
-        raise UserError(f'{what}: process {other[0]} has others than process 0; do both run the same software?')
-
-
 def leave(code: int) -> NoReturn:
-    """Exits after an error: of several processes without the orderly end, in which each waits for the others."""
+    """Exits after an error. One of several processes skips JAX's orderly end, in which each waits for the others."""
     if jax.distributed.is_initialized() and jax.process_count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()

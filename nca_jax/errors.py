@@ -1,4 +1,4 @@
-"""Mistakes of the user's, told in one line. The commands print them and exit with code 2."""
+"""Errors that the front end tells in one line."""
 
 
 class UserError(ValueError):
@@ -10,7 +10,7 @@ class NotFiniteError(RuntimeError):
 
 
 class FieldError(UserError):
-    """An impossible value of one config field; `config.build` puts the path of the block before it."""
+    """An impossible value of one config field. `experiment` puts the path of the block before the field's name."""
 
     def __init__(self, field: str, value: object, allowed: str):
         super().__init__(f'{field} = {value!r}: {allowed}')

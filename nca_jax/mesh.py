@@ -14,7 +14,7 @@ from nca_jax.errors import UserError, check
 
 AXES = ('data', 'fsdp', 'tensor')
 
-# Logical axis -> mesh axis. Axes that aren't split are named too, so that a new one can't slip in unseen.
+# Logical axis -> mesh axis. Axes that stay in one piece are listed too: an unknown name is an error.
 RULES = (
     ('batch', ('data', 'fsdp')),
     ('vocab', 'tensor'),
@@ -33,27 +33,25 @@ LARGE_LEAF_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis. `data = -1` takes all that the other two leave; one device is the 1 x 1 x 1 case.
+    """Devices along each axis."""
 
-    shard_optimizer splits the optimizer's state over `data` as well, where parameters are whole: each device then
-    updates its piece and gathers the rest.
-    """
-
+    # -1 takes all devices that the other two leave.
     data: int
     fsdp: int
     tensor: int
+    # Splits the optimizer's state over `data` too: each device updates its piece and gathers the rest.
     shard_optimizer: bool = False
 
     def __post_init__(self):
         check(self.data > 0 or self.data == -1, 'data', self.data, 'must be positive, or -1 for all that are left')
         check(self.fsdp > 0, 'fsdp', self.fsdp, 'must be positive')
         check(self.tensor > 0, 'tensor', self.tensor, 'must be positive')
-        whole = f'must divide {VOCAB_MULTIPLE}, of which every vocabulary is padded to a multiple'
-        check(VOCAB_MULTIPLE % self.tensor == 0, 'tensor', self.tensor, whole)
+        allowed = f'must divide {VOCAB_MULTIPLE}, since vocabularies are padded to a multiple of it'
+        check(VOCAB_MULTIPLE % self.tensor == 0, 'tensor', self.tensor, allowed)
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """The mesh over `devices` (all by default). Raises FieldError where the sizes don't use every device."""
+    """The mesh over `devices` (all by default). Raises FieldError unless the sizes use every device."""
     devices = jax.devices() if devices is None else devices
     split = config.fsdp * config.tensor
     check(
@@ -77,14 +75,14 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> ja
 
 @contextlib.contextmanager
 def use(mesh: jax.sharding.Mesh) -> Iterator[None]:
-    """Traces inside it resolve the model's logical constraints on this mesh."""
+    """Within it, the model's logical axes resolve on this mesh."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield
 
 
 @contextlib.contextmanager
 def within_replicas() -> Iterator[None]:
-    """What is mapped over `data` already, with that as its spmd_axis_name, has its rows split over fsdp alone."""
+    """Within it, rows are split over fsdp alone: for code that is vmapped over `data` with that spmd_axis_name."""
     with nn.logical_axis_rules([(name, 'fsdp' if name == 'batch' else axis) for name, axis in RULES]):
         yield
 
@@ -99,7 +97,7 @@ def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
 
 
 def row_shards(mesh: jax.sharding.Mesh) -> int:
-    """Into how many pieces a batch is split; it must divide every batch."""
+    """The number of pieces of a batch, which must divide every batch."""
     return mesh.shape['data'] * mesh.shape['fsdp']
 
 
@@ -133,7 +131,7 @@ def param_shardings(mesh: jax.sharding.Mesh, logical_axes: dict, abstract_params
 
 
 def optimizer_shardings(mesh: jax.sharding.Mesh, abstract_params: dict, params_shardings: dict) -> dict:
-    """For a parameter's moments: split as it is, and besides over `data` along the first axis that divides."""
+    """Shardings of the moments: as their parameters, and over `data` too, along the first axis that divides."""
 
     def also_over_data(path: str, leaf) -> jax.sharding.NamedSharding:
         axes = [axis or () for axis in (*by_path[path].spec, *(None,) * leaf.ndim)][: leaf.ndim]

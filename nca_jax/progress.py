@@ -1,4 +1,4 @@
-"""How long work tells how far it is: `progress(stage, done, total)`, and bars that show it."""
+"""Progress callbacks and terminal bars."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,7 +7,8 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 from rich import text
 
-Progress = Callable[[str, int, int | None], None]  # stage, done, total (None: unknown)
+# Arguments: stage, done, total (None: unknown).
+Progress = Callable[[str, int, int | None], None]
 
 
 def silent(stage: str, done: int, total: int | None) -> None:
@@ -15,7 +16,7 @@ def silent(stage: str, done: int, total: int | None) -> None:
 
 
 class RateColumn(rich_progress.ProgressColumn):
-    """What was done a second, lately; nothing until that is known."""
+    """The recent rate per second, once it is known."""
 
     def render(self, task: rich_progress.Task) -> text.Text:
         rate = task.finished_speed or task.speed
@@ -25,7 +26,7 @@ class RateColumn(rich_progress.ProgressColumn):
 
 @contextlib.contextmanager
 def bars() -> Iterator[Progress]:
-    """A bar on stderr for each stage, with its rate and the time it took and has left; a log gets the end alone."""
+    """A callback that shows a bar on stderr for each stage. Where stderr is a file, it gets the last state alone."""
     columns = (
         rich_progress.TextColumn('{task.description:>9}'),
         rich_progress.BarColumn(),

@@ -16,7 +16,6 @@ RANKS = {
     'errors': -1,
     'progress': 0,
     'keys': 0,
-    'bits': 0,
     'trees': 0,
     'batch': 0,
     'files': 0,

@@ -12,7 +12,7 @@ import pytest
 from jax.extend.random import threefry_2x32
 from scipy import stats
 
-from nca_jax import bits
+from nca_jax import keys
 from nca_jax.errors import FieldError
 from nca_jax.nca import complexity, patches, rollout, rule
 
@@ -149,12 +149,12 @@ def test_random_bits_are_threefrys():
     counters = jnp.arange(10, dtype=jnp.uint32)
     expected = threefry_2x32(jax.random.key_data(key), jnp.concatenate([counters, counters[::-1]]))
     np.testing.assert_array_equal(
-        jnp.concatenate(bits.threefry(tuple(jax.random.key_data(key)), counters, counters[::-1])), expected
+        jnp.concatenate(keys.threefry(tuple(jax.random.key_data(key)), counters, counters[::-1])), expected
     )
 
 
 def test_uniform_numbers_are_uniform_and_differ_by_key_number_and_place():
-    draw = jax.jit(bits.uniform, static_argnums=2)
+    draw = jax.jit(keys.uniform, static_argnums=2)
     rows = [draw(jax.random.key(k), jnp.uint32(n), 10_001) for k in range(3) for n in range(3)]
     assert stats.kstest(np.concatenate(rows), 'uniform').pvalue > 1e-3
     assert len(np.unique(rows)) > 9 * 10_001 * 0.99  # a grid of 2^23 values: hardly any repeat

@@ -34,7 +34,7 @@ AUTOMATA = [
 def start(workdir: pathlib.Path, arguments: list[str], processes: int, devices: int) -> list[subprocess.Popen]:
     """The command in so many processes, with so many virtual devices each."""
     address = free_address()
-    command = [sys.executable, '-m', 'nca_jax.main', f'--workdir={workdir}', *arguments]
+    command = [sys.executable, '-m', 'nca_jax', 'train', f'--workdir={workdir}', *arguments]
     children = []
     for process in range(processes):
         who = {'JAX_NUM_PROCESSES': str(processes), 'JAX_PROCESS_ID': str(process)}
@@ -199,7 +199,7 @@ def test_nobody_to_call():
 
 def test_the_command_ends_where_a_process_never_arrives(tmp_path):
     variables = {'JAX_COORDINATOR_ADDRESS': free_address(), 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '0'}
-    command = [sys.executable, '-m', 'nca_jax.main', f'--workdir={tmp_path}/run', *AUTOMATA]
+    command = [sys.executable, '-m', 'nca_jax', 'train', f'--workdir={tmp_path}/run', *AUTOMATA]
     env = os.environ | variables | {'NCA_TIMEOUT': '1'}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, 'error: process 1 of 2 did not arrive in 1 s\n')
@@ -209,7 +209,7 @@ def test_the_command_ends_where_a_process_never_arrives(tmp_path):
 def test_sigterm_while_it_waits_for_the_others_is_a_preemption(tmp_path):
     address = free_address()
     variables = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '0'}
-    command = [sys.executable, '-m', 'nca_jax.main', f'--workdir={tmp_path}/run', *AUTOMATA]
+    command = [sys.executable, '-m', 'nca_jax', 'train', f'--workdir={tmp_path}/run', *AUTOMATA]
     host, port = address.split(':')
     with subprocess.Popen(command, cwd=ROOT, env=os.environ | variables) as child:
         for _ in range(1200):

@@ -17,7 +17,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from nca_jax import bits
+from nca_jax import keys
 from nca_jax.batch import Vocab
 from nca_jax.errors import check
 
@@ -89,7 +89,7 @@ def _random(keys_R: jax.Array, words: int) -> jax.Array:
     """uint32 (words, R): column r is `jax.random.bits(keys_R[r], words)`."""
     data_Rx2 = jax.random.key_data(keys_R)
     place_WxR = jax.lax.broadcasted_iota(jnp.uint32, (words, len(keys_R)), 0)
-    first_WxR, second_WxR = bits.threefry(
+    first_WxR, second_WxR = keys.threefry(
         (data_Rx2[None, :, 0], data_Rx2[None, :, 1]), jnp.zeros_like(place_WxR), place_WxR
     )
     return first_WxR ^ second_WxR

@@ -190,7 +190,7 @@ def _answers(model: Model, how: Answering, contexts: Sequence[str]) -> Iterator[
         tokens = fitting(model.encode(context) or [model.end], how.most, length)
         limit = min(how.most, length - len(tokens))
         short += (limit < how.most) * len(numbers)
-        prompts.append(Prompt(np.array(tokens), int(keys.number(context)), range(len(numbers)), [limit] * len(numbers)))
+        prompts.append(Prompt(np.array(tokens), int(keys.crc32(context)), range(len(numbers)), [limit] * len(numbers)))
     if short:
         what = f'of {len(contexts)} answers have room for fewer than {how.most} tokens in length {length}'
         print(f'warning: {short} {what}', file=sys.stderr)

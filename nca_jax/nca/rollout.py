@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nca_jax import bits, keys
+from nca_jax import keys
 from nca_jax.errors import check
 from nca_jax.nca.rule import Rule, RuleSpec
 
@@ -138,7 +138,7 @@ def sample(spec: RuleSpec, logits: Sequence[jax.Array], key: jax.Array, step: ja
     largest_S = functools.reduce(jnp.maximum, logits)
     weights = [jnp.exp((logit_S - largest_S) / spec.temperature) for logit_S in logits]
     cumulative = list(itertools.accumulate(weights))
-    threshold_S = bits.uniform(key, step.astype(jnp.uint32), largest_S.size) * cumulative[-1]
+    threshold_S = keys.uniform(key, step.astype(jnp.uint32), largest_S.size) * cumulative[-1]
     # A colour of weight 0 is never drawn, since uniform * total < total.
     return sum((level_S <= threshold_S).astype(jnp.int32) for level_S in cumulative[:-1])
 

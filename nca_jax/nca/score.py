@@ -77,7 +77,7 @@ def score_block(config: NCAConfig, seed: int, split: str, epoch: int, block: int
     spec = RolloutSpec(rule, config.burn_in, stride, config.complexity.frames)
     index_R = np.arange(config.search_block, dtype=np.uint32) + np.uint32(block * config.search_block)
     with jax.default_device(host_cpu()):
-        names = keys.key(seed), keys.number(split), np.uint32(epoch)
+        names = keys.key(seed), keys.crc32(split), np.uint32(epoch)
         frames, tokens = scored_trajectories(spec, config.vocab, *names, index_R)
     frames, tokens = np.asarray(frames), np.asarray(tokens)
     return frames, tokens, complexity.scores(config.complexity, frames, tokens)

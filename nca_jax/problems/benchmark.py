@@ -95,7 +95,7 @@ def make_evaluator(
         prompts = [
             Prompt(
                 np.array(tokens),
-                int(keys.number(problem.id)),
+                int(keys.crc32(problem.id)),
                 range(config.samples),
                 [config.max_tokens] * config.samples,
             )
