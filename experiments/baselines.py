@@ -1,6 +1,6 @@
 """Stage 1 on something else than automata: the paper's controls (arXiv 2603.10055), at its 164M tokens.
 
-    python -m nca_jax.main --config=experiments/baselines.py:source=dyck,size=1b6 --workdir=runs/dyck-1b6
+    python -m nca_jax train --config=experiments/baselines.py:source=dyck,size=1b6 --workdir=runs/dyck-1b6
 
 Sources: `dyck` is the paper's k-Dyck, 64 kinds of brackets (128 tokens) that open half the time, nested to at most 16;
 `shuffle_dyck` closes any open bracket in place of the innermost. `copy` and `noise` are ours, over the 10,000 patches
@@ -13,7 +13,7 @@ experiments/language.py:parent=runs/dyck-1b6,parent_stage=dyck. Text as the cont
 experiments/language.py:corpus=c4. The paper publishes no loss of this stage, and no run of this
 size was made here yet. At smaller sizes:
 
-    python -m nca_jax.main --config=experiments/baselines.py:size=10m --config.model.length=256 \
+    python -m nca_jax train --config=experiments/baselines.py:size=10m --config.model.length=256 \
         --config.train.stop='2M tokens' --config.train.keep='()' --workdir=runs/try
 """
 

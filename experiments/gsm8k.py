@@ -1,8 +1,8 @@
 """GSM8K: tune a language model on worked solutions, then count how many problems its samples solve (paper, section 3).
 
-    python -m nca_jax.main --config=experiments/gsm8k.py:size=1b6,path=DIR,parent=runs/owm --workdir=runs/gsm8k
-    python -m nca_jax.main --config=experiments/gsm8k.py:size=1b6,path=DIR,parent=runs/owm,evaluate --workdir=runs/is
-    python -m nca_jax.main --config=experiments/gsm8k.py:smoke,tokenizer=FILE --workdir=runs/try   # seconds on a CPU
+    python -m nca_jax train --config=experiments/gsm8k.py:size=1b6,path=DIR,parent=runs/owm --workdir=runs/gsm8k
+    python -m nca_jax train --config=experiments/gsm8k.py:size=1b6,path=DIR,parent=runs/owm,evaluate --workdir=runs/is
+    python -m nca_jax train --config=experiments/gsm8k.py:smoke,tokenizer=FILE --workdir=runs/try   # seconds on a CPU
 
 DIR has the published train.jsonl and test.jsonl; without it reasoning-gym's gsm_symbolic stands in, which needs no
 download. 140 updates of 512 sequences (10 epochs), loss on the target alone (recipe=release: on all answers). Before

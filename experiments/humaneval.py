@@ -1,7 +1,7 @@
 """HumanEval: how many of its 164 functions a model of code writes correctly (paper, section 3). Nothing is tuned.
 
-    python -m nca_jax.main --config=experiments/humaneval.py:size=1b6,parent=runs/codeparrot --workdir=runs/humaneval
-    python -m nca_jax.sandbox.judge runs/humaneval/answers/step-0-*.samples.jsonl --allow-code
+    python -m nca_jax train --config=experiments/humaneval.py:size=1b6,parent=runs/codeparrot --workdir=runs/humaneval
+    python -m nca_jax judge runs/humaneval/answers/step-0-*.samples.jsonl --allow-code
 
 64 samples a problem at temperature 0.4 and top_p 0.95, 500 tokens, cut where another top-level statement begins. They
 are written down, and the second command judges them in a sandbox, here or on another machine; the word run_code has the

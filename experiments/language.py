@@ -1,6 +1,6 @@
 """Stage 2, language modelling from scratch or from a first stage's run (arXiv 2603.10055, section on pre-training).
 
-    python -m nca_jax.main --workdir=runs/owt-nca-1b6 \
+    python -m nca_jax train --workdir=runs/owt-nca-1b6 \
         --config=experiments/language.py:size=1b6,corpus=openwebtext,path=DIR,tokenizer=FILE,parent=runs/nca-1b6
 
 `path` is your copy of the published files and `tokenizer` GPT-2's tokenizer.json. Your own text trains with

@@ -1,6 +1,6 @@
 """Stage 1, pre-pre-training on neural cellular automata (arXiv 2603.10055): 164M tokens.
 
-    python -m nca_jax.main --config=experiments/nca_pretrain.py:size=1b6,band=50+ --workdir=runs/nca-1b6
+    python -m nca_jax train --config=experiments/nca_pretrain.py:size=1b6,band=50+ --workdir=runs/nca-1b6
 
 The run stops at the end of the warm-up of a schedule of 1.64B tokens, as the paper's does: after 10,000 updates of 16
 sequences (`recipe=paper`) or 5,000 of 32 (`recipe=release`). Its model goes into the second stage:

@@ -2,7 +2,7 @@
 
     bash launch/quickstart.sh            # all arms, five paired seeds, and the report
     bash launch/quickstart.sh reasoning  # and every language model tuned on arithmetic, and asked it
-    python -m nca_jax.main --config=experiments/quickstart.py:arm=scratch,seed=0 --workdir=runs/scratch-0
+    python -m nca_jax train --config=experiments/quickstart.py:arm=scratch,seed=0 --workdir=runs/scratch-0
 
 Arms: `automata` is the pre-pre-training itself; `nca` carries all its blocks (residual writers at a fifth) into a
 language model of the standard library's source; `only_attn` carries attention alone; `scratch` carries nothing. At

@@ -57,7 +57,7 @@ environment() {
 
 cost() {
   environment
-  "$PYTHON" -m nca_jax.scale.cost --config="$CONFIG" "${changes[@]+"${changes[@]}"}" --mfu="$MFU" "$@" \
+  "$PYTHON" -m nca_jax cost --config="$CONFIG" "${changes[@]+"${changes[@]}"}" --mfu="$MFU" "$@" \
     ${HOURS:+--hours="$HOURS"} || exit 2
 }
 

@@ -40,7 +40,7 @@ limit=${HOURS:+timeout --signal=TERM --kill-after=600 ${HOURS}h }
 command="ln -sfn $(words "$MOUNT") runs \
 && python -m pip install --quiet -r launch/requirements.lock 'jax[tpu]' \
 && python -m pip install --quiet --no-deps --editable . \
-&& export NCA_CLUSTER=auto && exec ${limit}$(words python -m nca_jax.main --config="$CONFIG" --workdir="$WORKDIR" "${changes[@]+"${changes[@]}"}")"
+&& export NCA_CLUSTER=auto && exec ${limit}$(words python -m nca_jax train --config="$CONFIG" --workdir="$WORKDIR" "${changes[@]+"${changes[@]}"}")"
 
 bundle=runs/$NAME.bundle folder=runs/$NAME.code
 [ -n "$dry_run" ] || [ -z "$(git status --porcelain)" ] || echo "note: what isn't committed stays here"

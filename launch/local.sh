@@ -16,8 +16,8 @@
 #   RESTARTS   how often it goes on after exit code 75 (100)
 #   PYTHON     the interpreter (.venv/bin/python, which `bash launch/env.sh` makes)
 #
-# SIGTERM or Ctrl-C saves and ends with 75; the same command goes on. SIGTERM to the training process alone saves, and
-# it is started again here.
+# SIGTERM saves and ends with 75, Ctrl-C with 130; the same command goes on. If the training process alone gets SIGTERM,
+# it saves and is started again here.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 begin "$@"
@@ -25,7 +25,7 @@ need CONFIG WORKDIR
 CHIP=${CHIP:-cpu} CHIPS=${CHIPS:-1} PROCESSES=${PROCESSES:-1}
 number CHIPS PROCESSES
 cost --chip="$CHIP" --chips="$CHIPS" ${SLICE:+--slice="$SLICE"}
-train=("$PYTHON" -m nca_jax.main --config="$CONFIG" --workdir="$WORKDIR" "${changes[@]+"${changes[@]}"}")
+train=("$PYTHON" -m nca_jax train --config="$CONFIG" --workdir="$WORKDIR" "${changes[@]+"${changes[@]}"}")
 [ -z "$HOURS" ] || train=(timeout --signal=TERM --kill-after=600 "${HOURS}h" "${train[@]}")
 
 port=$((20000 + RANDOM % 20000))

@@ -7,4 +7,4 @@
 # Stop it whenever you like: the same command goes on from there.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
-exec .venv/bin/python -m nca_jax.study experiments/quickstart.py "$@"
+exec .venv/bin/python -m nca_jax study experiments/quickstart.py "$@"

@@ -53,7 +53,7 @@ case $ACCELERATORS in
 esac
 
 limit=${HOURS:+timeout --signal=TERM --kill-after=600 ${HOURS}h }
-train=$(words .venv/bin/python -m nca_jax.main --config="$CONFIG" --workdir="$WORKDIR" \
+train=$(words .venv/bin/python -m nca_jax train --config="$CONFIG" --workdir="$WORKDIR" \
   "${changes[@]+"${changes[@]}"}")
 if [ -n "$VOLUME" ]; then
   store=$(printf 'volumes:\n  /mnt/runs: %s' "$VOLUME")

@@ -42,7 +42,7 @@ fi
 export CONFIG WORKDIR NODES HOURS CHIP GPUS TASKS MFU RESTARTS PYTHON
 chips=$((NODES * (GPUS > 0 ? GPUS : TASKS)))
 train=(srun --kill-on-bad-exit=0 --wait=600 ${CPUS:+--cpus-per-task="$CPUS"}
-  "$PYTHON" -m nca_jax.main --config="$CONFIG" --workdir="$WORKDIR" "${changes[@]+"${changes[@]}"}")
+  "$PYTHON" -m nca_jax train --config="$CONFIG" --workdir="$WORKDIR" "${changes[@]+"${changes[@]}"}")
 if [ "$GPUS" -gt 1 ] && [ "$TASKS" = 1 ]; then # under SLURM JAX takes one GPU a process, unless it is told
   train=(env JAX_LOCAL_DEVICE_IDS="$(seq -s , 0 $((GPUS - 1)))" "${train[@]}")
 fi

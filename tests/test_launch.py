@@ -76,7 +76,7 @@ def stand_in(path: pathlib.Path, body: str) -> str:
 def trainer(tmp_path: pathlib.Path, *codes: int) -> str:
     """A Python whose trainings end with these exit codes, one after another, and then with 99."""
     (tmp_path / 'codes').write_text(''.join(f'{code}\n' for code in (*codes, 99)))
-    body = f"""[ "$2" = nca_jax.main ] || exit 0
+    body = f"""[ "$3" = train ] || exit 0
 code=$(head -n 1 {tmp_path}/codes)
 sed -i 1d {tmp_path}/codes
 exit "$code\""""
@@ -130,7 +130,7 @@ def test_dry_run_prints_cost_and_commands_and_does_nothing(script, tmp_path):
         entry = f'env NCA_CLUSTER=auto CONFIG={CONFIG} WORKDIR=runs/launch-test SLICE=v5litepod-16'
         entry += ' HOURS= MFU=0.4 RESTARTS=100 bash launch/local.sh'
     else:
-        entry = f' -m nca_jax.main --config={CONFIG} --workdir=runs/launch-test'
+        entry = f' -m nca_jax train --config={CONFIG} --workdir=runs/launch-test'
     assert f"{entry} '--config.train.stop=7 steps' --config.seed=3" in text
 
 
@@ -170,8 +170,8 @@ def test_here_75_is_gone_on_from_and_nothing_else(tmp_path):
         (tmp_path / 'calls').unlink(missing_ok=True)
         done = launch('local', RUN | {'PYTHON': trainer(tmp_path, *codes)}, tmp_path, '--config.seed=3')
         assert done.returncode == ends
-        line = f'python -m nca_jax.main --config={CONFIG} --workdir=runs/launch-test --config.seed=3'
-        assert called(tmp_path, 'python -m nca_jax.main') == [line] * starts
+        line = f'python -m nca_jax train --config={CONFIG} --workdir=runs/launch-test --config.seed=3'
+        assert called(tmp_path, 'python -m nca_jax train') == [line] * starts
     done = launch('local', RUN | {'PYTHON': trainer(tmp_path, 75, 75, 75), 'RESTARTS': '2'}, tmp_path)
     assert done.returncode == 75
     assert 'restart 2 of at most 2' in done.stdout
@@ -179,7 +179,7 @@ def test_here_75_is_gone_on_from_and_nothing_else(tmp_path):
 
 def test_here_a_stop_is_handed_on_and_final(tmp_path):
     """SIGTERM to the script: each of its processes saves, and none is started again."""
-    body = f"""[ "$2" = nca_jax.main ] || exit 0
+    body = f"""[ "$3" = train ] || exit 0
 trap 'echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES" >> {tmp_path}/saved; exit 75' TERM
 touch {tmp_path}/ready.$JAX_PROCESS_ID
 while :; do sleep 0.05; done"""
@@ -194,10 +194,10 @@ while :; do sleep 0.05; done"""
 
 
 def test_here_a_limit_of_time_ends_it_for_good(tmp_path):
-    body = '[ "$2" = nca_jax.main ] || exit 0\ntrap "exit 75" TERM\nwhile :; do sleep 0.05; done'
+    body = '[ "$3" = train ] || exit 0\ntrap "exit 75" TERM\nwhile :; do sleep 0.05; done'
     variables = RUN | {'PYTHON': stand_in(tmp_path / 'python', body), 'HOURS': '0.0001'}
     assert launch('local', variables, tmp_path).returncode == 124
-    assert len(called(tmp_path, 'python -m nca_jax.main')) == 1
+    assert len(called(tmp_path, 'python -m nca_jax train')) == 1
 
 
 @pytest.mark.parametrize(

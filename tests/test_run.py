@@ -446,7 +446,7 @@ def test_the_command_line_says_one_line_and_exits_2(tmp_path, arguments, said):
 
 
 def test_help_is_useful():
-    command = [sys.executable, '-m', 'nca_jax.main', '--help']
+    command = [sys.executable, '-m', 'nca_jax', 'train', '--help']
     done = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1])
     assert '--workdir' in done.stdout
     assert 'experiments/nca_pretrain.py' in done.stdout

@@ -46,7 +46,8 @@ class Preemption:
 
     def _on_signal(self, number: int, *_) -> None:
         again = self._exit_code is not None and number == signal.SIGINT
-        self._exit_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
+        # The first signal decides: Ctrl-C in a terminal may bring a launcher's SIGTERM after it.
+        self._exit_code = self._exit_code or (EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED)
         if again or not self._deferred:
             raise Preempted(self._exit_code)
 
