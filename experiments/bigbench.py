@@ -1,7 +1,7 @@
 """BigBench-Lite: tune on eleven tasks of BIG-bench, then count how often samples are right (paper, section 3).
 
     python -m nca_jax train --config=experiments/bigbench.py:size=1b6,path=DIR,parent=runs/owt --workdir=runs/bbl
-    python -m nca_jax train --config=experiments/bigbench.py:smoke,tokenizer=FILE --workdir=runs/try   # seconds on a CPU
+    python -m nca_jax train --config=experiments/bigbench.py:smoke,tokenizer=FILE --workdir=runs/try  # seconds on a CPU
 
 DIR holds BIG-bench's task folders, each with a task.json; without it a generator makes six small tasks in that format,
 five of them multiple choice. 54 updates of 64 sequences (an epoch of at most 350 rows a task), none to three worked
