@@ -1,1 +1,1 @@
-"""Every source of batches but automata: text (corpora, tokenizer, shards, windows), Dyck, controls."""
+"""All sources of Batches but automata: text (corpora, tokenizer, shards, windows), Dyck words, controls."""

@@ -1,4 +1,4 @@
-"""Controls without a structure of their own: copying, which needs induction alone, and noise, which has nothing."""
+"""Control sources: copying, which only needs induction, and noise, which holds nothing to learn."""
 
 import dataclasses
 
@@ -14,15 +14,16 @@ from nca_jax.errors import check
 class CopyConfig:
     """A row is a segment of uniform tokens, repeated to the length of the row.
 
-    Its period is uniform in low..high, both included. Targets in the first period have weight 0: the repetition is what
-    can be learnt.
+    Targets in the first period have weight 0, since only the repetition can be learnt.
     """
 
+    # Of the vocabulary.
     size: int
+    # (low, high): the segment's length is uniform in low..high, both included.
     period: tuple[int, int]
 
     def __post_init__(self):
-        _check_size(self.size)
+        check(self.size >= 2, 'size', self.size, 'must be at least 2')
         low, high = self.period
         check(1 <= low <= high, 'period', self.period, 'must be (low, high) with 1 <= low <= high')
 
@@ -38,7 +39,7 @@ class NoiseConfig:
     size: int
 
     def __post_init__(self):
-        _check_size(self.size)
+        check(self.size >= 2, 'size', self.size, 'must be at least 2')
 
     @property
     def vocab(self) -> Vocab:
@@ -46,7 +47,7 @@ class NoiseConfig:
 
 
 def copy_sequences(config: CopyConfig, length: int, keys_R: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(int32 tokens (R, length), the first scored target's position (R)); target j is token j + 1."""
+    """(int32 tokens (R, length), position of the first scored target (R)); target j is token j + 1."""
     low, high = config.period
 
     def row(key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -61,7 +62,3 @@ def noise_sequences(config: NoiseConfig, length: int, keys_R: jax.Array) -> tupl
     """(int32 tokens (R, length), zeros (R))."""
     tokens_RxL = jax.vmap(lambda key: jax.random.randint(key, (length,), 0, config.size))(keys_R)
     return tokens_RxL, jnp.zeros(keys_R.shape, jnp.int32)
-
-
-def _check_size(size: int) -> None:
-    check(size >= 2, 'size', size, 'must be at least 2')

@@ -1,12 +1,12 @@
 """Dyck words: brackets of several kinds, nested to a limited depth.
 
-A word is a walk that can't be skipped ahead, so one sequence is slow and only many at once are fast. The walk is a scan
-over positions with the rows in the last axis: each step is a few operations on whole vectors, without a gather. A row's
-stack is a number whose digits are kinds, in a few uint32 words, its top digit lowest: opening shifts it up, closing
-shifts it down, both elementwise. Random words are drawn before the scan, laid out as it reads them and no wider than
-the config needs: at the paper's, a position takes one byte. There the walk takes four positions a step, in two scans,
-first where brackets open, then which: XLA computes each output of a step by an expression of its own, from the step's
-inputs, so a step with few outputs repeats little.
+A word is a walk that can't be skipped ahead, so one sequence is slow and only many at once are fast:
+- The walk is a scan over positions with the rows in the last axis. A step is a few operations on vectors, no gather.
+- A row's stack is a number with kinds as its digits, the top one lowest, in a few uint32 words. Opening shifts it up,
+  closing shifts it down, both elementwise.
+- Random words are drawn before the scan, no wider than the config needs: the paper's takes one byte a position.
+- There the walk takes four positions a step, in two scans: first where brackets open, then their kinds. XLA computes
+  each output of a step by its own expression from the step's inputs, so a step with few outputs repeats little.
 """
 
 import dataclasses
@@ -26,17 +26,17 @@ from nca_jax.errors import check
 class DyckConfig:
     """Token i < kinds opens a bracket of kind i, token i + kinds closes one. Every token carries loss.
 
-    A row is words one after another, the last one cut. At depth 0 the next token opens, at `depth` it closes, else it
-    opens with probability p_open; kinds are uniform. The paper says "depth 1..16", read here as nesting of at most 16.
-    shuffle: a closing token closes any open bracket, each as likely (shuffle-Dyck), else the innermost.
-
-    p_open is exact if it is a multiple of 1/256, else to 2^-33. Kinds, and brackets to close, are uniform exactly where
-    a power of two and shuffle is off, else to 2^-24.
+    A row is words one after another, the last one cut. Between depth 0, where the next token opens, and `depth`, where
+    it closes, it opens with probability p_open.
     """
 
+    # Uniform: exactly if it is a power of two and shuffle is off, else to 2^-24.
     kinds: int
+    # The paper says "depth 1..16", read here as nesting of at most 16.
     depth: int
+    # Exact if it is a multiple of 1/256, else to 2^-33.
     p_open: float
+    # A closing token closes any open bracket, each as likely (shuffle-Dyck), else the innermost.
     shuffle: bool
 
     def __post_init__(self):
@@ -50,16 +50,19 @@ class DyckConfig:
 
 
 def sequences(config: DyckConfig, length: int, keys_R: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(uint8 or uint16 tokens (R, length), zeros (R)): no token is without loss."""
+    """(uint8 or uint16 tokens (R, length), zeros (R)), the first scored target of each row."""
     zeros_R = jnp.zeros(keys_R.shape, jnp.uint32)
+    # As many words as hold `depth` digits.
     stack = (zeros_R,) * -(-config.depth * _digit(config) // 32)
     if _fits_a_byte(config):
         random_WxR = _random(keys_R, -(-length // 4))
         _, opened_WxR = jax.lax.scan(functools.partial(_four_coins, config), zeros_R, random_WxR)
         _, words_WxR = jax.lax.scan(functools.partial(_four_kinds, config), stack, opened_WxR)
+        # A word holds four tokens, the first in its lowest byte.
         tokens_RxWx4 = jax.lax.bitcast_convert_type(words_WxR.T, jnp.uint8)
         tokens_RxL = tokens_RxWx4.reshape(len(keys_R), -1)[:, :length]
     else:
+        # A word a position has 8 bits for the coin and 24 for the choice; if either needs more, two words are drawn.
         wide = _coin_bits(config) > 8 or max(config.kinds, config.depth) > 256
         random = _random(keys_R, 2 * length).reshape(2, length, -1) if wide else _random(keys_R, length)[None]
         _, tokens_LxR = jax.lax.scan(functools.partial(_one_position, config), (zeros_R, stack), tuple(random))
@@ -68,12 +71,12 @@ def sequences(config: DyckConfig, length: int, keys_R: jax.Array) -> tuple[jax.A
 
 
 def _coin_bits(config: DyckConfig) -> int:
-    """The fewest bits that make a coin of exactly p_open, 32 where 8 don't."""
+    """The fewest bits, up to 8, for a coin of exactly p_open; 32 if there are none."""
     return next((bits for bits in range(1, 9) if (config.p_open * 2**bits).is_integer()), 32)
 
 
 def _digit(config: DyckConfig) -> int:
-    """Bits that a kind takes in the stack; a whole number of digits fills a word."""
+    """Bits of a kind in the stack, so that a whole number of digits fills a word."""
     if _fits_a_byte(config):
         return 8
     return next(bits for bits in (1, 2, 4, 8, 16) if config.kinds <= 2**bits)
@@ -97,6 +100,7 @@ def _random(keys_R: jax.Array, words: int) -> jax.Array:
 
 def _four_coins(config: DyckConfig, depth_R: jax.Array, random_R: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The depth after four positions, and the random word with bit 0 of each byte saying whether it opens."""
+    # Bit 0 belonged to the coin, so it is free for the answer. The bits above the coin choose the kind.
     coin_bits, word_R = _coin_bits(config), random_R & jnp.uint32(0xFEFEFEFE)
     for shift in range(0, 32, 8):
         heads_R = ((random_R >> shift) & (2**coin_bits - 1)) < int(config.p_open * 2**coin_bits)
@@ -109,8 +113,8 @@ def _four_coins(config: DyckConfig, depth_R: jax.Array, random_R: jax.Array) -> 
 def _four_kinds(config: DyckConfig, stack: tuple, word_R: jax.Array) -> tuple[tuple, jax.Array]:
     """The stack after four positions, and their tokens in the bytes of a word.
 
-    A digit is a byte. Four positions reach no deeper than the four of the first word, which grow to eight at most:
-    `near` and `over`. What lies deeper moves by -4, -2, 0, 2 or 4 digits at once.
+    A digit is a byte. Four positions reach no deeper than the four digits of the first word, which grow to eight at
+    most: `near` and `over`. Deeper digits move by -4, -2, 0, 2 or 4 places at once.
     """
     near_R, over_R, tokens_R = stack[0], jnp.zeros_like(word_R), jnp.zeros_like(word_R)
     for shift in range(0, 32, 8):
@@ -121,6 +125,7 @@ def _four_kinds(config: DyckConfig, stack: tuple, word_R: jax.Array) -> tuple[tu
             jnp.where(opens_R, (over_R << 8) | (near_R >> 24), over_R >> 8),
             jnp.where(opens_R, (near_R << 8) | kind_R, (near_R >> 8) | (over_R << 24)),
         )
+    # The number of the four positions that open says how far the deeper digits move: 2 * opens_R - 4.
     opens_R = jax.lax.population_count(word_R & 0x01010101)
     last = (*stack, jnp.zeros_like(word_R))
     moved = [jnp.where(opens_R == 0, last[1], near_R | jnp.where(opens_R == 1, last[1] << 16, 0))]
@@ -148,6 +153,7 @@ def _one_position(config: DyckConfig, state: tuple, random: tuple) -> tuple[tupl
         heads_R = (random[0] >> 24) < int(config.p_open * 2**8)
         choose = functools.partial(_share, random[0] & 0xFFFFFF)
     else:
+        # Rounding may reach 2^32, which no word holds.
         heads_R = random[0] < jnp.uint32(min(round(config.p_open * 2**32), 2**32 - 1))
         choose = functools.partial(_share_of_word, random[1])
     closed_R = choose(state[0]) if config.shuffle else None
@@ -168,10 +174,11 @@ def _share_of_word(random_R: jax.Array, n: jax.Array) -> jax.Array:
 def _position(
     config: DyckConfig, state: tuple, heads_R: jax.Array, kind_R: jax.Array, closed_R: jax.Array | None
 ) -> tuple[tuple, jax.Array]:
-    """The next state and token. `closed_R` counts from the innermost bracket, which None is."""
+    """The next state and token. `closed_R` counts from the innermost bracket, which None stands for."""
     depth_R, stack = state
     digit = _digit(config)
     opens_R = _opens(config, depth_R, heads_R)
+    # Digits that leave a word enter its neighbour: the lower one when opening, the upper one when closing.
     lower = (kind_R << (32 - digit), *stack[:-1])
     upper = (*stack[1:], jnp.zeros_like(kind_R))
     pushed = [(word_R << digit) | (other_R >> (32 - digit)) for word_R, other_R in zip(stack, lower, strict=True)]
@@ -185,7 +192,7 @@ def _position(
 
 
 def _taken_out(digit: int, stack: tuple, popped: list, closed_R: jax.Array) -> tuple[jax.Array, list]:
-    """Digit `closed_R` of the stack, and the stack without it: what is below stays, what is above shifts down."""
+    """Digit `closed_R` of the stack, and the stack without it: lower digits stay, higher ones shift down."""
     per_word = 32 // digit
     word_R, offset_R = closed_R // per_word, (closed_R % per_word) * digit
     below_R = (jnp.uint32(1) << offset_R) - 1

@@ -61,6 +61,7 @@ def write_side(
     Returns the arguments of the side's TokenStore. A shard that exists already is never done again. progress(done)
     counts bytes of text, and is first called when work begins. Raises UserError for a tokenizer that loses text.
     """
+    # A shard ends with the document that fills it, so its documents are known before any is tokenized.
     size_M = scanned_N['bytes'][rows_M]
     cuts = np.flatnonzero(np.diff(np.cumsum(size_M) // SHARD_BYTES)) + 1
     shards = {_file(out, side, number): rows for number, rows in enumerate(np.split(rows_M, cuts))}
@@ -76,6 +77,7 @@ def write_side(
             for piece, counted in _tokenize(itertools.islice(texts, len(rows)), tokenizer):
                 pieces.append(piece)
                 progress(done + counted)
+            # `select` has checked the texts, so it's the tokenizer that adds or drops bytes.
             if counted != size:
                 raise UserError(f'tokenizer: loses text, its tokens stand for {counted} of {size} bytes')
             with files.replacing(file) as stream:
@@ -90,6 +92,7 @@ def _tokenize(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[tuple[np.n
 
     Encoding runs on all cores, outside Python's lock; this thread reads ahead.
     """
+    # Two bytes hold most vocabularies, GPT-2's among them.
     dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
     end, bytes_V, counted = bpe.end_of_text(tokenizer), bpe.token_bytes(tokenizer), 0
 

@@ -77,6 +77,7 @@ def make_read_stream(row_of: RowOf, batch: int, length: int, sharding: NamedShar
     """`stream(step) -> Batch` of the rows that `row_of` reads, where each process reads those that it holds."""
 
     def stream(step: int) -> Batch:
+        # The three arrays, and the devices that hold copies, share one reading of each row.
         row = functools.cache(lambda place: row_of(step * batch + place))
 
         def part(cut: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> jax.Array:

@@ -41,8 +41,10 @@ def load(file: str) -> Tokenizer:
     """Reads a tokenizer.json; UserError unless it is a byte-level BPE with an end-of-text token, like GPT-2's."""
     try:
         tokenizer = Tokenizer.from_str(Path(file).expanduser().read_text())
-    except Exception as error:  # the library raises bare Exceptions
+    # The library raises bare Exceptions.
+    except Exception as error:
         raise UserError(f'tokenizer = {file!r}: no readable tokenizer.json ({error})') from error
+    # Whatever changes text before it becomes tokens makes counts of bytes wrong; dropout makes tokens random.
     layout = json.loads(tokenizer.to_str())
     ends = [token for token in layout['added_tokens'] if token['content'] == END_OF_TEXT and token['special']]
     if layout['model']['type'] != 'BPE' or layout['normalizer'] or layout['model'].get('dropout') or not ends:
@@ -94,15 +96,15 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
 def pieces(tokenizer: Tokenizer) -> list[bytes]:
     """The bytes of every token, by its number; special tokens have none. Raises UserError if it isn't byte-level."""
     special = {token['id'] for token in json.loads(tokenizer.to_str())['added_tokens'] if token['special']}
-    found = [b''] * tokenizer.get_vocab_size()
+    pieces_V = [b''] * tokenizer.get_vocab_size()
     for token, number in tokenizer.get_vocab().items():
-        if number >= len(found):
-            raise UserError(f'tokenizer: token {token!r} has number {number}, of {len(found)} tokens')
+        if number >= len(pieces_V):
+            raise UserError(f'tokenizer: token {token!r} has number {number}, of {len(pieces_V)} tokens')
         if number not in special:
             if not BYTE_OF.keys() >= set(token):
                 raise UserError(f'tokenizer: token {token!r} is not byte-level')
-            found[number] = bytes(BYTE_OF[character] for character in token)
-    return found
+            pieces_V[number] = bytes(BYTE_OF[character] for character in token)
+    return pieces_V
 
 
 def _places(run: Path, config: Mapping[str, Any]) -> Iterator[Path]:
@@ -118,6 +120,7 @@ def _places(run: Path, config: Mapping[str, Any]) -> Iterator[Path]:
 def _plain(tokenizer: Tokenizer) -> Tokenizer:
     """Sets that text which spells a special token is text: only `prepare` writes the end of a document."""
     tokenizer.encode_special_tokens = True
+    # A file may ask for either, which would lose text or add tokens.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
