@@ -128,7 +128,7 @@ def parse_object(text: bytes | str, place: str) -> dict[str, Any]:
     """A JSON object. Raises UserError, which begins with `place` (file, or file and line), for anything else."""
     try:
         value = json.loads(text)
-    except ValueError as error:  # JSON's errors and UTF-8's
+    except (ValueError, RecursionError) as error:  # errors of JSON and UTF-8; too many brackets
         raise UserError(f'{place}: not JSON ({error})') from None
     if not isinstance(value, dict):
         raise UserError(f'{place}: must be a JSON object, not {type(value).__name__}')

@@ -216,7 +216,7 @@ def test_programs_are_only_written_down_otherwise(tmp_path, capfd):
     scores = programs(tmp_path, False, lambda problem: [problem.target, 'x'])
     assert scores == {'problems': 3, 'samples': 2, 'left_out': 0, 'fewer_shots': 0}
     (samples,) = tmp_path.glob('*.samples.jsonl')
-    assert f'python -m nca_jax.sandbox.judge {samples} --allow-code, then' in capfd.readouterr().err
+    assert f'python -m nca_jax judge {samples} --allow-code, then' in capfd.readouterr().err
     lines = [json.loads(line) for line in samples.read_text().splitlines()]
     assert [line['task_id'] for line in lines] == ['HumanEval/0'] * 2 + ['HumanEval/1'] * 2 + ['HumanEval/2'] * 2
 

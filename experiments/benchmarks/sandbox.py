@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from experiments.benchmarks import common
-from nca_jax.sandbox import code_files, zygote
+from nca_jax.sandbox import human_eval, zygote
 from nca_jax.sandbox import pool as sandbox
 
 TIMES = 64
@@ -28,7 +28,7 @@ BODY = '    return None\n'
 
 
 def rows() -> Iterator[common.Row]:
-    programs = [code_files.Sample(problem, 0, BODY).program for problem in code_files.read_problems(None).values()]
+    programs = [human_eval.Completion(task, 0, BODY).submission for task in human_eval.read_tasks(None).values()]
     cores = len(os.sched_getaffinity(0))
     with sandbox.Sandbox(cores) as box:
         several = list(itertools.islice(itertools.cycle(programs), COMPARED))
@@ -58,22 +58,22 @@ def count(passed: Iterator[bool]) -> None:
 
 
 def in_pool(
-    workers: int, judge_one: Callable[[sandbox.Program], bool], programs: list[sandbox.Program]
+    workers: int, judge_one: Callable[[sandbox.Submission], bool], programs: list[sandbox.Submission]
 ) -> Iterator[bool]:
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         yield from pool.map(judge_one, programs)
 
 
-def whole(program: sandbox.Program) -> str:
+def whole(program: sandbox.Submission) -> str:
     return f'{program.source}\n{program.tests}\ncheck({program.entry_point})\n'
 
 
-def bare_python(program: sandbox.Program) -> bool:
+def bare_python(program: sandbox.Submission) -> bool:
     command = [sys.executable, '-S', '-s', '-P', '-B', '-c', whole(program)]
     return subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
 
 
-def bare_fork(program: sandbox.Program) -> bool:
+def bare_fork(program: sandbox.Submission) -> bool:
     process = os.fork()
     if process == 0:
         code = 1

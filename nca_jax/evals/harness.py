@@ -5,7 +5,7 @@
 
 The package comes with `pip install nca_jax[harness]`; its tasks download their data. The run must have read text. All
 devices work on a batch, each with whole weights. The same seed gives the same answers, whatever else is asked. Tasks
-that would execute what the model writes are refused: nca_jax.sandbox.judge does that in a sandbox. Exit code 2 and one
+that would execute what the model writes are refused: nca_jax judge does that in a sandbox. Exit code 2 and one
 line for bad input.
 
 A context that doesn't fit is cut from the left. A continuation or a text that is longer than the model is read in

@@ -31,7 +31,7 @@ from nca_jax.problems.config import BenchmarkConfig
 from nca_jax.problems.problem import Problem
 from nca_jax.problems.sets import CODE, Problems
 from nca_jax.progress import Progress, bars, silent
-from nca_jax.sandbox import code_files, judge
+from nca_jax.sandbox import human_eval, judging, pool
 
 # Whether a text answers a problem; programs are judged by their tests instead.
 SAME = {
@@ -72,9 +72,9 @@ def make_evaluator(
     if config.run_code says so; else they are only written, and count once the judge has run.
     """
     if config.problems.task == CODE:
-        code_files.read_problems(_problems_file(config))  # what can't be judged is better known before any sampling
+        human_eval.read_tasks(_problems_file(config))  # what can't be judged is better known before any sampling
         if config.run_code:
-            distributed.first(lambda: distributed.is_first() and judge.try_sandbox())
+            distributed.first(lambda: distributed.is_first() and pool.Sandbox(workers=1).close())
     elif SAME[config.problems.task] is same_number:
         check_numbers(problems)
     end = bpe.end_of_text(tokenizer)
@@ -192,16 +192,15 @@ def judged(rows: Sequence[dict], file: Path, config: BenchmarkConfig) -> list[di
             content = ''.join(json.dumps(line) + '\n' for line in lines)
             files.write(samples, content)
             if config.run_code:
-                judge.judge_file(samples, path, allow_code=True)
-        out = judge.out_file(samples)
-        found = [line for _, line in code_files.read_lines(out)] if out.exists() else []
+                judging.judge_file(samples, path, '--allow-code')
+        found = files.read_records(judging.out_file(samples))
         asked = [(line['task_id'], line['sample']) for line in lines]
         return found if [(line['task_id'], line['sample']) for line in found] == asked else []
 
     verdicts = distributed.first(work)
     if not verdicts:
         if distributed.is_first():
-            how = ['python', '-m', 'nca_jax.sandbox.judge', str(samples), '--allow-code']
+            how = ['python', '-m', 'nca_jax', 'judge', str(samples), '--allow-code']
             how += [f'--problems={path}'] if path else []
             print(f'not judged yet: {shlex.join(how)}, then the same run once more', file=sys.stderr)
         return None

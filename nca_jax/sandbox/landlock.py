@@ -1,4 +1,4 @@
-"""Landlock: which folders a program may read, the one it may write in, and no TCP, signals or sockets outwards."""
+"""Landlock: a program reads certain folders, writes into one, and reaches no TCP port, signal or socket outside."""
 
 import ctypes
 import errno
@@ -7,20 +7,20 @@ from collections.abc import Iterable
 
 from nca_jax.sandbox import kernel
 
-EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+WRITE_FILE, READ_FILE, READ_DIR = 1 << 1, 1 << 2, 1 << 3
 REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_REG, MAKE_SYM = 1 << 4, 1 << 5, 1 << 7, 1 << 8, 1 << 12
 REFER, TRUNCATE = 1 << 13, 1 << 14
 READ = READ_FILE | READ_DIR
-# Programs, devices, pipes and sockets are not made in the private folder either.
+# The private folder, too, gets no right to run programs or to make devices, pipes and sockets.
 WRITE = READ | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | MAKE_SYM | REFER | TRUNCATE
-RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}  # how many file rights each version of the interface knows
+FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}  # how many file rights each version of the interface has
 NETWORK = 0b11  # bind and connect of TCP, from version 4
 SCOPES = 0b11  # abstract Unix sockets and signals, from version 6
 CREATE_VERSION, PATH_BENEATH = 1, 1
 
 
 class Ruleset(ctypes.Structure):
-    """struct landlock_ruleset_attr: what is refused unless a rule allows it."""
+    """struct landlock_ruleset_attr: what Landlock refuses unless a rule allows it."""
 
     _fields_ = (('files', ctypes.c_uint64), ('network', ctypes.c_uint64), ('scopes', ctypes.c_uint64))
 
@@ -33,7 +33,7 @@ class PathBeneath(ctypes.Structure):
 
 
 def version() -> int:
-    """Of the kernel's interface; 0 where it has none or it is switched off."""
+    """Returns the version of the kernel's interface; 0 if it has none or it is switched off."""
     try:
         return kernel.call('landlock_create_ruleset', None, 0, CREATE_VERSION)
     except OSError as error:
@@ -43,21 +43,22 @@ def version() -> int:
 
 
 def rules(read: Iterable[str], write: str, abi: int) -> int:
-    """The file number of a set of rules: reading below `read` and writing below `write`, nothing else.
+    """Returns a file number of rules: read below `read`, read and write below `write`, all else refused.
 
-    The version of the interface, `abi`, decides what else is refused.
+    The version of the interface, `abi`, decides how much else that is.
     """
-    known = (1 << RIGHTS[max(found for found in RIGHTS if found <= abi)]) - 1
-    ruleset = Ruleset(known, NETWORK if abi >= 4 else 0, SCOPES if abi >= 6 else 0)
+    rights = (1 << FILE_RIGHTS[max(version for version in FILE_RIGHTS if version <= abi)]) - 1
+    ruleset = Ruleset(rights, NETWORK if abi >= 4 else 0, SCOPES if abi >= 6 else 0)
+    # Older kernels refuse a structure that is longer than theirs.
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
     number = kernel.call('landlock_create_ruleset', ruleset, size, 0)
-    for path, rights in [*((path, READ) for path in read), (write, WRITE & known)]:
+    for path, allowed in [*((path, READ) for path in read), (write, WRITE & rights)]:
         folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        kernel.call('landlock_add_rule', number, PATH_BENEATH, PathBeneath(rights, folder), 0)
+        kernel.call('landlock_add_rule', number, PATH_BENEATH, PathBeneath(allowed, folder), 0)
         os.close(folder)
     return number
 
 
 def restrict(number: int) -> None:
-    """Confines this process, which must have no_new_privs, by a set of `rules` for good."""
+    """Confines this process, which must have no_new_privs, by `rules` for good."""
     kernel.call('landlock_restrict_self', number, 0)

@@ -1,107 +1,120 @@
 """Runs programs that a model wrote, each in processes of its own behind several layers, and says which pass.
 
-    with sandbox.Sandbox(workers=2) as box:
-        for verdict in box.run(programs):
+    with pool.Sandbox(workers=2) as box:
+        for verdict in box.run(submissions):
             ...
 
-Two processes serve a program. One loads the candidate and answers calls of its entry point; the other runs the tests,
-and only plain values pass between them. Both are forked from a small Python that never sees programs or tests. The
-second knows a random nonce and tells it after the last test; nothing else counts as success.
+Two processes serve a program. One loads the candidate and answers calls of its entry point. The other runs the tests
+and, after the last one, reports a random nonce, which it alone knows; nothing else counts as success. Both are forked
+from a small Python that never sees programs or tests.
 
-Layers around either process: user, mount, pid, network, IPC, UTS and cgroup namespaces; a root folder that holds
-Python and the system's libraries, read-only, and a private tmpfs; no capabilities and no way to gain any, as root's
-child an unprivileged user; Landlock; a seccomp filter that lists what is allowed; limits of CPU time, wall-clock time,
-addresses, files and threads. `Sandbox` tries each of them when it starts, and refuses where one is missing.
+Covered, and tried whenever a `Sandbox` starts, which refuses if one is missing:
 
-What a candidate can still do: read Python's own library (packages of others are covered, so that to import them fails),
-use its CPU time and memory, see the arguments that the tests call it with, and answer from memory. As with HumanEval's
-own `==`, True and 1.0 pass for 1. What differs from tests in the candidate's own interpreter: an answer arrives as a
-plain copy (a Counter as a dict; an iterator, a Decimal or an object of a class of its own is no answer), and tests see
-neither a change of an argument nor of a function that they use themselves. Against flaws of the kernel stands no more
-than the shortness of the list of calls that the filter lets through. There is no audit hook: the candidate's process
-holds nothing that frames, gc or ctypes could reach, and a hook against them would break namedtuple, typing, enum and
-logging, which ask for the frame that called them.
+- Namespaces for users, mounts, processes, network, IPC, host name and cgroups.
+- A read-only root folder of Python's library and the system's, and a private folder in memory.
+- An unprivileged user without capabilities, and no way to gain any.
+- Landlock for files, TCP, signals and abstract sockets, as far as the kernel's version has it.
+- A seccomp filter that lists the allowed system calls.
+- Limits of CPU time, wall-clock time, addresses, files, disk and threads.
 
-Tried as root and as an ordinary user, who needs unprivileged user namespaces, with Linux 6.18 on x86_64 and version 7
-of Landlock. The filter for aarch64 was checked by an interpreter of its instructions, never run.
+Not covered:
+
+- Flaws of the kernel, but for the shortness of the list of calls.
+- A candidate reads Python's own library, uses its share of CPU and memory, sees the arguments of the tests' calls, and
+  may answer from memory. Packages of others aren't there to import.
+- As with HumanEval's own `==`, True and 1.0 pass for 1.
+- An answer arrives as a plain copy: a Counter as a dict. An iterator, a Decimal or an object of the candidate's own
+  class is no answer.
+- Tests don't see that a candidate changes its arguments, or a function that the tests use, too.
+- Frames, gc and ctypes work as ever, since the candidate's process holds nothing to reach. An audit hook against them
+  would break namedtuple, typing, enum and logging.
+- Other systems and processors than Linux on x86_64: a `Sandbox` refuses to start.
+
+Tried as root and as an ordinary user, who needs unprivileged user namespaces, with Linux 6.18 and Landlock's version 7.
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import hmac
 import json
 import os
 import pathlib
+import queue
 import re
 import secrets
-import selectors
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from nca_jax.errors import UserError, check
+from nca_jax.errors import UserError
 from nca_jax.sandbox import layers, sides, wire
 
 Limits = layers.Limits
 ROOT = pathlib.Path(__file__).parents[2]
-# Of the limit: the kernel stops a process by a count of clock ticks and accounts for it afterwards by a finer one, and
-# that was seen to be an eighth lower on a busy machine.
+# The kernel stops a process by a count of clock ticks and accounts for its time afterwards by a finer clock. On a busy
+# machine that was an eighth lower than the limit.
 LEAST_OF_LIMIT = 0.5
-ADDRESS = re.compile(r'0x[0-9a-f]{6,}')  # of an object: another one in every run
-PROBES = {  # bodies of a function that should add one
-    'return x + 1': 'passed',
-    'return x': 'wrong',
-    'import os; os._exit(0)': 'exited: 0',
-    'while True: pass': 'cpu time',
-    'import time; time.sleep(2)': 'wall clock',
-}
+ZYGOTE = sys.executable, '-S', '-s', '-P', '-B', '-m', 'nca_jax.sandbox.zygote'
+ADDRESS = re.compile(r'0x[0-9a-f]{6,}')  # of an object: it differs from run to run
+# Bodies of a function that should add one, the expected reason, and the wall-clock limit.
+PROBES = (
+    ('return x + 1', 'passed', 60.0),
+    ('return x', 'wrong', 60.0),
+    ('import os; os._exit(0)', 'exited: 0', 60.0),
+    ('while True: pass', 'cpu time', 60.0),
+    ('import time; time.sleep(2)', 'wall clock', 0.3),
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """A candidate and its tests.
+class Submission:
+    """A candidate and its tests."""
 
-    source: the whole candidate, which defines `entry_point`. setup: what the tests' side runs before the tests, for the
-    functions that these use besides. tests: define `check(candidate)`, which raises where the candidate is wrong.
-    """
-
+    # The whole candidate, which defines `entry_point`.
     source: str
     entry_point: str
+    # Python that the tests' side runs first, for other functions that the tests use.
     setup: str
+    # Python that defines `check(candidate)`, which raises if the candidate is wrong.
     tests: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """why: passed, wrong, memory, cpu time, wall clock, closed its files, or one of these with more after it.
-
-    killed: SIGNAL. exited: CODE. answer: what is wrong with its form. error: NAME: TEXT. tests: how these ended.
-    """
+    """Whether a submission passed, and why."""
 
     passed: bool
+    # passed, wrong, memory, cpu time, wall clock, closed its files, killed: SIGNAL, exited: CODE, error: NAME: TEXT,
+    # answer: or source: and why it can't be sent, or tests: and how their own process ended.
     why: str
     cpu_seconds: float
 
 
 class Sandbox:
-    """Workers that judge programs. A context manager; it can be used again and again until it is closed.
+    """Workers that judge submissions. A context manager, usable again and again until it is closed.
 
-    workers: how many programs run at a time (one a core). UserError where a layer can't be had here, naming it.
+    workers: how many submissions run at a time (one per core). Raises UserError, naming the layer, if this machine
+    lacks one.
     """
 
     def __init__(self, workers: int | None = None, limits: Limits | None = None):
-        self.limits = limits or Limits()
-        count = workers or len(os.sched_getaffinity(0)) if sys.platform == 'linux' else 1
-        check(count > 0, 'workers', workers, 'must be positive')
         if problem := layers.platform_problem():
             raise UserError(f'sandbox: {problem}')
-        self._workers, self._running = [], False
+        self.limits = limits or Limits()
+        count = workers or len(os.sched_getaffinity(0))
+        self._workers: list[WorkerProcess] = []
+        self._idle: queue.SimpleQueue[WorkerProcess] = queue.SimpleQueue()
+        self._threads = concurrent.futures.ThreadPoolExecutor(count)
         try:
             for _ in range(count):
-                self._workers.append(_Worker())
+                self._workers.append(WorkerProcess(self.limits))
             for worker in self._workers:
                 worker.wait_until_ready()
+                self._idle.put(worker)
             self._prove()
         except BaseException:
             self.close()
@@ -114,87 +127,59 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
-        """Ends the workers and with them whatever they run."""
+        """Ends the workers and all that they run."""
+        self._threads.shutdown(wait=False, cancel_futures=True)  # nothing new starts on a worker that is left
         for worker in self._workers:
             worker.close()
         self._workers = []
 
     @property
     def processes(self) -> list[int]:
-        """Of the workers, as this process's children."""
+        """The process numbers of the workers."""
         return [worker.process.pid for worker in self._workers]
 
     def _prove(self) -> None:
-        """UserError unless every layer refuses what it must, and only a right answer passes."""
-        for worker in self._workers:
-            worker.try_layers(self.limits)
-        quick = dataclasses.replace(self.limits, cpu_seconds=1, wall_seconds=60.0)
-        limits = [quick, quick, quick, quick, dataclasses.replace(quick, wall_seconds=0.3)]
-        for (body, expected), most in zip(PROBES.items(), limits, strict=True):
-            program = Program(f'def f(x):\n    {body}\n', 'f', '', 'def check(f):\n    assert f(1) == 2\n')
-            found = next(self.run([program], most)).why
-            if found != expected:
-                raise UserError(f'sandbox: self-test: {body!r} was judged {found!r} instead of {expected!r}')
+        """Raises UserError unless right and wrong answers, and endless ones, get their verdicts."""
+        for body, expected, wall_seconds in PROBES:
+            limits = dataclasses.replace(self.limits, cpu_seconds=1, wall_seconds=wall_seconds)
+            probe = Submission(f'def f(x):\n    {body}\n', 'f', '', 'def check(f):\n    assert f(1) == 2\n')
+            (verdict,) = self.run([probe], limits)
+            if verdict.why != expected:
+                raise UserError(f'sandbox: self-test: {body!r} was judged {verdict.why!r} instead of {expected!r}')
 
-    def judge(self, program: Program) -> Verdict:
-        """Of one program."""
-        return next(self.run([program]))
+    def run(self, submissions: Iterable[Submission], limits: Limits | None = None) -> Iterator[Verdict]:
+        """Yields verdicts in the submissions' order. `limits` replace the sandbox's own.
 
-    def run(self, programs: Iterable[Program], limits: Limits | None = None) -> Iterator[Verdict]:
-        """Verdicts in the programs' order, over all workers. `limits` replace the sandbox's own for these programs.
-
-        Where it is left early, it waits for what runs; where it fails, `programs` included, the sandbox is closed.
+        If the caller leaves early, submissions that haven't started are dropped. If anything fails, `submissions`
+        included, the sandbox is closed.
         """
         if not self._workers:
             raise RuntimeError('sandbox: it is closed')
-        if self._running:
-            raise RuntimeError('sandbox: a run before this one is not at its end; close its iterator')
-        idle, self._running = list(self._workers), True
-        try:
-            yield from self._run(enumerate(programs), limits or self.limits, idle)
-        except GeneratorExit:
+
+        def judge(submission: Submission) -> Verdict:
+            worker = self._idle.get()
             try:
-                for worker in set(self._workers) - set(idle):
-                    worker.finish()  # else the next run would take this for an ending of its own
-            except BaseException:
-                self.close()
-                raise
+                return worker.judge(submission, limits or self.limits)
+            finally:
+                self._idle.put(worker)
+
+        try:
+            yield from self._threads.map(judge, submissions)
+        except GeneratorExit:
             raise
         except BaseException:
             self.close()
             raise
-        finally:
-            self._running = False
-
-    def _run(self, source: Iterator[tuple[int, Program]], limits: Limits, idle: list['_Worker']) -> Iterator[Verdict]:
-        """As `run`. In `idle` is at any time who runs nothing."""
-        found, given = {}, 0
-        with selectors.DefaultSelector() as selector:
-            while True:
-                while idle and (job := next(source, None)) is not None:
-                    worker = idle.pop()
-                    worker.start(job[0], job[1], limits)
-                    selector.register(worker.control, selectors.EVENT_READ, worker)
-                while given in found:
-                    yield found.pop(given)
-                    given += 1
-                if len(idle) == len(self._workers):
-                    return
-                for key, _ in selector.select():
-                    selector.unregister(key.fileobj)
-                    number, verdict = key.data.finish()
-                    found[number] = verdict
-                    idle.append(key.data)
 
 
-class _Worker:
-    """One zygote and the program that it runs."""
+class WorkerProcess:
+    """A zygote and the submission that it runs."""
 
-    def __init__(self):
+    def __init__(self, limits: Limits):
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, '-S', '-s', '-P', '-B', '-m', 'nca_jax.sandbox.zygote', str(theirs.fileno())],
+                [*ZYGOTE, str(theirs.fileno()), to_json(limits)],
                 env={'PYTHONPATH': str(ROOT), 'PYTHONHASHSEED': '0'},  # the same order of sets in every run
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -204,85 +189,76 @@ class _Worker:
             )
 
     def wait_until_ready(self) -> None:
-        answer = self._answer()
-        if 'refused' in answer:
-            raise UserError(f'sandbox: this machine refuses a layer: {answer["refused"]}')
+        """Raises UserError, naming what is missing, unless every layer refuses what it must."""
+        if problem := self._receive():
+            raise UserError(f'sandbox: {problem}')
 
-    def try_layers(self, limits: Limits) -> None:
-        self.control.send(json.dumps(dataclasses.asdict(limits)).encode())
-        answer = self._answer()
-        if answer['missing'] is None:
-            raise UserError(f'sandbox: the self-test ended early, {_ending(answer["status"])}')
-        if answer['missing']:
-            raise UserError(f'sandbox: not in force on this machine: {", ".join(answer["missing"])}')
-
-    def start(self, number: int, program: Program, limits: Limits) -> None:
-        self.number, self.limits, self.nonce = number, limits, secrets.token_hex(32)
-        self.tests, theirs = socket.socketpair()
-        with theirs:
-            socket.send_fds(self.control, [json.dumps(dataclasses.asdict(limits)).encode()], [theirs.fileno()])
+    def judge(self, submission: Submission, limits: Limits) -> Verdict:
+        nonce = secrets.token_hex(32)
         request = {
-            'program': program.source,
-            'entry_point': program.entry_point,
-            'setup': program.setup,
-            'tests': program.tests,
-            'nonce': self.nonce,
+            'program': submission.source,
+            'entry_point': submission.entry_point,
+            'setup': submission.setup,
+            'tests': submission.tests,
+            'nonce': nonce,
         }
-        try:
-            wire.send(self.tests.fileno(), json.dumps(request).encode())
-        except (BrokenPipeError, ConnectionResetError):
-            return  # its process is gone already, of which `finish` learns
-
-    def finish(self) -> tuple[int, Verdict]:
-        ended = self._answer()
-        with self.tests:
+        tests, theirs = socket.socketpair()
+        with tests:
+            with theirs:
+                socket.send_fds(self.control, [to_json(limits).encode()], [theirs.fileno()])
+            # Raised if the tests' process ended before it read the request; its status says why.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                wire.send(tests.fileno(), json.dumps(request).encode())
+            ended = self._receive()
             try:
-                report = wire.receive(self.tests.fileno(), most=sides.REPORT_BYTES + 1)
+                report = wire.receive(tests.fileno(), most=sides.REPORT_BYTES + 1)
             except ConnectionResetError:
                 report = None
-        why = 'passed' if _is_nonce(report, self.nonce) else _why(report, ended, self.limits)
-        return self.number, Verdict(why == 'passed', why, ended['cpu_seconds'])
+        why = 'passed' if is_nonce(report, nonce) else explain(report, ended, limits)
+        return Verdict(why == 'passed', why, ended['cpu_seconds'])
 
     def close(self) -> None:
-        self.control.close()
+        # Ends what runs, and wakes a thread that waits for it; raised if the worker is gone already.
+        with contextlib.suppress(OSError):
+            self.control.shutdown(socket.SHUT_RDWR)
         self.process.wait()
+        self.control.close()
 
-    def _answer(self) -> dict:
+    def _receive(self) -> Any:
         data = self.control.recv(4096)
         if not data:
             raise RuntimeError(f'sandbox: a worker ended, exit code {self.process.wait()}')
         return json.loads(data)
 
 
-def _is_nonce(report: bytes | None, nonce: str) -> bool:
+def to_json(limits: Limits) -> str:
+    return json.dumps(dataclasses.asdict(limits))
+
+
+def is_nonce(report: bytes | None, nonce: str) -> bool:
     return report is not None and hmac.compare_digest(report, sides.PASSED + nonce.encode())
 
 
-def _why(report: bytes | None, ended: dict, limits: Limits) -> str:
-    """Why a program failed, from what its tests' side reports and how the two processes ended."""
+def explain(report: bytes | None, ended: dict, limits: Limits) -> str:
+    """Returns why a submission failed, from the report of its tests' side and how its two processes ended."""
     tests = os.waitstatus_to_exitcode(ended['tests'])
-    # The candidate's own exit code says something of the sandbox only where it never came to run.
-    for code in (tests, *([os.waitstatus_to_exitcode(ended['candidate'])] if tests == sides.NEVER_READY else [])):
+    # The candidate's exit code tells of the sandbox only if the candidate never came to run; later it is its own.
+    codes = [tests, os.waitstatus_to_exitcode(ended['candidate'])] if tests == sides.NEVER_READY else [tests]
+    for code in codes:
         if layer := layers.failed_layer(code):
             raise RuntimeError(f'sandbox: a process could not be confined: {layer} failed')
-    said = None if report is None else ADDRESS.sub('0x...', report[1:].decode('utf-8', 'ignore'))
+    reason = None if report is None else ADDRESS.sub('0x...', report[1:].decode('utf-8', 'ignore'))
     if ended['late']:
         return 'wall clock'
-    if said not in (None, 'gone'):
-        return said
+    if reason not in (None, 'gone'):
+        return reason
     # The tests' own process died, as it may of an answer that is too large to compare.
-    if said is None and tests != sides.NEVER_READY:
-        return f'tests: {_ending(ended["tests"])}'
-    # What its limits or the system kill dies of SIGKILL, which no process of its namespace could have sent it.
+    if reason is None and tests != sides.NEVER_READY:
+        return f'tests: {layers.describe_status(ended["tests"])}'
+    if not ended['ended']:
+        return 'closed its files'
+    # Its limits and the system kill by SIGKILL, which no process of its namespace could have sent it.
     killed = os.WIFSIGNALED(ended['candidate']) and os.WTERMSIG(ended['candidate']) == signal.SIGKILL
-    if ended['ended'] and killed and ended['cpu_seconds'] > LEAST_OF_LIMIT * limits.cpu_seconds:
+    if killed and ended['cpu_seconds'] > LEAST_OF_LIMIT * limits.cpu_seconds:
         return 'cpu time'
-    return _ending(ended['candidate']) if ended['ended'] else 'closed its files'
-
-
-def _ending(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        # Most real-time signals have no name, and Signals(number) raises for them.
-        return f'killed: {next((named.name for named in signal.Signals if named == number), number)}'
-    return f'exited: {os.WEXITSTATUS(status)}'
+    return layers.describe_status(ended['candidate'])

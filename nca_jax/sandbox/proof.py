@@ -1,6 +1,7 @@
-"""The self-test: a process walks through the layers and, after each, tries what that layer must refuse.
+"""The self-test: a process enters one layer after another and, after each, tries what that layer must refuse.
 
-Layers overlap, so each is tried before the next one could hide that it is missing.
+Layers overlap, so each is tried before the next one could hide that it is missing. A probe is a name, and whether the
+layer did its work.
 """
 
 import _thread
@@ -10,49 +11,35 @@ import mmap
 import os
 import resource
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from nca_jax.sandbox import kernel, layers, wire
+from nca_jax.sandbox import kernel, landlock, layers, wire
+
+Probe = tuple[str, bool]
 
 UNREACHABLE = ('127.0.0.1', 9), ('192.0.2.1', 9)  # the second is nobody's, by RFC 5737
-# Calls that the filter must refuse, by EPERM; with these arguments none does harm where it gets through.
-FORBIDDEN = {
-    'x86_64': dict(
-        ptrace=101, process_vm_readv=310, process_vm_writev=311, mount=165, umount2=166, pivot_root=155, chroot=161,
-        unshare=272, setns=308, fsopen=430, open_tree=428, add_key=248, keyctl=250, bpf=321, perf_event_open=298,
-        userfaultfd=323, io_uring_setup=425, socket=41, socketpair=53, kexec_load=246, init_module=175,
-        finit_module=313, open_by_handle_at=304, personality=135, fork=57, vfork=58, execve=59, execveat=322,
-        memfd_create=319, shmget=29, pidfd_open=434, prctl=157, setpriority=141, sched_setscheduler=144,
-        seccomp=317, capset=126, setuid=105, mknod=133, setsid=112, inotify_init=253, fanotify_init=300,
-        mq_open=240, timer_create=222, signalfd4=289, landlock_create_ruleset=444, quotactl=179, syslog=103, flock=73,
-    ),
-    'aarch64': dict(
-        ptrace=117, process_vm_readv=270, process_vm_writev=271, mount=40, umount2=39, pivot_root=41, chroot=51,
-        unshare=97, setns=268, fsopen=430, open_tree=428, add_key=217, keyctl=219, bpf=280, perf_event_open=241,
-        userfaultfd=282, io_uring_setup=425, socket=198, socketpair=199, kexec_load=104, init_module=105,
-        finit_module=273, open_by_handle_at=265, personality=92, execve=221, execveat=281, memfd_create=279,
-        shmget=194, pidfd_open=434, prctl=167, setpriority=140, sched_setscheduler=119, seccomp=277, capset=91,
-        setuid=146, mknodat=33, setsid=157, inotify_init1=26, fanotify_init=262, mq_open=180, timer_create=107,
-        signalfd4=74, landlock_create_ruleset=444, quotactl=60, syslog=116, flock=32,
-    ),
-}  # fmt: skip
-PR_GET_DUMPABLE, PR_GET_NO_NEW_PRIVS = 3, 39
+FORBIDDEN = kernel.SETUP | kernel.FORBIDDEN
 F_SETPIPE_SZ = 1031
 MIB = layers.MIB
 
 
-def prove(limits: layers.Limits, worker: layers.Worker, answer: int) -> None:
-    """Confines this process, and sends into the file `answer` what was not refused, as a list in JSON."""
+def prove(limits: layers.Limits, shared: layers.Shared, answer: int) -> None:
+    """Confines this process, and sends into the file `answer` the names of failed probes, as a list in JSON."""
     missing: list[str] = []
+    abi = landlock.version()
     probes = {
         'mounts': lambda: [*namespaces(), *root_folder()],
-        'limits': lambda: [*memory(limits), *files(limits), *folder(limits)],
-        'privileges': lambda: [*privileges(), *processes(limits)],
-        'Landlock': lambda: landlocked(worker.abi),
-        'seccomp': filtered,
+        'limits': lambda: [*memory(limits), *files(limits), *private_folder(limits)],
+        'privileges': lambda: [*privileges(), *threads(limits)],
+        'Landlock': lambda: landlock_rules(abi),
+        'seccomp': system_calls,
     }
+
+    def probe(layer: str) -> None:
+        missing.extend(name for name, works in probes.pop(layer)() if not works)
+
     try:
-        layers.confine(limits, [answer], worker, lambda layer: missing.extend(probes.pop(layer)()))
+        layers.confine(limits, [answer], shared, probe)
     except Exception as error:
         missing.append(f'{next(iter(probes), "end")}: {type(error).__name__}: {error}')
     else:
@@ -61,7 +48,7 @@ def prove(limits: layers.Limits, worker: layers.Worker, answer: int) -> None:
 
 
 def refusal(attempt: Callable[[], object]) -> int:
-    """The error number that an attempt ends with, 0 where it succeeds."""
+    """Returns the error number that an attempt ends with, 0 if it succeeds."""
     try:
         attempt()
     except OSError as error:
@@ -75,122 +62,93 @@ def connect(address: tuple[str, int]) -> None:
         outwards.connect(address)
 
 
-def namespaces() -> list[str]:
-    """Process, network and host name; that all are other than the machine's `layers.build` has compared itself."""
-    found = [
-        ('pid namespace', os.getpid() == 1),
-        ('unprivileged user', 0 not in (*os.getresuid(), *os.getresgid())),
-        ('uts namespace', os.uname().nodename == layers.HOST.decode()),
-        ('network namespace', [name for _, name in socket.if_nameindex()] == ['lo']),
-        (
-            'network namespace: no route',
-            all(refusal(lambda at=at: connect(at)) == errno.ENETUNREACH for at in UNREACHABLE),
-        ),
-    ]
-    return [name for name, held in found if not held]
+def namespaces() -> Iterator[Probe]:
+    """Probes process, user, host name and network. `layers.build` itself compares namespaces with the machine's."""
+    yield 'pid namespace', os.getpid() == 1
+    yield 'unprivileged user', 0 not in (*os.getresuid(), *os.getresgid())
+    yield 'uts namespace', os.uname().nodename == layers.HOST
+    yield 'network namespace', [name for _, name in socket.if_nameindex()] == ['lo']
+    for address in UNREACHABLE:
+        yield 'network namespace: no route', refusal(lambda address=address: connect(address)) == errno.ENETUNREACH
 
 
-def root_folder() -> list[str]:
+def root_folder() -> Iterator[Probe]:
+    library = layers.readable()[0]
     expected = children([*layers.readable(), layers.PRIVATE, layers.EMPTY, '/tmp'])
     packages = layers.third_party(layers.readable())
-    found = [
-        ('mount namespace: its own root', set(os.listdir('/')) == expected['/']),
-        ('mount namespace: no other folders', all(set(os.listdir(path)) == names for path, names in expected.items())),
-        ('mount namespace: no packages', not any(os.listdir(path) for path in packages)),
-        ('mount namespace: read-only', refusal(lambda: os.mkdir('/made')) == errno.EROFS),
-        (
-            'mount namespace: read-only library',
-            refusal(lambda: os.mkdir(f'{layers.readable()[0]}/made')) == errno.EROFS,
-        ),
-    ]
-    return [name for name, held in found if not held]
+    yield 'mount namespace: its own root', set(os.listdir('/')) == expected['/']
+    yield 'mount namespace: no other folders', all(set(os.listdir(path)) == expected[path] for path in expected)
+    yield 'mount namespace: no packages', not any(os.listdir(path) for path in packages)
+    yield 'mount namespace: read-only', refusal(lambda: os.mkdir('/made')) == errno.EROFS
+    yield 'mount namespace: read-only library', refusal(lambda: os.mkdir(f'{library}/made')) == errno.EROFS
 
 
 def children(paths: Sequence[str]) -> dict[str, set[str]]:
-    """What each folder above some paths must hold: the way to them, and nothing else."""
-    found: dict[str, set[str]] = {}
+    """Returns what each folder above `paths` must hold: the way to them, and nothing else."""
+    names: dict[str, set[str]] = {}
     for path in paths:
         while path != '/':
             path, name = os.path.split(path)
-            found.setdefault(path, set()).add(name)
-    return found
+            names.setdefault(path, set()).add(name)
+    return names
 
 
-def memory(limits: layers.Limits) -> list[str]:
+def memory(limits: layers.Limits) -> Iterator[Probe]:
     try:
         bytearray((limits.memory_mb + 64) * MIB)
     except MemoryError:
-        return []
-    return ['limit of memory']
+        return
+    yield 'limit of memory', False
 
 
-def files(limits: layers.Limits) -> list[str]:
-    """How many are open, how large one gets, and that no core is dumped."""
-    opened = []
-    file = os.open('large', os.O_CREAT | os.O_RDWR)
-    too_large = refusal(lambda: os.pwrite(file, b'x', limits.file_mb * MIB)) == errno.EFBIG
-    os.close(file)
+def files(limits: layers.Limits) -> Iterator[Probe]:
+    """Probes how large a file gets, how many are open, core files and waiting signals."""
+    opened = [os.open('large', os.O_CREAT | os.O_RDWR)]
     os.unlink('large')
+    yield 'limit of file size', refusal(lambda: os.pwrite(opened[0], b'x', limits.file_mb * MIB)) == errno.EFBIG
     too_many = refusal(lambda: [opened.append(os.dup(0)) for _ in range(limits.files + 1)]) == errno.EMFILE
     for number in opened:
         os.close(number)
-    core = resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
-    signals = resource.getrlimit(resource.RLIMIT_SIGPENDING) == (64, 64)
-    found = [
-        ('limit of file size', too_large),
-        ('limit of open files', too_many),
-        ('limit of core files', core),
-        ('limit of signals that wait', signals),
-    ]
-    return [name for name, held in found if not held]
+    yield 'limit of open files', too_many
+    yield 'limit of core files', resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
+    yield 'limit of signals that wait', resource.getrlimit(resource.RLIMIT_SIGPENDING) == (64, 64)
 
 
-def folder(limits: layers.Limits) -> list[str]:
-    """That the private folder takes so many bytes and names, and holds no programs."""
+def private_folder(limits: layers.Limits) -> Iterator[Probe]:
+    """Probes how many bytes and names the private folder takes, and that it holds no programs."""
 
-    def fill() -> None:
+    def fill_bytes() -> None:
         for number in range(limits.disk_mb + 1):
             with open(f'bytes{number}', 'wb', buffering=0) as file:
-                written = file.write(bytes(MIB))
-                if written < MIB:
+                # A first write may be cut short by the end of the space; then the second one raises.
+                if file.write(bytes(MIB)) < MIB:
                     file.write(bytes(MIB))
 
-    def name() -> None:
+    def fill_names() -> None:
         for number in range(limits.inodes + 1):
             os.close(os.open(f'name{number}', os.O_CREAT | os.O_WRONLY))
 
-    full, crowded = refusal(fill) == errno.ENOSPC, False
-    for number in range(limits.disk_mb + 1):
-        if os.path.exists(f'bytes{number}'):
-            os.unlink(f'bytes{number}')
-    crowded = refusal(name) == errno.ENOSPC
-    for entry in os.listdir():
-        os.unlink(entry)
+    for limit, fill in (('disk', fill_bytes), ('names in the private folder', fill_names)):
+        yield f'limit of {limit}', refusal(fill) == errno.ENOSPC
+        for name in os.listdir():
+            os.unlink(name)
     with open('program', 'wb+') as file:
         file.write(bytes(mmap.PAGESIZE))
         file.flush()
-        run = refusal(lambda: mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ | mmap.PROT_EXEC)) == errno.EPERM
-    found = [
-        ('private folder: no programs', run),
-        ('limit of disk', full),
-        ('limit of names in the private folder', crowded),
-    ]
-    return [name for name, held in found if not held]
+        executed = refusal(lambda: mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ | mmap.PROT_EXEC))
+    yield 'private folder: no programs', executed == errno.EPERM
 
 
-def privileges() -> list[str]:
-    found = [
-        ('no way back to root', refusal(lambda: os.setresuid(0, 0, 0)) != 0),
-        ('no capabilities', refusal(lambda: kernel.call('sethostname', b'x', 1)) == errno.EPERM),
-        ('no capabilities: mount', refusal(lambda: kernel.call('unshare', kernel.CLONE_NEWNS)) == errno.EPERM),
-        ('no_new_privs', kernel.call('prctl', PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1),
-        ('not dumpable', kernel.call('prctl', PR_GET_DUMPABLE, 0, 0, 0, 0) == 0),
-    ]
-    return [name for name, held in found if not held]
+def privileges() -> Iterator[Probe]:
+    yield 'no way back to root', refusal(lambda: os.setresuid(0, 0, 0)) != 0
+    yield 'no capabilities', refusal(lambda: kernel.call('sethostname', 'x', 1)) == errno.EPERM
+    yield 'no capabilities: mount', refusal(lambda: kernel.unshare('mnt')) == errno.EPERM
+    yield 'no_new_privs', kernel.prctl(kernel.PR_GET_NO_NEW_PRIVS) == 1
+    yield 'not dumpable', kernel.prctl(kernel.PR_GET_DUMPABLE) == 0
 
 
-def processes(limits: layers.Limits) -> list[str]:
-    """That no more of them than the limit can be, which the filter refuses later on; and that a thread can be."""
+def threads(limits: layers.Limits) -> Iterator[Probe]:
+    """Probes that one thread starts, and no more processes than the limit. The filter will refuse those altogether."""
     running = _thread.allocate_lock()
     running.acquire()
     _thread.start_new_thread(running.release, ())
@@ -202,33 +160,29 @@ def processes(limits: layers.Limits) -> list[str]:
             started.append(os.fork())
             if started[-1] == 0:
                 os.close(hold)
-                os.read(end, 1)
+                os.read(end, 1)  # until the parent closes `hold`
                 os._exit(0)
 
-    held = refusal(fill) == errno.EAGAIN
+    refused = refusal(fill) == errno.EAGAIN
     os.close(hold)
     os.close(end)
     for process in started:
         os.waitpid(process, 0)
-    return [] if held else [f'limit of threads: {len(started)} processes were started']
+    yield f'limit of threads: {len(started)} processes were started', refused
 
 
-def landlocked(abi: int) -> list[str]:
-    """Reading the root folder's names, which only Landlock refuses, and on newer kernels the way to a port."""
-    found = [
-        ('Landlock: reading', refusal(lambda: os.listdir('/')) == errno.EACCES),
-        ('Landlock: reading a file', refusal(lambda: open(layers.EMPTY).close()) == errno.EACCES),
-        ('Landlock: private folder', refusal(lambda: os.mkdir('made')) == 0),
-        ('Landlock: programs', refusal(lambda: os.mkfifo('pipe')) == errno.EACCES),
-        ('Landlock: TCP', abi < 4 or refusal(lambda: connect(UNREACHABLE[0])) == errno.EACCES),
-    ]
-    return [name for name, held in found if not held]
+def landlock_rules(abi: int) -> Iterator[Probe]:
+    """Probes the root folder's names, which Landlock alone refuses, and on newer kernels the way to a port."""
+    yield 'Landlock: reading', refusal(lambda: os.listdir('/')) == errno.EACCES
+    yield 'Landlock: reading a file', refusal(lambda: open(layers.EMPTY).close()) == errno.EACCES
+    yield 'Landlock: private folder', refusal(lambda: os.mkdir('made')) == 0
+    yield 'Landlock: programs', refusal(lambda: os.mkfifo('pipe')) == errno.EACCES
+    yield 'Landlock: TCP', abi < 4 or refusal(lambda: connect(UNREACHABLE[0])) == errno.EACCES
 
 
-def filtered() -> list[str]:
-    def through(number: int) -> bool:
-        return refusal(lambda: kernel.call_number(number, -1, 0, 0, 0, 0, 0)) != errno.EPERM
-
-    calls = FORBIDDEN[os.uname().machine]
-    pipes = refusal(lambda: kernel.call('fcntl', -1, F_SETPIPE_SZ, 0)) != errno.EPERM
-    return [f'seccomp: {name}' for name, number in calls.items() if through(number)] + ['seccomp: fcntl'] * pipes
+def system_calls() -> Iterator[Probe]:
+    """Probes every forbidden call. With these arguments none does harm where it gets through."""
+    for name in FORBIDDEN:
+        refused = refusal(lambda name=name: kernel.call(name, -1, 0, 0, 0, 0, 0))
+        yield f'seccomp: {name}', refused == errno.EPERM
+    yield 'seccomp: fcntl', refusal(lambda: kernel.call('fcntl', -1, F_SETPIPE_SZ, 0)) == errno.EPERM

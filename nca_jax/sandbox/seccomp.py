@@ -1,18 +1,17 @@
 """A seccomp filter that lets a program make the calls of kernel.ALLOWED and no others.
 
-A refused call gives EPERM, so that Python raises an error instead of dying. Calls of another processor's or of the x32
-interface would be numbered otherwise, and kill the process.
+A refused call gives EPERM, so that Python raises an error instead of dying. A call through the 32-bit or the x32
+interface has other numbers, and kills the process.
 """
 
 import ctypes
-import dataclasses
 import errno
 import struct
 from collections.abc import Sequence
 
 from nca_jax.sandbox import kernel
 
-AUDIT_ARCH = {'x86_64': 0xC000003E, 'aarch64': 0xC00000B7}
+AUDIT_ARCH_X86_64 = 0xC000003E
 X32_BIT = 0x40000000
 SECCOMP_SET_MODE_FILTER = 1
 
@@ -20,66 +19,59 @@ LOAD, JUMP_EQUAL, JUMP_NOT_BELOW, JUMP_ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45,
 NUMBER, ARCH, FIRST, SECOND = 0, 4, 16, 24  # offsets in seccomp_data; of 64-bit arguments the low half
 ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
 
-NAMESPACES = (
-    kernel.CLONE_NEWNS
-    | kernel.CLONE_NEWCGROUP
-    | kernel.CLONE_NEWUTS
-    | kernel.CLONE_NEWIPC
-    | kernel.CLONE_NEWUSER
-    | kernel.CLONE_NEWPID
-    | kernel.CLONE_NEWNET
-    | kernel.CLONE_NEWTIME
-)
-# What Python asks of files: whether they are terminals (they aren't), closing on exec, blocking, bytes that wait.
+# Python asks whether a file is a terminal (none is), sets close-on-exec and non-blocking, and counts waiting bytes.
 IOCTLS = (0x5401, 0x5450, 0x5451, 0x5421, 0x541B)
-
-# Copies of files and their flags; not locks, owners, leases, or how large a pipe is: that is memory of the kernel's.
+# Copies of files, and their flags. No locks, owners or leases, and no size of a pipe, which is the kernel's memory.
 FCNTLS = (0, 1, 2, 3, 4, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC
 
 
+class Filter(ctypes.Structure):
+    """struct sock_fprog: the number of instructions, and where they lie."""
+
+    _fields_ = (('count', ctypes.c_ushort), ('code', ctypes.c_char_p))
+
+
 def instruction(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
-    """One of struct sock_filter; `yes` and `no` are how many to skip."""
+    """Returns a struct sock_filter; `yes` and `no` are how many instructions to skip."""
     return struct.pack('=HBBI', code, yes, no, value)
 
 
-def program(machine: str) -> bytes:
-    """The filter for a processor, as an array of struct sock_filter."""
-    others = kernel.numbers(kernel.OTHERS, machine)
+def program() -> bytes:
+    """Returns the filter's instructions."""
+    special = kernel.BY_ARGUMENTS
     lines = [
         instruction(LOAD, ARCH),
-        instruction(JUMP_EQUAL, AUDIT_ARCH[machine], yes=1),
+        instruction(JUMP_EQUAL, AUDIT_ARCH_X86_64, yes=1),
         instruction(RETURN, KILL),
         instruction(LOAD, NUMBER),
-    ]
-    if machine == 'x86_64':
-        lines += [instruction(JUMP_NOT_BELOW, X32_BIT, no=1), instruction(RETURN, KILL)]
-    # A thread of this process is allowed, another process is not. The C library falls back from clone3, whose flags lie
-    # in memory where a filter can't look, to clone.
-    lines += [
-        instruction(JUMP_EQUAL, others['clone3'], no=1),
+        instruction(JUMP_NOT_BELOW, X32_BIT, no=1),
+        instruction(RETURN, KILL),
+        # clone3 has its flags in memory, where a filter can't look. Without it the C library falls back to clone.
+        instruction(JUMP_EQUAL, special['clone3'], no=1),
         instruction(RETURN, REFUSE | errno.ENOSYS),
-        instruction(JUMP_EQUAL, others['clone'], no=5),
+        # A thread of this process is allowed, another process is not.
+        instruction(JUMP_EQUAL, special['clone'], no=5),
         instruction(LOAD, FIRST),
-        instruction(JUMP_ANY_BIT, NAMESPACES, yes=2),
+        instruction(JUMP_ANY_BIT, sum(kernel.NAMESPACES.values()), yes=2),
         instruction(JUMP_ANY_BIT, kernel.CLONE_THREAD, no=1),
         instruction(RETURN, ALLOW),
         instruction(RETURN, REFUSE | errno.EPERM),
     ]
     for name, requests in (('ioctl', IOCTLS), ('fcntl', FCNTLS)):
-        lines += [instruction(JUMP_EQUAL, others[name], no=2 + 2 * len(requests)), instruction(LOAD, SECOND)]
+        lines += [instruction(JUMP_EQUAL, special[name], no=2 + 2 * len(requests)), instruction(LOAD, SECOND)]
         for request in requests:
             lines += [instruction(JUMP_EQUAL, request, no=1), instruction(RETURN, ALLOW)]
         lines.append(instruction(RETURN, REFUSE | errno.EPERM))
-    allowed = set(kernel.numbers(kernel.ALLOWED, machine).values())
+    allowed = set(kernel.ALLOWED.values())
     borders = [number for number in range(max(allowed) + 2) if (number in allowed) != (number - 1 in allowed)]
     return b''.join([*lines, *search(borders, inside=False)])
 
 
 def search(borders: Sequence[int], inside: bool) -> list[bytes]:
-    """A binary search: whether a number is allowed changes at each of `borders`, and is `inside` below the first.
+    """Returns a binary search. Numbers below the first border are allowed if `inside`; each border changes that.
 
-    The kernel runs a filter for every call there is when it is put in place, so a list one by one would take a
-    millisecond of each program.
+    The kernel runs a new filter once for every possible call, so trying numbers one by one would take a millisecond of
+    each program.
     """
     if not borders:
         return [instruction(RETURN, ALLOW if inside else REFUSE | errno.EPERM)]
@@ -89,19 +81,12 @@ def search(borders: Sequence[int], inside: bool) -> list[bytes]:
     return [instruction(JUMP_NOT_BELOW, borders[middle], yes=len(below)), *below, *above]
 
 
-@dataclasses.dataclass(frozen=True)
-class Filter:
-    """A program where the kernel can read it: made once, since each process would pay for it otherwise."""
-
-    code: ctypes.Array
-    header: bytes
-
-    @classmethod
-    def of(cls, code: bytes) -> 'Filter':
-        buffer = ctypes.create_string_buffer(code, len(code))
-        return cls(buffer, struct.pack('@HxxxxxxQ', len(code) // 8, ctypes.addressof(buffer)))
+def make_filter() -> Filter:
+    """Returns the filter as the kernel reads it. A worker makes it once, since each process would pay for it."""
+    code = program()
+    return Filter(len(code) // 8, code)
 
 
-def restrict(program: Filter) -> None:
-    """Puts this process behind a filter for good. It must have no_new_privs. OSError where the kernel can't."""
-    kernel.call('seccomp', SECCOMP_SET_MODE_FILTER, 0, program.header)
+def restrict(filter: Filter) -> None:
+    """Puts this process, which must have no_new_privs, behind a filter for good. Raises OSError if the kernel can't."""
+    kernel.call('seccomp', SECCOMP_SET_MODE_FILTER, 0, filter)

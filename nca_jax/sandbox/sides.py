@@ -1,6 +1,6 @@
-"""What runs in the two processes of one program: the candidate's answers calls, the tests' makes and judges them.
+"""The two processes of one program: the candidate's answers calls, the tests' makes the calls and judges the answers.
 
-Only the tests' side ever sees tests and nonce; only plain values pass between them (see wire).
+Only the tests' side ever sees tests and nonce. Only plain values pass between the two; see wire.
 """
 
 import builtins
@@ -15,16 +15,33 @@ from nca_jax.sandbox import wire
 
 NAME = 'candidate'  # of the module that a candidate is
 REPORT_BYTES = 1024
-PASSED, FAILED = b'+', b'-'  # first byte of a report, before the nonce or what failed
+PASSED, FAILED = b'+', b'-'  # first byte of a report, before the nonce or the reason
 TEXT = 200  # characters of an error's message
-NOT_BUILTIN = UnicodeError, StopIteration, StopAsyncIteration  # made otherwise, or taken for an end
-READY = b'confined'  # what a candidate's process says before it reads the program
-# Exit codes of the tests' side: the candidate went, was never ready, or it couldn't even say what went wrong.
+# Exceptions that aren't rebuilt: UnicodeErrors take other arguments, and the others would end an iteration, so that
+# all(map(f, ...)) over calls would be over, and true, with the first of them.
+NOT_REBUILT = UnicodeError, StopIteration, StopAsyncIteration
+READY = b'confined'  # a candidate's process sends this before it reads the program
+# Exit codes of the tests' side: the candidate's process ended, it never got ready, or no report could be sent.
 CANDIDATE_GONE, NEVER_READY, SPEECHLESS = 3, 4, 5
 
 
+class RaisedError(Exception):
+    """The candidate raised an exception, in its own process."""
+
+    def __init__(self, name: str, text: str):
+        super().__init__(name, text)
+        self.name, self.text = name[:TEXT], text[:TEXT]
+
+    def as_builtin(self) -> Exception:
+        """Returns Python's own exception of that name if it has one, since tests may expect it."""
+        kind = getattr(builtins, self.name, None)
+        if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, NOT_REBUILT):
+            return kind(self.text)
+        return RuntimeError(f'{self.name}: {self.text}')
+
+
 def candidate_side(calls: int, answers: int) -> None:
-    """Loads the program that comes first through `calls`, then answers each call of its entry point, until its end."""
+    """Loads the program, the first message of `calls`, then answers each call of its entry point, until its end."""
     wire.send(answers, READY)
     source, entry_point = wire.decode(wire.receive(calls))
     module = types.ModuleType(NAME)
@@ -35,17 +52,16 @@ def candidate_side(calls: int, answers: int) -> None:
         if entry_point not in module.__dict__:
             raise NameError(f'name {entry_point!r} is not defined')
 
+    def call(arguments: tuple, named: dict[str, object]) -> object:
+        return module.__dict__[entry_point](*arguments, **named)
+
     wire.send(answers, _answer(load))
-    while (call := wire.receive(calls)) is not None:
-        wire.send(answers, _answer(functools.partial(_call, module.__dict__[entry_point], *wire.decode(call))))
-
-
-def _call(function: Callable[..., object], arguments: tuple, named: dict[str, object]) -> object:
-    return function(*arguments, **named)
+    while (message := wire.receive(calls)) is not None:
+        wire.send(answers, _answer(functools.partial(call, *wire.decode(message))))
 
 
 def _answer(work: Callable[[], object]) -> bytes:
-    """Its plain value, or the name and the message of what it raised."""
+    """Returns its value as a message, or the name and the text of the exception that it raised."""
     try:
         return wire.encode(('value', work()))
     except wire.NotPlainError as error:
@@ -62,28 +78,28 @@ def _text(error: BaseException) -> str:
 
 
 def tests_side(judge: int, calls: int, answers: int) -> None:
-    """Runs the tests that the judge sends against the candidate, and answers with the nonce or with a report.
+    """Runs the tests that the judge sends against the candidate, and reports the nonce or the reason to the judge.
 
-    From the candidate's first word on nothing that goes wrong here is the sandbox's own fault: the candidate may have
-    sent anything, so every exception becomes a report, and the exit codes of a failed confinement aren't used.
+    The candidate may send anything, so every exception becomes a report: it's no failure of the sandbox itself, which
+    has exit codes of its own.
     """
     if wire.receive(answers) != READY:
         os._exit(NEVER_READY)
     leave = functools.partial(_leave, judge)
     try:
         request = json.loads(wire.receive(judge, most=1 << 30))
-        verdict = _judge(request, _asker(calls, answers, leave))
-        if verdict is not None:
-            leave(verdict)
+        reason = _judge(request, _asker(calls, answers, leave))
+        if reason is not None:
+            leave(reason)
         wire.send(judge, PASSED + request['nonce'].encode())
     except BaseException as error:
-        leave(_why(type(error).__name__, _text(error)))
+        leave(_reason(type(error).__name__, _text(error)))
 
 
-def _leave(judge: int, why: str, code: int = 0) -> None:
-    """Ends this process with a report. No exception, since tests may catch all there are."""
+def _leave(judge: int, reason: str, code: int = 0) -> None:
+    """Ends this process with a report. It raises nothing, since tests may catch all exceptions."""
     try:
-        line = ' '.join(why.split()).encode('utf-8', 'backslashreplace')
+        line = ' '.join(reason.split()).encode('utf-8', 'backslashreplace')
         wire.send(judge, FAILED + line[:REPORT_BYTES])
     except BaseException:  # no memory is left, or nobody listens
         code = SPEECHLESS
@@ -91,7 +107,7 @@ def _leave(judge: int, why: str, code: int = 0) -> None:
 
 
 def _asker(calls: int, answers: int, leave: Callable[..., None]) -> Callable[[bytes], object]:
-    """A function that hands a message to the candidate and gives the value of its answer."""
+    """Returns a function that sends a message to the candidate and returns the value of its answer."""
 
     def ask(message: bytes) -> object:
         try:
@@ -108,29 +124,27 @@ def _asker(calls: int, answers: int, leave: Callable[..., None]) -> Callable[[by
         if kind == 'value' and len(rest) == 1:
             return rest[0]
         if kind == 'raised' and len(rest) == 2 and all(type(part) is str for part in rest):
-            raise _RaisedError(*rest)
-        # Text of another type may be long in the making: Python refuses to write integers of many digits at all.
+            raise RaisedError(*rest)
+        # Only text is reported: Python refuses to write an integer of many digits.
         leave(f'answer: {rest[0][:TEXT] if rest and type(rest[0]) is str else ""}')
 
     return ask
 
 
 def _judge(request: dict[str, str], ask: Callable[[bytes], object]) -> str | None:
-    """None where the program was loaded and every test passed, else why not."""
+    """Returns None if the program was loaded and every test passed, else the reason."""
     try:
-        program = wire.encode((request['program'], request['entry_point']))
+        ask(wire.encode((request['program'], request['entry_point'])))
     except wire.NotPlainError as error:
         return f'source: {error}'
-    try:
-        ask(program)
-    except _RaisedError as error:
-        return _why(error.name, error.text)
+    except RaisedError as error:
+        return _reason(error.name, error.text)
     raised = []
 
     def candidate(*arguments: object, **named: object) -> object:
         try:
             return ask(wire.encode((arguments, named)))
-        except _RaisedError as error:
+        except RaisedError as error:
             raised.append(error.as_builtin())
             raise raised[-1] from error
 
@@ -138,7 +152,7 @@ def _judge(request: dict[str, str], ask: Callable[[bytes], object]) -> str | Non
 
 
 def _run_tests(request: dict[str, str], candidate: Callable, raised: list[BaseException]) -> str | None:
-    """None where every test passed, else why not."""
+    """Returns None if every test passed, else the reason."""
     names = {'__name__': 'tests'}
     try:
         exec(compile(request['setup'], '<setup>', 'exec', dont_inherit=True), names)
@@ -146,30 +160,13 @@ def _run_tests(request: dict[str, str], candidate: Callable, raised: list[BaseEx
         exec(compile(request['tests'], '<tests>', 'exec', dont_inherit=True), names)
         names['check'](candidate)
     except BaseException as error:
+        # The candidate's own exception, rather than one of the tests, is reported as the candidate raised it.
         cause = error.__cause__
-        if isinstance(cause, _RaisedError) and any(error is one for one in raised):
-            return _why(cause.name, cause.text)
-        return 'wrong' if isinstance(error, AssertionError) else _why(type(error).__name__, _text(error))
+        if isinstance(cause, RaisedError) and any(error is own for own in raised):
+            return _reason(cause.name, cause.text)
+        return 'wrong' if isinstance(error, AssertionError) else _reason(type(error).__name__, _text(error))
     return None
 
 
-def _why(name: str, text: str) -> str:
+def _reason(name: str, text: str) -> str:
     return 'memory' if name == 'MemoryError' else f'error: {name}: {text}'
-
-
-class _RaisedError(Exception):
-    """What the candidate raised, in its own process."""
-
-    def __init__(self, name: str, text: str):
-        super().__init__(name, text)
-        self.name, self.text = name[:TEXT], text[:TEXT]
-
-    def as_builtin(self) -> Exception:
-        """Python's own exception of that name where there is one, since tests may expect it.
-
-        Never one that ends an iteration: all(map(...)) over calls would be over, and true, with the first of them.
-        """
-        kind = getattr(builtins, self.name, None)
-        if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, NOT_BUILTIN):
-            return kind(self.text)
-        return RuntimeError(f'{self.name}: {self.text}')

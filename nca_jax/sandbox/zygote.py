@@ -1,10 +1,11 @@
 """A worker: a small Python, started by exec, that forks two confined processes for each program.
 
-    python -S -s -P -B -m nca_jax.sandbox.zygote FD
+    python -S -s -P -B -m nca_jax.sandbox.zygote FD LIMITS
 
-Orders come through the socket FD, one packet each: the limits as JSON, with the socket to the judge through which the
-tests' side is then spoken to. So programs and tests never pass through this process, whose memory every candidate
-inherits. The answer says how both processes ended.
+It talks with the judge in packets of JSON through the socket FD. First it tries the layers with LIMITS and says what is
+missing. Then each order holds the limits of a program, and a socket on which the judge talks to the tests' side; the
+worker answers how both processes ended. So programs and tests never pass through this process, whose memory every
+candidate inherits.
 """
 
 import gc
@@ -18,10 +19,10 @@ import sys
 import time
 from collections.abc import Callable
 
-from nca_jax.sandbox import kernel, landlock, layers, proof, seccomp, sides, wire
+from nca_jax.sandbox import kernel, layers, proof, sides, wire
 
-# What solutions import most; the rest of the standard library is found where it lies, only later. Not threading, with
-# which a fork takes twice as long.
+# The modules that solutions import most. The rest of the standard library is read when a program imports it. Not
+# threading, with which a fork takes twice as long.
 PRELOADED = (
     'array bisect cmath collections collections.abc copy dataclasses datetime decimal enum fractions functools heapq '
     'hashlib itertools json math operator re statistics string struct sys textwrap time types typing unicodedata'
@@ -32,33 +33,37 @@ LINGER_SECONDS = 1.0  # for a candidate that closed its pipes to end
 
 def main() -> None:
     """Serves until the judge hangs up."""
-    control = socket.socket(fileno=int(sys.argv[1]))
+    control, limits = socket.socket(fileno=int(sys.argv[1])), layers.Limits(**json.loads(sys.argv[2]))
     preload()
     sys.path[:] = [path for path in sys.path if path != os.environ.get('PYTHONPATH')]
     os.environ.clear()
     os.environ['TMPDIR'] = layers.PRIVATE
-    abi, mapped = landlock.version(), layers.addresses()
     try:
-        layers.build()
-        rules = landlock.rules(layers.readable(), layers.AROUND, abi)
+        shared = layers.build()
     except OSError as error:
-        control.send(json.dumps({'refused': str(error)}).encode())
+        control.send(json.dumps(f'this machine refuses a layer: {error}').encode())
         return
-    if inside := os.fork():  # this one stays outside, as the new pid namespace begins with its first child
+    # The new pid namespace begins with the first child, so this process only waits outside.
+    if inside := os.fork():
         control.close()
         os.waitpid(inside, 0)
         return
-    worker = layers.Worker(mapped, abi, rules, seccomp.Filter.of(seccomp.program(os.uname().machine)))
-    kernel.call('prctl', kernel.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    control.send(json.dumps({'ready': True}).encode())
+    kernel.end_with_parent()
+    # Objects made so far stay out of the garbage collections of forked processes, which would copy their memory.
     gc.collect()
     gc.freeze()
-    serve(control, worker)
+    here = os.pidfd_open(os.getpid())
+    control.send(json.dumps(find_problem(limits, here, shared)).encode())
+    while True:
+        order, files, _, _ = socket.recv_fds(control, 4096, 1)
+        if not order:
+            return
+        control.send(json.dumps(run(control, files[0], layers.Limits(**json.loads(order)), here, shared)).encode())
 
 
 def preload() -> None:
-    """Imports what most programs want, and seeds `random` for all of them."""
-    # It would have each process draw a seed of its own, which takes time and makes every run another one.
+    """Imports what most programs import, and seeds `random` for all of them."""
+    # Each fork would draw a new seed, which takes time and makes every run another one.
     register, os.register_at_fork = os.register_at_fork, lambda **hooks: None
     import random
 
@@ -68,40 +73,28 @@ def preload() -> None:
         importlib.import_module(name)
 
 
-def serve(control: socket.socket, worker: layers.Worker) -> None:
-    """One order after another."""
-    here = kernel.call('pidfd_open', os.getpid(), 0)
-    while True:
-        data, files, _, _ = socket.recv_fds(control, 4096, 1)
-        if not data:
-            return
-        limits = layers.Limits(**json.loads(data))
-        # Without a judge's socket to speak to, the layers themselves are on trial.
-        answer = run(control, files[0], limits, here, worker) if files else trial(limits, here, worker)
-        control.send(json.dumps(answer).encode())
-
-
-def trial(limits: layers.Limits, here: int, worker: layers.Worker) -> dict:
-    """What the layers failed to refuse (see proof); `missing` is None where that process died."""
+def find_problem(limits: layers.Limits, here: int, shared: layers.Shared) -> str | None:
+    """Returns which layers are missing; None if all work."""
     ours, theirs = os.pipe()
-
-    process = fork(lambda: proof.prove(limits, worker, theirs), here)
+    process = fork(lambda: proof.prove(limits, shared, theirs), here)
     os.close(theirs)
     missing = wire.receive(ours)
     os.close(ours)
     status, _ = bury(process)
-    return {'missing': None if missing is None else json.loads(missing), 'status': status}
+    if missing is None:
+        return f'the self-test ended early, {layers.describe_status(status)}'
+    return f'not in force on this machine: {", ".join(names)}' if (names := json.loads(missing)) else None
 
 
-def run(control: socket.socket, judge: int, limits: layers.Limits, here: int, worker: layers.Worker) -> dict:
-    """Both processes of one program, from fork to burial."""
+def run(control: socket.socket, judge: int, limits: layers.Limits, here: int, shared: layers.Shared) -> dict:
+    """Runs both processes of one program, from fork to burial. Returns how they ended."""
     calls, answers = os.pipe(), os.pipe()
 
     def confined(side: Callable[..., None], *files: int) -> Callable[[], None]:
         def work() -> None:
             done = []
             try:
-                layers.confine(limits, files, worker, done.append)
+                layers.confine(limits, files, shared, done.append)
             except BaseException:
                 os._exit(layers.FAILED + len(done))
             side(*range(3, 3 + len(files)))
@@ -116,14 +109,15 @@ def run(control: socket.socket, judge: int, limits: layers.Limits, here: int, wo
     tests_status, _ = bury(tests)
     if os.WIFEXITED(tests_status) and os.WEXITSTATUS(tests_status) in (sides.CANDIDATE_GONE, sides.NEVER_READY):
         select.select([candidate[1]], [], [], LINGER_SECONDS)
+    # Asked before the burial, which kills a candidate that still runs.
     ended = bool(select.select([candidate[1]], [], [], 0)[0])
     status, cpu_seconds = bury(candidate)
     return {'late': late, 'ended': ended, 'candidate': status, 'tests': tests_status, 'cpu_seconds': cpu_seconds}
 
 
 def fork(work: Callable[[], None], here: int) -> tuple[int, int]:
-    """A process of its own pid namespace, as number and pidfd. It never returns here."""
-    kernel.call('unshare', kernel.CLONE_NEWPID)
+    """Runs `work` in a process with a pid namespace of its own. Returns its number and pidfd."""
+    kernel.unshare('pid')
     process = os.fork()
     if process == 0:
         code = CRASHED
@@ -132,23 +126,23 @@ def fork(work: Callable[[], None], here: int) -> tuple[int, int]:
             code = 0
         finally:
             os._exit(code)
-    kernel.call('setns', here, kernel.CLONE_NEWPID)
-    return process, kernel.call('pidfd_open', process, 0)
+    kernel.call('setns', here, kernel.NAMESPACES['pid'])
+    return process, os.pidfd_open(process)
 
 
 def watch(control: socket.socket, tests: tuple[int, int], deadline: float) -> bool:
-    """Waits for the end of the tests' side; True where the deadline came first. Leaves when the judge hangs up."""
+    """Waits for the end of the tests' side. Returns True at the deadline, and exits if the judge hangs up."""
     poll = select.poll()
     poll.register(tests[1], select.POLLIN)
     poll.register(control, select.POLLRDHUP)
-    found = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
-    if control.fileno() in found:
-        os._exit(0)  # and with this process, the first of its pid namespace, all below it end
-    return not found
+    events = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+    if control.fileno() in events:
+        os._exit(0)  # all processes below end with this one, the first of its pid namespace
+    return not events
 
 
 def bury(process: tuple[int, int]) -> tuple[int, float]:
-    """Kills what is still alive, with all that it started; its status and CPU seconds."""
+    """Kills a process, if it still lives, and all that it started. Returns its wait status and CPU seconds."""
     signal.pidfd_send_signal(process[1], signal.SIGKILL)
     _, status, usage = os.wait4(process[0], 0)
     os.close(process[1])
