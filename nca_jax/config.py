@@ -50,10 +50,10 @@ class InitFrom:
     def __post_init__(self):
         check(bool(self.run), 'run', self.run, 'must be the folder of the parent run')
         check(self.weights in ('params', 'ema'), 'weights', self.weights, "must be 'params' or 'ema'")
-        _ = self.entries  # raises FieldError for an impossible plan
+        _ = self.entries  # raises UserError for an impossible plan
 
     @functools.cached_property
-    def entries(self) -> graft.Plan:
+    def entries(self) -> tuple[graft.Entry, ...]:
         return graft.parse(self.plan)
 
 

@@ -29,7 +29,8 @@ def load(
     abstract = trees.flatten({'params': program.abstract.params, 'ema': program.abstract.ema}[weights])
     if not abstract:
         raise UserError(f'{folder}: kept no average of its weights (its optimizer.ema is None)')
-    params, manifest = restore_params(checkpoints(folder), manifest['step'], abstract.keys(), abstract, weights)
+    shardings = {path: leaf.sharding for path, leaf in abstract.items()}
+    params, manifest = restore_params(checkpoints(folder), manifest['step'], shardings, weights)
     return program, params, manifest
 
 
@@ -41,7 +42,7 @@ def load_model(
     Also an adopted folder's, of which no more is known. The config is for reading: no dropout, and what runs anywhere.
     """
     manifest = read_manifest(checkpoints(folder))
-    model, saved = manifest['config']['model'], saved_params(manifest, weights=weights)
+    model, saved = manifest['config']['model'], saved_params(manifest, weights)
     if not saved:
         raise UserError(f'{folder}: kept no average of its weights (its optimizer.ema is None)')
     param_dtype = str(next(iter(saved.values())).dtype)
@@ -58,6 +59,6 @@ def load_model(
     )
     vocab = Vocab(manifest['vocab_size'])
     axes, abstract = transformer.logical_axes(config, vocab), transformer.abstract_params(config, vocab)
-    saved = saved_params(manifest, meshes.param_shardings(mesh, axes, abstract), weights)
-    params, manifest = restore_params(checkpoints(folder), manifest['step'], saved.keys(), saved, weights)
+    shardings = meshes.param_shardings(mesh, axes, abstract)
+    params, manifest = restore_params(checkpoints(folder), manifest['step'], shardings, weights)
     return config, vocab, params, manifest

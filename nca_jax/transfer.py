@@ -56,22 +56,22 @@ def carry(
     Only carried leaves are read. Raises UserError where shapes or vocabularies don't fit.
     """
     init_from, abstract = config.init_from, program.abstract.params
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    saved = saved_params(parent, shardings, init_from.weights)
-    dtypes = saved_params(parent, shardings)
-    resolved = graft.resolve(init_from.entries, dtypes, abstract, parent['vocab_size'], program.vocab.size)
-    carried = graft.wanted(resolved)
+    saved, sizes = saved_params(parent), (parent['vocab_size'], program.vocab.size)
+    pieces = graft.resolve(init_from.entries, saved, abstract, *sizes)
+    carried = graft.carried(pieces)
     if not carried.isdisjoint(graft.VOCAB_AXIS):
         _check_same_tokens(config, program, parent)
-    source, _ = restore_params(checkpoints(init_from.run), parent['step'], carried, saved, init_from.weights)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    layout = {path: sharding for path, sharding in trees.flatten(shardings).items() if path in carried}
+    source, _ = restore_params(checkpoints(init_from.run), parent['step'], layout, init_from.weights)
     # An average is kept in float32, whatever dtype the parameters have.
-    source = trees.map_with_path(lambda path, leaf: leaf.astype(dtypes[path].dtype), source)
-    params, report = graft.graft(source, fresh, resolved, out_shardings=shardings)
-    for line in report.lines():
+    source = trees.map_with_path(lambda path, leaf: leaf.astype(saved[path].dtype), source)
+    params, report = graft.graft(source, fresh, pieces, program.vocab.size, shardings)
+    for line in graft.lines(report):
         say(line)
     lineage = {name: parent[name] for name in ('identity', 'name', 'step', 'tokens')}
     plan = [entry.to_json() for entry in init_from.entries]
-    return params, lineage | {'weights': init_from.weights, 'plan': plan, 'graft': report.to_json()}
+    return params, lineage | {'weights': init_from.weights, 'plan': plan, 'graft': report}
 
 
 def _check_same_tokens(config: Config, program: Program, parent: dict[str, Any]) -> None:

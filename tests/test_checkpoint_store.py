@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-import types
+import time
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,11 @@ ABOUT = {'identity': 'abc', 'vocab_size': 30, 'parent': None}
 def mesh(devices):
     found = jax.devices()[:devices]
     return jax.make_mesh((devices,), ('data',), axis_types=(jax.sharding.AxisType.Auto,), devices=found)
+
+
+def whole():
+    """The layout of an array that lies on one device."""
+    return NamedSharding(mesh(1), PartitionSpec())
 
 
 def layout(tree, devices):
@@ -129,12 +134,14 @@ def test_a_state_comes_back_whole_with_its_manifest(folder):
     assert manifest == json.loads((folder / '3' / 'manifest' / 'metadata').read_text())
 
 
-def test_save_returns_the_manifest_that_is_stored_and_nothing_for_a_stored_step(tmp_path):
+def test_a_stored_step_is_not_written_again(tmp_path):
     with store.Store(tmp_path / 'checkpoints', keep=3) as checkpoints:
         assert checkpoints.restore(abstract(state(1))) is None
-        saved = checkpoints.save(1, state(1), ABOUT | {'pair': (1, 2)}, wait=True)
-        assert json.loads(json.dumps(saved)) == store.read_manifest(tmp_path / 'checkpoints')
-        assert checkpoints.save(1, state(2), ABOUT) is None
+        checkpoints.save(1, state(1), ABOUT | {'pair': (1, 2)}, wait=True)
+        manifest = store.read_manifest(tmp_path / 'checkpoints')
+        assert manifest == json.loads(json.dumps(manifest | ABOUT | {'pair': (1, 2), 'step': 1}))
+        checkpoints.save(1, state(2), ABOUT, wait=True)
+        assert store.read_manifest(tmp_path / 'checkpoints') == manifest
         same(checkpoints.restore(abstract(state(1)))[0], state(1))
 
 
@@ -160,8 +167,7 @@ def test_buffers_may_be_donated_as_soon_as_save_returns(tmp_path):
             jax.block_until_ready(big)
         checkpoints.wait()
     for step, values in enumerate(expected, 1):
-        like = {'w': jax.ShapeDtypeStruct(values.shape, values.dtype, sharding=NamedSharding(mesh(1), PartitionSpec()))}
-        params, _ = store.restore_params(tmp_path / 'checkpoints', step, ['w'], like)
+        params, _ = store.restore_params(tmp_path / 'checkpoints', step, {'w': whole()})
         np.testing.assert_array_equal(np.asarray(params['w']), values)
 
 
@@ -274,7 +280,7 @@ def test_a_flipped_bit_that_orbax_restores_without_a_word_is_found(folder):
     for path, leaf in trees.flatten(state(3)).items():
         assert np.sum(np.asarray(leaf) != np.asarray(silent[path])) == (path == KERNEL)
     with pytest.raises(UserError, match=f'step 3: {KERNEL} is damaged'):
-        store.restore_params(folder, 3, ['blocks/mlp/up/kernel'], like.params)
+        store.restore_params(folder, 3, {'blocks/mlp/up/kernel': whole()})
 
 
 def test_a_damaged_step_is_set_aside_and_can_be_written_again(folder):
@@ -282,23 +288,30 @@ def test_a_damaged_step_is_set_aside_and_can_be_written_again(folder):
         for _ in range(2):
             flip(KERNEL, 1000)(folder)
             assert checkpoints.restore(abstract(state(1)))[1]['step'] == 2
-            assert checkpoints.steps() == [1, 2]
-            assert checkpoints.save(3, state(3), ABOUT, wait=True)['step'] == 3
+            assert store.committed(folder) == [1, 2]
+            checkpoints.save(3, state(3), ABOUT, wait=True)
+            assert store.committed(folder) == [1, 2, 3]
             same(checkpoints.restore(abstract(state(1)))[0], state(3))
     assert {path.name for path in folder.iterdir()} == {'1', '2', '3', '3.damaged', '3.damaged-1'}
     assert store.committed(folder) == [1, 2, 3]
 
 
-def test_damage_prints_no_page_on_each_abandoned_read(folder, monkeypatch):
+def test_damage_prints_no_page_on_each_abandoned_read(tmp_path, monkeypatch):
+    """Reads of some MB go on when another has failed; Orbax would end the event loop under them."""
     pages = []
     monkeypatch.setattr(sys, 'unraisablehook', pages.append)
-    truncate(folder)
-    restore(folder)
+    random = np.random.default_rng(0)
+    state = {'params': {f'{i}': jax.device_put(noise(random, np.zeros((500, 1000), np.float32))) for i in range(12)}}
+    with store.Store(tmp_path / 'checkpoints', keep=3) as checkpoints:
+        checkpoints.save(3, state, ABOUT, wait=True)
+        truncate(tmp_path / 'checkpoints')
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole()), state)
+        with pytest.raises(UserError, match='no valid checkpoint; step 3: '):
+            checkpoints.restore(like)
+    time.sleep(0.5)
     gc.collect()
     assert not pages
-    other = types.SimpleNamespace(object=test_damage_prints_no_page_on_each_abandoned_read, exc_value=RuntimeError())
-    sys.unraisablehook(other)  # what isn't Orbax's is told as ever
-    assert pages == [other]
+    assert sys.unraisablehook == pages.append
 
 
 def test_two_damaged_steps_lead_to_the_third(folder):
@@ -342,25 +355,25 @@ def test_restore_params_reads_the_asked_leaves_alone(folder, monkeypatch):
 
     monkeypatch.setattr(ocp.type_handlers.ArrayHandler, 'deserialize', spy)
     edit_manifest(folder, 3, lambda found: leaf_row(found, 'params/embed/table').update(checksum=0))
-    manifest = store.read_manifest(folder)
-    like = store.saved_params(manifest, layout(state(3, 2).params, 2))
-    params, manifest = store.restore_params(folder, None, ['blocks/mlp/up/kernel', 'blocks/norm/scale'], like)
+    blocks = {'blocks': layout(state(3, 2).params, 2)['blocks']}
+    params, manifest = store.restore_params(folder, None, blocks)
     assert sorted(read) == ['params.blocks.mlp.up.kernel', 'params.blocks.norm.scale']
     same(params, {'blocks': state(3).params['blocks']})
     assert len(params['blocks']['mlp']['up']['kernel'].sharding.device_set) == 2
     assert manifest['step'] == 3
-    assert store.restore_params(folder, 3, [], {}) == ({}, manifest)
+    assert store.restore_params(folder, 3, {}) == ({}, manifest)
+    with pytest.raises(UserError, match='params/head/kernel is not in it'):
+        store.restore_params(folder, 3, {'head/kernel': whole()})
 
 
 def test_restore_params_goes_back_for_the_newest_and_never_for_a_given_step(folder, caplog):
     edit_manifest(folder, 3, lambda found: leaf_row(found, 'params/embed/table').update(checksum=0))
-    like = abstract(state(1)).params
-    params, manifest = store.restore_params(folder, None, ['embed/table'], like)
+    params, manifest = store.restore_params(folder, None, {'embed/table': whole()})
     same(params['embed'], state(2).params['embed'])
     assert manifest['step'] == 2
     assert 'step 3: params/embed/table is damaged' in caplog.text
     with pytest.raises(UserError, match='step 3: params/embed/table is damaged: its checksum is wrong; there are'):
-        store.restore_params(folder, 3, ['embed/table'], like)
+        store.restore_params(folder, 3, {'embed/table': whole()})
     assert store.committed(folder) == [1, 2, 3]
 
 
@@ -380,8 +393,7 @@ def test_saved_params_describe_the_parent(folder):
 
 
 def test_a_parent_that_is_not_there_is_named(folder, tmp_path):
-    like = abstract(state(1)).params
-    for read in (store.read_manifest, lambda *where: store.restore_params(*where, ['embed/table'], like)):
+    for read in (store.read_manifest, lambda *where: store.restore_params(*where, {'embed/table': whole()})):
         with pytest.raises(UserError, match='no such folder') as caught:
             read(tmp_path / 'elsewhere', None)
         assert str(tmp_path / 'elsewhere') in str(caught.value)
@@ -397,7 +409,7 @@ def test_a_parent_that_is_not_there_is_named(folder, tmp_path):
 def test_a_relative_folder_works(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     same(restore('checkpoints')[0], state(3))
-    params, _ = store.restore_params('checkpoints', None, ['embed/table'], abstract(state(1)).params)
+    params, _ = store.restore_params('checkpoints', None, {'embed/table': whole()})
     same(params['embed'], state(3).params['embed'])
 
 
@@ -432,11 +444,7 @@ def test_a_kill_in_the_middle_of_a_write_leaves_the_step_before(tmp_path):
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert [path.name for path in folder.iterdir() if path.name.startswith('2')] == ['2.orbax-checkpoint-tmp']
     assert store.committed(folder) == [1]
-    like = {
-        'params': {
-            'w': jax.ShapeDtypeStruct((4096, 1024), jnp.float32, sharding=NamedSharding(mesh(1), PartitionSpec()))
-        }
-    }
+    like = {'params': {'w': jax.ShapeDtypeStruct((4096, 1024), jnp.float32, sharding=whole())}}
     found, manifest = restore(folder, like)
     assert manifest['step'] == 1
     assert np.all(np.asarray(found['params']['w']) == 1)

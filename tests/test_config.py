@@ -274,11 +274,11 @@ def test_named_plans_carry_what_they_say():
     expected |= {f'reinit_{name}': body - leaves for name, leaves in fresh.items()}
     for transfer, carried in expected.items():
         plan = graft.parse(common.transfer_plan(transfer, writers=0.2))
-        resolved = graft.resolve(plan, shapes, shapes, 300, 300)
-        assert graft.wanted(resolved) == carried, transfer
+        pieces = graft.resolve(plan, shapes, shapes, 300, 300)
+        assert graft.carried(pieces) == carried, transfer
         for leaf in common.WRITERS.values():
             if leaf in carried:
-                assert resolved.target[leaf][0].scale == 0.2, transfer
+                assert next(piece for piece in pieces if piece.path == leaf).scale == 0.2, transfer
     with pytest.raises(ValueError, match="transfer = 'half': must be one of all, only_attn"):
         common.transfer_plan('half', 1.0)
 

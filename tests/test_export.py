@@ -53,10 +53,9 @@ def exported(cache, trained) -> pathlib.Path:
 
 
 def params_of(folder: pathlib.Path, weights: str = 'params') -> dict[str, np.ndarray]:
-    saved = saved_params(read_manifest(folder / 'checkpoints'), weights=weights)
-    whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    saved = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole) for path, leaf in saved.items()}
-    return trees.flatten(restore_params(folder / 'checkpoints', None, saved.keys(), saved, weights)[0])
+    saved = saved_params(read_manifest(folder / 'checkpoints'), weights)
+    layout = dict.fromkeys(saved, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    return trees.flatten(restore_params(folder / 'checkpoints', None, layout, weights)[0])
 
 
 def refused(capsys, command, *arguments) -> str:

@@ -83,8 +83,7 @@ def weights(checkpoints: pathlib.Path) -> dict[str, np.ndarray]:
     """The parameters at the end, on one device."""
     saved = saved_params(read_manifest(checkpoints))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    placed = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for path, leaf in saved.items()}
-    tree, manifest = restore_params(checkpoints, None, placed.keys(), placed)
+    tree, manifest = restore_params(checkpoints, None, dict.fromkeys(saved, here))
     assert manifest['step'] == STEPS
     return trees.flatten(jax.device_get(tree))
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself, so that a run can be trusted, compared and traced without reading its arrays."""
+"""Parts of a checkpoint's manifest: the checksums of its arrays, and the code, packages and devices that made it."""
 
 import hashlib
 import importlib.metadata
@@ -6,7 +6,6 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,11 +16,6 @@ import nca_jax
 from nca_jax import trees
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-
-
-def complete(manifest: Mapping[str, Any], step: int, state: trees.Tree) -> dict[str, Any]:
-    """The caller's manifest with what the state itself says: `step`, and `leaves` (see `leaf_table`)."""
-    return {**manifest, 'step': step, 'leaves': leaf_table(state)}
 
 
 def leaf_table(tree: trees.Tree) -> list[dict[str, Any]]:
@@ -36,15 +30,16 @@ def _checksums(tree: trees.Tree) -> jax.Array:
 
 
 def checksum(x: jax.Array) -> jax.Array:
-    """A uint32 that depends on every bit of x and on its position, and on nothing else (not on the sharding).
+    """A uint32 that depends on every bit of x and its position, but not on the sharding.
 
     The sum modulo 2**32 of mix(bits ^ mix(index)): addition commutes, so any sharding gives the same. `mix` is a
-    bijection, so one changed element always shows. A sum weighted by odd numbers would miss x and -x changing places.
+    bijection, so one changed element always shows. A sum weighted by odd numbers would miss that x and -x swap places.
     """
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     size = min(x.dtype.itemsize, 4)
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f'uint{8 * size}')).astype(jnp.uint32)
+    # The element's number in row-major order, built by axis, so that each shard needs its own part alone.
     strides = np.cumprod([1, *bits.shape[:0:-1]], dtype=np.uint64)[::-1] if bits.ndim else ()
     index = jnp.zeros(bits.shape, jnp.uint32)
     for axis, stride in enumerate(strides):
@@ -60,7 +55,7 @@ def _mix(x: jax.Array) -> jax.Array:
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers depend on besides the config: the code, the versions of what it imports, and the devices."""
+    """What results depend on besides the config: the code, the versions of its packages, and the devices."""
     device = jax.devices()[0]
     return {
         'code': code_version(pathlib.Path(nca_jax.__file__).parent),
@@ -82,7 +77,8 @@ def code_version(folder: pathlib.Path) -> dict[str, str | None]:
     changes = [_git(top, 'diff', '--binary', 'HEAD') or b'']
     for name in (_git(top, 'ls-files', '--others', '--exclude-standard', '-z', '--', '*.py') or b'').split(b'\0')[:-1]:
         path = top / os.fsdecode(name)
-        changes += [name, path.read_bytes() if path.is_file() else b'']  # an editor's lock is a link to nowhere
+        # An editor's lock is a link to nowhere.
+        changes += [name, path.read_bytes() if path.is_file() else b'']
     return {
         'commit': None if commit is None else commit.decode().strip(),
         'dirty': hashlib.sha256(b'\0'.join(changes)).hexdigest() if any(changes) else None,
@@ -90,7 +86,7 @@ def code_version(folder: pathlib.Path) -> dict[str, str | None]:
 
 
 def _git(folder: pathlib.Path, *arguments: str) -> bytes | None:
-    """What git prints, or None where it isn't installed or says no."""
+    """git's output, or None where git isn't installed or fails."""
     try:
         done = subprocess.run(['git', '-C', str(folder), *arguments], capture_output=True, check=False)
     except FileNotFoundError:

@@ -75,11 +75,10 @@ def export(
     end = None if found is None else found.token_to_id(bpe.END_OF_TEXT)
     write_json(folder / 'config.json', hf.to_config(llama, vocab, end, dtype))
     whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    saved = saved_params(manifest, weights=weights)
+    saved = saved_params(manifest, weights)
     if not saved:
         raise UserError(f'--weights={weights}: {source} kept no average of its weights (its optimizer.ema is None)')
-    abstract = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole) for path, leaf in saved.items()}
-    params, manifest = restore_params(checkpoints, step, abstract.keys(), abstract, weights)
+    params, manifest = restore_params(checkpoints, step, dict.fromkeys(saved, whole), weights)
     files = write_weights(hf.exported(llama, params, vocab, jnp.dtype(dtype)), folder)
     if found is not None:
         found.save(str(folder / bpe.FILE))
