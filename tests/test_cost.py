@@ -5,7 +5,8 @@ import pathlib
 
 import pytest
 
-from nca_jax.scale import chips, cost
+from nca_jax import cli
+from nca_jax.scale import chips
 
 SMOKE = f'--config={pathlib.Path(__file__).parents[1]}/experiments/nca_pretrain.py:smoke'
 TEXT = f'--config={pathlib.Path(__file__).parents[1]}/experiments/language.py:smoke'
@@ -18,7 +19,7 @@ FLOPS = 6 * PARAMETERS * TOKENS + 3 * 2 * (2 * 2 * 32 * 64 // 2) * TOKENS
 
 
 def printed(capsys, *argv: str) -> dict:
-    assert cost.main([*argv, '--json']) == 0
+    assert cli.main(['cost', *argv, '--json']) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -50,16 +51,27 @@ def test_slices(name, chip, count, capsys):
     assert (found['chip'], found['chips']) == (chip, count)
 
 
+def test_hours_at_the_mfu_that_a_run_measured(capsys, tmp_path):
+    records = [{'kind': 'train', 'mfu': mfu} for mfu in (0.1, 0.4, 0.3)] + [{'kind': 'eval'}]
+    (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
+    found = printed(capsys, SMOKE, '--chip=H100', f'--mfu={tmp_path}')
+    assert found['mfu'] == 0.3
+    assert found['hours'] == pytest.approx(FLOPS / (0.3 * 989e12) / 3600)
+    assert printed(capsys, SMOKE, '--chip=H100')['hours'] is None
+
+
 def test_lines(capsys):
-    assert cost.main([SMOKE, '--hours=0.5', '--chips=2']) == 0
+    assert cli.main(['cost', SMOKE, '--hours=0.5', '--chips=2']) == 0
     assert capsys.readouterr().out == (
         'cost: 3,072 tokens in 6 updates of 8 x 64, 6.36e+09 FLOPs\n'
-        'cost: the hours are not estimated on a CPU\n'
+        'cost: the hours need a --chip with a published peak and an --mfu\n'
         'cost: at most 2 chips x 0.5 hours = 1 chip-hours each time it starts\n'
     )
-    assert cost.main([SMOKE, '--chip=v5e', '--chips=16', '--config.train.stop=1000000000 steps']) == 0
+    assert (
+        cli.main(['cost', SMOKE, '--chip=v5e', '--chips=16', '--mfu=0.4', '--config.train.stop=1000000000 steps']) == 0
+    )
     hours = FLOPS / 6 * 1e9 / (16 * 0.4 * 197e12) / 3600
-    line = f'{hours:.2f} hours on 16 x v5e, {16 * hours:.1f} chip-hours, for training alone at an assumed MFU of 40 %'
+    line = f'{hours:.2f} hours on 16 x v5e, {16 * hours:.1f} chip-hours, for training alone at an MFU of 0.4'
     assert capsys.readouterr().out.splitlines()[1] == f'cost: {line}'
 
 
@@ -70,20 +82,21 @@ def test_lines(capsys):
         ('--chips=0', '--chips = 0: must be positive'),
         ('--mfu=1.1', '--mfu = 1.1: must be above 0 and at most 1'),
         ('--mfu=0', '--mfu = 0.0'),
+        ('--mfu=nowhere', "--mfu = 'nowhere': must be a number, or the folder of a run with an MFU"),
         ('--hours=0', '--hours = 0.0: must be positive'),
         ('--slice=v5p-33', 'is counted in cores, 2 to a chip'),
         ('--slice=v7-8', 'must be one of v4, v5p, v5litepod, v5e, v6e with its size, such as v5litepod-16'),
         ('--config.train.stop=never', "config.train.stop = 'never'"),
-        ('--workdir=runs/x', "unexpected argument '--workdir=runs/x'"),
+        ('--workdir=runs/x', 'unrecognized arguments: --workdir=runs/x'),
     ],
 )
 def test_mistakes_are_one_line(argument, said, capsys):
-    assert cost.main([SMOKE, argument]) == 2
+    assert cli.main(['cost', SMOKE, argument]) == 2
     found = capsys.readouterr()
     assert said in found.err
     assert (found.out, found.err.count('\n')) == ('', 1)
 
 
 def test_a_tokenizer_that_isnt_here_is_named(capsys):
-    assert cost.main([TEXT.replace('smoke', 'tokenizer=nowhere.json')]) == 2
+    assert cli.main(['cost', TEXT.replace('smoke', 'tokenizer=nowhere.json')]) == 2
     assert "tokenizer = 'nowhere.json'" in capsys.readouterr().err

@@ -109,10 +109,10 @@ def test_every_record_has_a_rate_even_of_a_single_update(records, clock):
 
 def test_mfu_is_of_all_devices_and_of_known_ones_alone(records, clock, monkeypatch):
     kind = jax.devices()[0].device_kind
-    assert kind not in chips.KINDS
+    assert kind not in chips.PEAKS
     peak = 1e6
-    for known in ({}, {kind: chips.Chip(peak, 0)}):
-        monkeypatch.setattr(chips, 'KINDS', known)
+    for known in ({}, {kind: peak}):
+        monkeypatch.setattr(chips, 'PEAKS', known)
         logger = make_logger(records)
         for step in (1, 2, 3):
             queue(logger, step, clock)

@@ -1,38 +1,20 @@
-"""What the chips can do, as their makers publish it: for MFU and for estimates.
+"""What the chips can do, as their makers publish it: what an MFU is a share of.
 
-Peak FLOP/s are of dense bfloat16 products: half of what data sheets print with sparsity. `link` is what one direction
-of one inter-chip link of a TPU carries, in bytes a second. Google's pages name a tenth more (both directions of all
-links, over their number); what programs get is in https://jax-ml.github.io/scaling-book.
+Peak FLOP/s of dense bfloat16 products: half of what data sheets print with sparsity.
 """
 
-import dataclasses
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Peak FLOP/s in bfloat16, and of a TPU the bytes a second of a link."""
-
-    flops: float
-    link: float = 0.0
-
-
-TPUS = {
-    'v4': Chip(275e12, 45e9),
-    'v5e': Chip(197e12, 45e9),
-    'v5p': Chip(459e12, 90e9),
-    'v6e': Chip(918e12, 90e9),
-}
+TPUS = {'v4': 275e12, 'v5e': 197e12, 'v5p': 459e12, 'v6e': 918e12}
 GPUS = {
-    'A100-40': Chip(312e12),
-    'A100-80': Chip(312e12),
-    'H100': Chip(989e12),
-    'H100 PCIe': Chip(756e12),
-    'H200': Chip(989e12),
-    'B200': Chip(2250e12),
+    'A100-40': 312e12,
+    'A100-80': 312e12,
+    'H100': 989e12,
+    'H100 PCIe': 756e12,
+    'H200': 989e12,
+    'B200': 2250e12,
 }
 
-# The names that JAX gives to devices. A device is a whole chip (v4 and v5p: both of its cores, JAX's default).
-KINDS = {
+# JAX's name of a device: its peak. A device is a whole chip (v4 and v5p: both of its cores, JAX's default).
+PEAKS = {
     'TPU v4': TPUS['v4'],
     'TPU v5 lite': TPUS['v5e'],
     'TPU v5': TPUS['v5p'],

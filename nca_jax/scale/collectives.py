@@ -1,79 +1,111 @@
-"""What chips send to each other in a program, and which of them: by kind, bytes and members."""
+"""Bytes that a compiled program's collectives move, read from the compiler's text (`compiled.as_text()`).
 
-import dataclasses
+XLA's own `cost_analysis` has no collectives, and counts the body of a loop once.
+"""
+
+import collections
 import math
 import re
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from nca_jax.scale.program import Computations, Instruction, nbytes
-
-COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """kind; bytes that each chip receives, once; members of one group of chips; times; whether it runs beside work."""
-
-    kind: str
-    bytes: float
-    members: tuple[int, ...]
-    times: float
-    beside: bool
+KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 
 
-def begun(computations: Computations, one: Instruction) -> list[Collective]:
-    """What an instruction begins. Of an asynchronous one every fusion up to its end has a clone; the first counts."""
-    if one.opcode == 'fusion':
-        called = one.called('calls')
-        inside = computations[called].values()
-        found = [collective for each in inside for collective in begun(computations, each)]
-        if asynchronous(one):
-            starts = any('AsyncCollectiveStart' in each.text for each in inside)
-            return [dataclasses.replace(collective, beside=True) for collective in found] if starts else []
-        if 'all-reduce-scatter' in called:
-            return [dataclasses.replace(each, kind='reduce-scatter', bytes=each.bytes / 2) for each in found]
-        return found
-    kind = one.opcode.removesuffix('-start')
-    if kind not in COLLECTIVES:
-        return []
-    beside = one.opcode.endswith('-start')
-    members = group(one.text)
-    size, count = nbytes(one.shape), len(members)
-    if beside:  # the shape is of operand and result, but for an all-reduce
-        of_result = {'all-gather': count / (count + 1), 'reduce-scatter': 1 / (count + 1), 'all-reduce': 1.0}
-        size *= of_result.get(kind, 1 / 2)
+class Instruction(NamedTuple):
+    """One line of a computation: `%name = shape opcode(rest`."""
+
+    name: str
+    shape: str
+    opcode: str
+    rest: str
+
+    def attribute(self, name: str) -> str:
+        return re.search(rf'{name}=%?([\w.-]+)', self.rest)[1]
+
+
+Computations = dict[str, dict[str, Instruction]]
+
+
+def volumes(text: str) -> dict[str, float]:
+    """Bytes that each chip receives in one run of the program, by kind of collective.
+
+    - Covered: the entry, fusions, and loops that count in ones from 0 to a constant, as all of a train step do.
+    - Not covered: any other loop counts once, and a condition's branches not at all.
+    """
+    computations = parse(text)
+    received = collections.Counter()
+    for place, line, times in executed(computations, 'ENTRY', 1):
+        kind = line.opcode.removesuffix('-done')
+        if kind in KINDS:
+            # The end of an asynchronous collective has the shape of its result, the start its members.
+            start = line if kind == line.opcode else computations[place][re.match(r'%([\w.-]+)', line.rest)[1]]
+            size = times * received_bytes(kind, line.shape, start.rest)
+            if 'all-reduce-scatter' in place:  # a fusion that keeps a piece of the sum
+                kind, size = 'reduce-scatter', size / 2
+            received[kind] += size
+    return dict(sorted(received.items()))
+
+
+def parse(text: str) -> Computations:
+    """The instructions of each computation by name. The computation where the program begins is 'ENTRY'."""
+    computations: Computations = {}
+    for line in re.sub(r'/\*.*?\*/', '', text).splitlines():
+        if header := re.match(r'(ENTRY )?%?([\w.-]+) \(.*\{$', line):
+            body = computations['ENTRY' if header[1] else header[2]] = {}
+        elif match := re.match(r'  (?:ROOT )?%([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)', line):
+            body[match[1]] = Instruction(*match.groups())
+    return computations
+
+
+def executed(computations: Computations, place: str, times: int) -> Iterator[tuple[str, Instruction, int]]:
+    """(computation, instruction, how often) of what runs in the computation `place` and inside it."""
+    for line in computations[place].values():
+        yield place, line, times
+        if line.opcode == 'while':
+            turns = trips(computations[line.attribute('condition')])
+            yield from executed(computations, line.attribute('body'), times * turns)
+        elif line.opcode == 'fusion':
+            called = line.attribute('calls')
+            if not continues(computations[called], line.name + called):
+                yield from executed(computations, called, times)
+
+
+def continues(computation: dict[str, Instruction], names: str) -> bool:
+    """Whether a fusion goes on with a collective that an earlier one began: each fusion beside it has a copy of it."""
+    return 'async' in names and not any('AsyncCollectiveStart' in line.rest for line in computation.values())
+
+
+def trips(condition: dict[str, Instruction]) -> int:
+    """The largest constant in a loop's condition, which its counter must stay below; 1 without a constant."""
+    constants = (re.match(r'(\d+)\)', line.rest) for line in condition.values() if line.opcode == 'constant')
+    return max((int(match[1]) for match in constants if match), default=1)
+
+
+def received_bytes(kind: str, result: str, groups: str) -> float:
+    """Bytes that each member receives once, on a ring, for a result of this shape."""
+    if kind == 'collective-permute':
+        return nbytes(result)
+    count = members(groups)
     share = (count - 1) / count
-    factor = {'all-reduce': 2 * share, 'reduce-scatter': count - 1, 'collective-permute': 1.0}
-    return [Collective(kind, size * factor.get(kind, share), members, 1.0, beside)]
+    return nbytes(result) * {'all-reduce': 2 * share, 'reduce-scatter': count - 1}.get(kind, share)
 
 
-def asynchronous(one: Instruction) -> bool:
-    return 'async' in one.name or 'async' in one.called('calls')
-
-
-def group(text: str) -> tuple[int, ...]:
-    """The devices of a collective's first group, as positions in the mesh."""
-    pairs = re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', text)
-    if pairs:
-        return int(pairs[1]), int(pairs[2])
-    listed = re.search(r'replica_groups=\{\{([\d,]+)\}', text)
-    if listed:
-        return tuple(int(number) for number in listed[1].split(','))
-    counted = re.search(r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text)
-    if counted:
-        sizes = [int(size) for size in counted[3].split(',')]
-        order = [int(axis) for axis in counted[4].split(',')] if counted[4] else range(len(sizes))
-        return tuple(_numbered(sizes, order)[: int(counted[2])])
+def members(text: str) -> int:
+    """The size of a collective's groups, from each of the three forms in which they are written."""
+    if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', text):
+        return len(listed[1].split(','))
+    if counted := re.search(r'replica_groups=\[\d+,(\d+)\]<=', text):
+        return int(counted[1])
     axes, chosen = re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', text).groups()
-    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", axes)}
-    names, inner = list(sizes), re.findall(r"'(\w+)'", chosen)
-    order = [*(i for i, name in enumerate(names) if name not in inner), *(names.index(name) for name in inner)]
-    return tuple(_numbered(list(sizes.values()), order)[: math.prod(sizes[name] for name in inner)])
+    return math.prod(int(size) for name, size in re.findall(r"('\w+')=(\d+)", axes) if name in chosen)
 
 
-def _numbered(sizes: list[int], order) -> list[int]:
-    """Row-major numbers of a grid of `sizes`, read with its axes in another `order`."""
-    strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-    numbers = [0]
-    for axis in order:
-        numbers = [number + strides[axis] * place for number in numbers for place in range(sizes[axis])]
-    return numbers
+def nbytes(shape: str) -> float:
+    """Bytes of all arrays in a shape such as `(f32[8,128], pred[64])`. The first number in a dtype is its bits."""
+    total = 0.0
+    for dtype, sizes in re.findall(r'(\w+)\[([\d,]*)\]', shape):
+        bits = re.search(r'\d+', dtype)
+        width = int(bits[0]) / 8 if bits else 1  # `pred` is a byte
+        total += width * math.prod(int(size) for size in sizes.split(',') if size)
+    return total

@@ -1,84 +1,56 @@
-"""What a run will cost, before it starts: tokens, steps, FLOPs, hours and chip-hours at an MFU that is assumed.
+"""Counts what a run will cost: tokens, steps and FLOPs, and the hours on some chips at an MFU that you name.
 
-    python -m nca_jax.scale.cost --config=experiments/nca_pretrain.py:size=1b6,band=50+ --chip=v5e --chips=16
-    python -m nca_jax.scale.cost --config=experiments/nca_pretrain.py:size=1b6 --slice=v5p-32 --mfu=0.5 --hours=24
+    python -m nca_jax cost --config=experiments/nca_pretrain.py:size=1b6,band=50+ --chip=v5e --chips=16 --mfu=0.4
+    python -m nca_jax cost --config=experiments/nca_pretrain.py:size=1b6 --slice=v5p-32 --mfu=runs/nca --hours=24
 
-It counts the FLOPs of training alone, as the model needs them (nca_jax.model.config.step_flops): compilation, preparing
-the data, evaluations, checkpoints and restarts come on top. With --hours, a limit of time, it says what that admits at
-most. It needs neither the accelerator nor the data, only a tokenizer.json where the config names one. Exit code 2 and
-one line for bad input.
+The FLOPs are those that the model needs for training, counted as for the MFU of train records. Compilation, preparing
+the data, evaluations, checkpoints and restarts come on top. --mfu is a number, or the folder of a run: the median of
+what it measured. --hours, a limit of time, shows what that admits at most. Neither the accelerator nor the data is
+needed, only a tokenizer.json where the config names one.
 """
 
 import argparse
 import json
+import pathlib
 import re
-import sys
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterator
 
-from nca_jax import cli, experiment, stages
-from nca_jax.config import Config
-from nca_jax.errors import UserError, check
-from nca_jax.model.config import step_flops
+from nca_jax import cli, files
+from nca_jax.errors import check
 from nca_jax.scale import chips
-from nca_jax.train.duration import to_steps
 
 CHIPS = chips.TPUS | chips.GPUS
-CPU = 'cpu'  # has no peak to speak of: what it needs is counted, how long it takes isn't
+CPU = 'cpu'  # without a published peak: no hours
 
-# The names of TPU slices: which chip, and by how many the number in the name counts it (cores, in the older ones).
+# The names of TPU slices: the chip, and how many of the name's number make one chip (the older ones count cores).
 SLICES = {'v4': ('v4', 2), 'v5p': ('v5p', 2), 'v5litepod': ('v5e', 1), 'v5e': ('v5e', 1), 'v6e': ('v6e', 1)}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        prog='python -m nca_jax.scale.cost', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        '--config', required=True, metavar='FILE[:WORDS]', help='an experiment; --config.a.b=c changes one field'
-    )
-    parser.add_argument('--chip', default=CPU, help=f'one of {", ".join(CHIPS)}; or {CPU}, without an estimate ({CPU})')
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    cli.add_config(parser)
+    parser.add_argument('--chip', default=CPU, help=f'one of {", ".join(CHIPS)}; or {CPU}, without hours ({CPU})')
     parser.add_argument('--chips', type=int, default=1, help='how many (1)')
     parser.add_argument('--slice', metavar='NAME', help='a TPU slice, such as v5litepod-16, in place of chip and chips')
-    parser.add_argument('--mfu', type=float, default=0.4, help='assumed share of the peak that is used (0.4)')
+    parser.add_argument('--mfu', help='share of the peak that is used, or the folder of a run that measured it')
     parser.add_argument('--hours', type=float, help='a limit of time')
     parser.add_argument('--json', action='store_true', help='print one JSON object and nothing else')
-    args, changes = parser.parse_known_args(argv)
-    try:
-        chip, count = parse_slice(args.slice) if args.slice else (args.chip, args.chips)
-        config = experiment.from_dict(experiment.load_values(args.config, cli.split_changes(changes)[1]))
-        found = cost(config, chip, count, args.mfu, args.hours)
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    print(json.dumps(found) if args.json else '\n'.join(describe(found)))
-    return 0
 
 
-def parse_slice(name: str) -> tuple[str, int]:
-    """'v5p-32' is 32 cores, and so 16 chips, of v5p; 'v5litepod-16' is 16 chips of v5e."""
-    match = re.fullmatch(r'(\w+)-(\d+)', name)
-    known = match is not None and match[1] in SLICES and int(match[2]) > 0
-    check(known, '--slice', name, f'must be one of {", ".join(SLICES)} with its size, such as v5litepod-16')
-    chip, per_chip = SLICES[match[1]]
-    check(int(match[2]) % per_chip == 0, '--slice', name, f'is counted in cores, {per_chip} to a chip')
-    return chip, int(match[2]) // per_chip
+def run(args: argparse.Namespace) -> None:
+    from nca_jax import experiment, stages
+    from nca_jax.model.config import step_flops
 
-
-def cost(config: Config, chip: str, count: int, mfu: float, limit: float | None = None) -> dict:
-    """What --json prints. `hours` and `chip_hours` are None on a CPU, the limit's two numbers without a limit.
-
-    Raises FieldError for a chip that isn't known, no chips, an MFU outside (0, 1], or a limit that isn't positive.
-    """
+    chip, count = parse_slice(args.slice) if args.slice else (args.chip, args.chips)
     check(chip == CPU or chip in CHIPS, '--chip', chip, f'must be one of {", ".join((*CHIPS, CPU))}')
     check(count > 0, '--chips', count, 'must be positive')
-    check(0 < mfu <= 1, '--mfu', mfu, 'must be above 0 and at most 1')
-    check(limit is None or limit > 0, '--hours', limit, 'must be positive')
-    tokens_per_step = config.train.batch * config.model.length
-    steps = to_steps(config.train.stop, tokens_per_step, 'config.train.stop')
+    check(args.hours is None or args.hours > 0, '--hours', args.hours, 'must be positive')
+    mfu = None if args.mfu is None else read_mfu(args.mfu)
+    config = experiment.load(args.config, args.changes)
+    steps, tokens_per_step = config.timetable.stop, config.timetable.tokens_per_step
     flops = steps * step_flops(config.model, stages.vocabulary(config), config.train.batch)
-    hours = None if chip == CPU else flops / (CHIPS[chip].flops * mfu * count) / 3600
-    return {
+    hours = None if chip == CPU or mfu is None else flops / (CHIPS[chip] * mfu * count) / 3600
+    record = {
         'tokens': steps * tokens_per_step,
         'steps': steps,
         'batch': config.train.batch,
@@ -89,28 +61,46 @@ def cost(config: Config, chip: str, count: int, mfu: float, limit: float | None 
         'mfu': mfu,
         'hours': hours,
         'chip_hours': None if hours is None else hours * count,
-        'limit_hours': limit,
-        'limit_chip_hours': None if limit is None else limit * count,
+        'limit_hours': args.hours,
+        'limit_chip_hours': None if args.hours is None else args.hours * count,
     }
+    print(json.dumps(record) if args.json else '\n'.join(f'cost: {line}' for line in report(record)))
 
 
-def describe(found: dict) -> list[str]:
+def parse_slice(name: str) -> tuple[str, int]:
+    """The chip and the number of chips: 'v5p-32' is 32 cores, and so 16 chips, of v5p."""
+    match = re.fullmatch(r'(\w+)-(\d+)', name)
+    known = match is not None and match[1] in SLICES and int(match[2]) > 0
+    check(known, '--slice', name, f'must be one of {", ".join(SLICES)} with its size, such as v5litepod-16')
+    chip, per_chip = SLICES[match[1]]
+    check(int(match[2]) % per_chip == 0, '--slice', name, f'is counted in cores, {per_chip} to a chip')
+    return chip, int(match[2]) // per_chip
+
+
+def read_mfu(text: str) -> float:
+    """The number, or the median over a run's train records."""
+    try:
+        mfu = float(text)
+    except ValueError:
+        records = files.read_records(pathlib.Path(text) / 'metrics.jsonl')
+        measured = [record['mfu'] for record in records if 'mfu' in record]
+        check(
+            bool(measured), '--mfu', text, 'must be a number, or the folder of a run with an MFU in its metrics.jsonl'
+        )
+        return statistics.median(measured)
+    check(0 < mfu <= 1, '--mfu', mfu, 'must be above 0 and at most 1')
+    return mfu
+
+
+def report(record: dict) -> Iterator[str]:
     """The lines for people."""
-    flops, chips_of = f'{found["flops"]:.3g} FLOPs', f'{found["chips"]} x {found["chip"]}'
-    updates = f'{found["steps"]:,} updates of {found["batch"]} x {found["length"]}'
-    lines = [f'cost: {found["tokens"]:,} tokens in {updates}, {flops}']
-    if found['hours'] is None:
-        lines += ['cost: the hours are not estimated on a CPU']
+    updates = f'{record["steps"]:,} updates of {record["batch"]} x {record["length"]}'
+    yield f'{record["tokens"]:,} tokens in {updates}, {record["flops"]:.3g} FLOPs'
+    if record['hours'] is None:
+        yield 'the hours need a --chip with a published peak and an --mfu'
     else:
-        amount = f'{found["hours"]:.2f} hours on {chips_of}, {found["chip_hours"]:.1f} chip-hours'
-        lines += [f'cost: {amount}, for training alone at an assumed MFU of {100 * found["mfu"]:g} %']
-    if found['limit_hours'] is not None:
-        lines += [
-            f'cost: at most {found["chips"]} chips x {found["limit_hours"]:g} hours = {found["limit_chip_hours"]:g}'
-            ' chip-hours each time it starts'
-        ]
-    return lines
-
-
-if __name__ == '__main__':
-    sys.exit(main())
+        amount = f'{record["hours"]:.2f} hours on {record["chips"]} x {record["chip"]}'
+        yield f'{amount}, {record["chip_hours"]:.1f} chip-hours, for training alone at an MFU of {record["mfu"]:.4g}'
+    if record['limit_hours'] is not None:
+        limit = f'{record["chips"]} chips x {record["limit_hours"]:g} hours = {record["limit_chip_hours"]:g} chip-hours'
+        yield f'at most {limit} each time it starts'

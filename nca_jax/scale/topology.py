@@ -1,6 +1,6 @@
-"""TPU slices that nobody here has: their names, the compiler's environment, and what calibrates an estimate.
+"""TPU slices that aren't here: their names, the compiler's environment, and whether a program fits their memory.
 
-Nothing in this module needs a TPU, only the package `libtpu`, whose compiler runs on any x86 machine.
+It needs no TPU, only the package `libtpu`, whose compiler runs on any x86 machine.
 """
 
 import dataclasses
@@ -15,51 +15,62 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from nca_jax.errors import UserError
-from nca_jax.scale import chips, hlo
+
+GIB = 2**30
 
 # Slices by generation; the compiler knows larger ones too, but these are what one can rent in one piece.
 FLAT = ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8')
 SIZES = {'v4': CUBES, 'v5e': FLAT, 'v5p': CUBES, 'v6e': FLAT}
 ACCELERATORS = {'v4': ('v4', 2), 'v5e': ('v5litepod', 1), 'v5p': ('v5p', 2), 'v6e': ('v6e', 1)}  # name, cores a chip
-MEMORY = {'v4': 1228e9, 'v5e': 819e9, 'v5p': 2765e9, 'v6e': 1640e9}  # bytes a second of HBM, as Google publishes it
 
-SQUARE = 8192  # of the product that calibrates the clock
 TOO_LARGE = 2**42  # bytes that no chip has
+
+
+class DoesNotFitError(Exception):
+    """The compiler refused a program: it needs `needed` bytes on each chip (None: unknown) of `limit`."""
+
+    def __init__(self, program: str, needed: float | None, limit: float):
+        super().__init__(program, needed, limit)
+        self.program, self.needed, self.limit = program, needed, limit
+
+    def __str__(self) -> str:
+        needed = 'more than' if self.needed is None else f'{self.needed / GIB:.2f} GiB of'
+        return f'the {self.program} needs {needed} the {self.limit / GIB:.2f} GiB of HBM that it may use on each chip'
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A TPU slice as its compiler sees it.
-
-    clock: cycles a second at which the product of two 8192 x 8192 bfloat16 matrices reaches the published peak.
-    hbm_limit: bytes that a program may use on each chip. memory: bytes a second of HBM.
-    """
+    """A TPU slice as its compiler sees it."""
 
     name: str
-    chip: chips.Chip
     devices: tuple[jax.Device, ...]
-    clock: float
+    # Bytes that a program may use on each chip.
     hbm_limit: float
-    memory: float
-
-    @property
-    def replicated(self) -> jax.sharding.NamedSharding:
-        mesh = jax.sharding.Mesh(self.devices, ('all',), axis_types=(jax.sharding.AxisType.Auto,))
-        return jax.NamedSharding(mesh, jax.P())
-
-
-def known() -> str:
-    return ', '.join(f'{generation}:{size}' for generation, sizes in SIZES.items() for size in sizes)
 
 
 def check_name(name: str) -> None:
     """Raises UserError unless `name` is a known slice and its compiler is installed. Starts nothing."""
     generation, _, size = name.partition(':')
     if size not in SIZES.get(generation, ()):
-        raise UserError(f'--topology={name}: unknown; known are {known()}')
+        known = ', '.join(f'{generation}:{size}' for generation, sizes in SIZES.items() for size in sizes)
+        raise UserError(f'--topology={name}: unknown; known are {known}')
     if importlib.util.find_spec('libtpu') is None:
         raise UserError("the TPU compiler is not installed: pip install 'libtpu==0.0.42.*' (the extra `tpu` has it)")
+
+
+@functools.cache
+def open_slice(name: str) -> Slice:
+    """The slice of a name that `check_name` accepts.
+
+    Sets the environment and keeps JAX on the CPU, so call it before anything else starts a backend.
+    """
+    os.environ.update(environment(name))
+    jax.config.update('jax_platforms', 'cpu')
+    # By default a chip of v4 is two devices.
+    whole_chips = {'chip_config_name': 'megacore'} if name.startswith('v4:') else {}
+    described = topologies.get_topology_desc(platform='tpu', topology_name=name, **whole_chips)
+    return Slice(name, tuple(described.devices), hbm_limit(described.devices))
 
 
 def environment(name: str) -> dict[str, str]:
@@ -74,52 +85,35 @@ def environment(name: str) -> dict[str, str]:
     }
 
 
-@functools.cache
-def open_slice(name: str) -> Slice:
-    """The slice, its clock calibrated and its memory's limit asked for (seconds of compiling).
-
-    Raises UserError for an unknown name or where libtpu is missing. Sets the environment and keeps JAX on the CPU, so
-    it must come before anything else that starts a backend.
-    """
-    check_name(name)
-    os.environ.update(environment(name))
-    jax.config.update('jax_platforms', 'cpu')
-    generation = name.partition(':')[0]
-    whole_chips = {'chip_config_name': 'megacore'} if generation == 'v4' else {}  # else a v4 chip is two devices
-    described = topologies.get_topology_desc(platform='tpu', topology_name=name, **whole_chips)
-    bare = Slice(name, chips.TPUS[generation], tuple(described.devices), 0.0, 0.0, MEMORY[generation])
-    return dataclasses.replace(bare, clock=_clock(bare), hbm_limit=_hbm_limit(bare))
-
-
-def _clock(bare: Slice) -> float:
-    square = jax.ShapeDtypeStruct((SQUARE, SQUARE), jnp.bfloat16, sharding=bare.replicated)
-    compiled = jax.jit(jnp.matmul).lower(square, square).compile()
-    return hlo.read(compiled.as_text()).cycles / (2 * SQUARE**3 / bare.chip.flops)
-
-
-def _hbm_limit(bare: Slice) -> float:
-    """What the compiler says when it refuses a program that can't fit: no other interface tells it."""
-    huge = jax.ShapeDtypeStruct((TOO_LARGE,), jnp.uint8, sharding=bare.replicated)
+def hbm_limit(devices: list[jax.Device]) -> float:
+    """Bytes that a program may use on each chip, from the refusal of one that can't fit: no other interface has it."""
+    mesh = jax.sharding.Mesh(devices, ('all',), axis_types=(jax.sharding.AxisType.Auto,))
+    huge = jax.ShapeDtypeStruct((TOO_LARGE,), jnp.uint8, sharding=jax.NamedSharding(mesh, jax.P()))
     try:
-        jax.jit(lambda x: x + 1).lower(huge).compile()
+        compile_program(jax.jit(lambda x: x + 1).lower(huge), 'probe')
+    except DoesNotFitError as error:
+        return error.limit
+    raise UserError('this libtpu has no limit of memory')
+
+
+def compile_program(lowered: jax.stages.Lowered, name: str) -> jax.stages.Compiled:
+    """Raises DoesNotFitError where the chip's memory is too small."""
+    try:
+        return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        return out_of_memory(error)[1]
-    raise UserError(f'{bare.name}: this libtpu tells no limit of memory')
+        raise out_of_memory(error, name) from None
 
 
-def out_of_memory(error: Exception) -> tuple[float | None, float]:
-    """Bytes that the refused program wants (None where the compiler doesn't say) and may use, from the refusal.
-
-    Raises the error again if it is another.
-    """
-    said = str(error)
-    limit = re.search(r'available HBM \(([\d.]+)([KMGT])\)|of ([\d.]+)([KMGT]) hbm', said)
-    if 'RESOURCE_EXHAUSTED' not in said or limit is None:
-        raise error
-    wanted = re.search(r'Used ([\d.]+)([KMGT]) of|required[^(]*\(([\d.]+)([KMGT])\)', said)
-    return wanted and _bytes(wanted), _bytes(limit)
+def out_of_memory(error: Exception, name: str) -> Exception:
+    """The compiler's refusal as a DoesNotFitError, or `error` itself if it has another reason."""
+    message = str(error)
+    limit = re.search(r'available HBM \(([\d.]+)([KMGT])\)|of ([\d.]+)([KMGT]) hbm', message)
+    if 'RESOURCE_EXHAUSTED' not in message or limit is None:
+        return error
+    needed = re.search(r'Used ([\d.]+)([KMGT]) of|required[^(]*\(([\d.]+)([KMGT])\)', message)
+    return DoesNotFitError(name, needed and to_bytes(needed), to_bytes(limit))
 
 
-def _bytes(found: re.Match) -> float:
-    number, unit = (group for group in found.groups() if group is not None)
+def to_bytes(match: re.Match) -> float:
+    number, unit = (group for group in match.groups() if group is not None)
     return float(number) * 1024 ** (1 + 'KMGT'.index(unit))

@@ -66,8 +66,8 @@ class Logger:
         self._every, self._tokens, self._flops, self._observe, self._writer = every, tokens, flops, observe, writer
         self._pending: tuple[int, Metrics] | None = None
         self._waited = 0.0
-        chip = chips.KINDS[kind] if (kind := jax.devices()[0].device_kind) in chips.KINDS else None
-        self._peak = None if chip is None else chip.flops * jax.device_count()
+        peak = chips.PEAKS.get(jax.devices()[0].device_kind)
+        self._peak = None if peak is None else peak * jax.device_count()
 
     def start(self, step: int) -> None:
         """Time counts from here, with nothing in flight: evaluations and checkpoints are not training time."""
