@@ -18,7 +18,7 @@ from nca_jax import config as configs
 from nca_jax import experiment, files, folders, transfer
 from nca_jax.config import Config
 from nca_jax.errors import UserError, check
-from nca_jax.report import __main__ as report
+from nca_jax.report import write as report
 from nca_jax.train.loop import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 MAIN = 'main'

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -12,9 +13,22 @@ import sys
 import numpy as np
 import pytest
 
-from nca_jax import errors
-from nca_jax.report import __main__ as command
-from nca_jax.report import contents, figures, page, runs, stats, style, tables, words
+from nca_jax import cli, errors
+from nca_jax.report import (
+    figures,
+    first_stages,
+    losses,
+    page,
+    provenance,
+    records,
+    runs,
+    stats,
+    style,
+    tables,
+    words,
+    write,
+)
+from nca_jax.report.study import make_study
 
 STEPS = (50, 100, 200, 300, 400, 500, 600)
 TOKENS_PER_STEP = 4096
@@ -26,6 +40,7 @@ CURVES = {
 }
 OFFSETS = {'scratch': (0, 0.024, 0.011), 'nca': (0, 0.016, -0.028), 'only_attn': (0, -0.030, 0.035)}
 BYTES_PER_TOKEN = 3.1
+EVALUATORS = {'nca': 'nca_grid', 'text': 'perplexity', 'instruct': 'benchmark'}
 
 
 def write_run(folder, arm, stage='text', seed=0, records=(), done=True, **about):
@@ -36,6 +51,7 @@ def write_run(folder, arm, stage='text', seed=0, records=(), done=True, **about)
         'name': 'experiment',
         'arm': arm,
         'stage': stage,
+        'evaluator': EVALUATORS.get(stage, 'held_out'),
         'seed': seed,
         'identity': hashlib.sha256(f'{arm} {stage} {seed}'.encode()).hexdigest(),
         'config': {'seed': seed, 'smoke': False, 'optimizer': {'lr': 1e-3}, 'transfer': arm},
@@ -129,11 +145,11 @@ def write_study(root, **about):
     write_automata(parent)
     identity = json.loads((parent / 'run.json').read_text())['identity']
     plan = [['embed/.*', 'fresh'], ['head/.*', 'fresh'], ['.*/o/kernel', 'carry', {'scale': 0.2}], ['.*', 'carry']]
-    for arm, losses in CURVES.items():
+    for arm, means in CURVES.items():
         for seed, offset in enumerate(OFFSETS[arm]):
-            drift = np.linspace(0.3, 1, len(losses)) * offset
+            drift = np.linspace(0.3, 1, len(means)) * offset
             handed = None if arm == 'scratch' else {'identity': identity, 'step': 1000, 'plan': plan}
-            records = text_records([6.93, *np.add(losses, drift)], (0, *STEPS))  # evaluated before training, too
+            records = text_records([6.93, *np.add(means, drift)], (0, *STEPS))  # evaluated before training, too
             write_run(root / 'text' / f'{arm}-{seed}', arm, seed=seed, records=records, parent=handed, **about)
     return root
 
@@ -145,13 +161,17 @@ def edit(folder, **fields):
 
 
 def study_of(*folders, baseline=None):
-    return runs.make_study(runs.find_runs(folders), baseline)
+    return make_study(runs.find_runs(folders), baseline)
+
+
+def blocks_of(study):
+    return list(itertools.chain(*write.make_sections(study)))
 
 
 def pair(root, finals, baseline=(2.567, 2.591, 2.578)):
     """Runs of two arms with the given final losses; returns their study."""
-    for arm, losses in (('scratch', baseline), ('nca', finals)):
-        for seed, loss in enumerate(losses):
+    for arm, values in (('scratch', baseline), ('nca', finals)):
+        for seed, loss in enumerate(values):
             write_run(root / f'{arm}-{seed}', arm, seed=seed, records=text_records((4.0, loss), (100, 200)))
     return study_of(root)
 
@@ -169,7 +189,7 @@ def report(root, tmp_path_factory):
     """The command run once on the whole study: its folder."""
     out = tmp_path_factory.mktemp('out') / 'report'
     with (out.parent / 'terminal').open('w', encoding='utf-8') as terminal, contextlib.redirect_stdout(terminal):
-        assert command.main([str(root), '--out', str(out)]) == 0
+        assert cli.main(['report', str(root), '--out', str(out)]) == 0
     return out
 
 
@@ -180,21 +200,21 @@ def test_a_half_written_last_line_is_forgiven_and_nothing_else(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     good = b'{"kind": "train", "step": 1, "tokens": 5, "loss": 2.0}\n'
     path.write_bytes(good + good + b'{"kind": "eval", "evalu')
-    assert len(runs.read_metrics(path)) == 2
+    assert len(records.read_metrics(path)) == 2
     path.write_bytes(good + '{"kind": "train", "note": "é'.encode()[:-1])  # cut inside a character
-    assert len(runs.read_metrics(path)) == 1
+    assert len(records.read_metrics(path)) == 1
     path.write_bytes(good + b'{"kind": "eval", "evalu\n')
-    with pytest.raises(errors.UserError, match=r'metrics\.jsonl line 2: not JSON'):
-        runs.read_metrics(path)
+    with pytest.raises(errors.UserError, match=r'metrics\.jsonl:2: not JSON'):
+        records.read_metrics(path)
     path.write_bytes(good + b'{"kind": "ev\n' + good)
-    with pytest.raises(errors.UserError, match=r'metrics\.jsonl line 2: not JSON'):
-        runs.read_metrics(path)
+    with pytest.raises(errors.UserError, match=r'metrics\.jsonl:2: not JSON'):
+        records.read_metrics(path)
     path.write_bytes(b'[1, 2]\n')
-    with pytest.raises(errors.UserError, match='line 1: not a metrics record'):
-        runs.read_metrics(path)
+    with pytest.raises(errors.UserError, match=r'metrics\.jsonl:1: must be a JSON object, not list'):
+        records.read_metrics(path)
     path.write_bytes(b'{"kind": "eval", "step": 1, "tokens": 5}\n')
-    with pytest.raises(errors.UserError, match=r'line 1: .* without evaluator, loss'):
-        runs.read_metrics(path)
+    with pytest.raises(errors.UserError, match=r'metrics\.jsonl:1: lacks evaluator, loss'):
+        records.read_metrics(path)
 
 
 def test_runs_are_found_at_any_depth_and_once(root):
@@ -221,7 +241,7 @@ def test_unfinished_runs_are_named_and_left_out(tmp_path):
     (unmeasured / 'metrics.jsonl').write_text(''.join(lines[:3] + lines[4:]))
     write_run(tmp_path / 'diverged', 'scratch', seed=4, records=text_records((3.0, math.nan), (100, 200)))
     study = study_of(tmp_path)
-    assert list(study.arms['scratch']) == [0]
+    assert list(study.text['scratch']) == [0]
     assert {run.folder.name: reason for run, reason in study.left_out} == {
         'killed': 'not finished (last record: step 200)',
         'young': 'not finished (nothing recorded yet)',
@@ -252,7 +272,7 @@ def test_runs_on_different_text_are_refused(tmp_path):
     for name, text in (('a', 'one'), ('b', 'two')):
         records = text_records((3.0, 2.5), (100, 200))
         write_run(tmp_path / name, name, records=records, data={'text': text, 'tokenizer': 'cd'})
-    with pytest.raises(errors.UserError, match=r"can't compare a seed 0 .* with b seed 0 .*: .* on different text"):
+    with pytest.raises(errors.UserError, match=r"can't compare a seed 0 .* with b seed 0 .*: data\.text one and two"):
         study_of(tmp_path)
 
 
@@ -267,19 +287,19 @@ def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path):
     ('damage', 'message'),
     [
         (lambda run: (run / 'run.json').write_text('{"name": '), 'run.json: not JSON'),
-        (lambda run: (run / 'run.json').write_text('[]'), 'run.json: expected a JSON object, found list'),
-        (lambda run: (run / 'run.json').write_text('{"name": "x"}'), "run.json: field 'arm' is missing"),
-        (lambda run: edit(run, stage='vision'), "stage = 'vision': one of copy, dyck, instruct, nca, noise, text"),
+        (lambda run: (run / 'run.json').write_text('[]'), 'run.json: must be a JSON object, not list'),
+        (lambda run: (run / 'run.json').write_text('{"name": "x"}'), 'run.json: lacks arm, stage, evaluator'),
+        (lambda run: edit(run, evaluator=None), 'run.json: evaluator = None: must be of type str'),
         (lambda run: (run / 'run.json').unlink(), 'holds no run'),
-        (lambda run: (run / 'metrics.jsonl').write_text('oops\n'), 'metrics.jsonl line 1: not JSON'),
+        (lambda run: (run / 'metrics.jsonl').write_text('oops\n'), 'metrics.jsonl:1: not JSON'),
         (lambda run: edit(run, seed='0'), "run.json: seed = '0': must be of type int"),
         (lambda run: edit(run, config=None), 'run.json: config = None: must be of type dict'),
         (lambda run: edit(run, device={'kind': 'cpu'}), 'run.json: device lacks count'),
-        (lambda run: edit(run, parent={'x': 1}), 'run.json: parent lacks identity, plan, step'),
-        (lambda run: edit(run, parent='x'), "run.json: parent = 'x': must be of type dict"),
+        (lambda run: edit(run, parent={'x': 1}), 'run.json: parent lacks identity, step, plan'),
+        (lambda run: edit(run, parent='x'), "run.json: parent = 'x': must be of type dict | None"),
         (
             lambda run: (run / 'metrics.jsonl').write_text('{"kind": "train", "step": 1, "tokens": null}\n'),
-            'metrics.jsonl line 1: tokens = None: must be a number',
+            'metrics.jsonl:1: tokens = None: must be of type int | float',
         ),
         (lambda run: (run / 'automata.npz').write_bytes(b'oops'), 'automata.npz: not the automata of a run'),
         (lambda run: (run / 'automata.npz').write_bytes(b''), 'automata.npz: not the automata of a run'),
@@ -288,12 +308,12 @@ def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path):
             'automata.npz: not the automata of a run',
         ),
         (lambda run: (run / 'complexity.json').write_text('oops'), 'complexity.json: not JSON'),
-        (lambda run: (run / 'complexity.json').write_text('{}'), "complexity.json: field 'edges' is missing"),
+        (lambda run: (run / 'complexity.json').write_text('{}'), 'complexity.json: lacks edges, counts, band'),
         (
             lambda run: (run / 'complexity.json').write_text(
                 json.dumps(json.loads((run / 'complexity.json').read_text()) | {'counts': ['x']})
             ),
-            'complexity.json: counts must be numbers',
+            "complexity.json: counts[0] = 'x': must be of type int | float",
         ),
     ],
 )
@@ -301,7 +321,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_writes_nothing(tmp_path, cap
     run = write_run(tmp_path / 'runs' / 'nca', 'nca', 'nca', records=nca_records())
     write_automata(run)
     damage(run)
-    assert command.main([str(tmp_path / 'runs'), '--out', str(tmp_path / 'out')]) == 2
+    assert cli.main(['report', str(tmp_path / 'runs'), '--out', str(tmp_path / 'out')]) == 2
     said = capsys.readouterr()
     assert said.out == ''
     assert message in said.err
@@ -310,9 +330,9 @@ def test_bad_input_is_one_line_with_exit_code_2_and_writes_nothing(tmp_path, cap
 
 
 def test_missing_folder_and_unknown_baseline(tmp_path, root, capsys):
-    assert command.main([str(tmp_path / 'nowhere')]) == 2
+    assert cli.main(['report', str(tmp_path / 'nowhere')]) == 2
     assert 'nowhere: no such folder' in capsys.readouterr().err
-    assert command.main([str(root), '--out', str(tmp_path / 'out'), '--baseline', 'scrach']) == 2
+    assert cli.main(['report', str(root), '--out', str(tmp_path / 'out'), '--baseline', 'scrach']) == 2
     assert '--baseline scrach: no finished run of it; arms: nca, only_attn, scratch' in capsys.readouterr().err
 
 
@@ -321,7 +341,7 @@ def test_missing_folder_and_unknown_baseline(tmp_path, root, capsys):
 
 def test_a_supported_gain_is_said_with_its_interval(tmp_path):
     study = pair(tmp_path, (2.500, 2.516, 2.472))
-    (sentence,) = words.findings(study, contents.comparisons(study))
+    (sentence,) = losses.findings(study, losses.compare(study))
     # gain 0.0827 +- 0.0512 nats: 1 - exp(-x) = 7.9 (3.1 to 12.5) %
     claim = (
         '**nca** reaches 7.9 % lower perplexity than scratch (95 % interval 3.1 to 12.5 %; +0.083 nats, 3 paired seeds'
@@ -333,42 +353,42 @@ def test_a_supported_gain_is_said_with_its_interval(tmp_path):
 
 def test_an_unsupported_difference_is_not_significant_and_says_what_could_be_seen(tmp_path):
     study = pair(tmp_path, (2.560, 2.600, 2.540))  # gains .007 -.009 .038
-    found = contents.comparisons(study)['nca']
-    (sentence,) = words.findings(study, {'nca': found})
+    found = losses.compare(study)['nca']
+    (sentence,) = losses.findings(study, {'nca': found})
     assert '**not significant**' in sentence
     assert 'includes zero' in sentence
     assert f'with 3 seeds is {5.65349 * np.std([0.007, -0.009, 0.038], ddof=1) / 3**0.5:.3f} nats' in sentence
     assert 'supported' not in sentence
-    assert tables.result_rows(study, {'nca': found})[1]['verdict'] == 'not significant'
+    assert losses.result_rows(study, {'nca': found})[1]['verdict'] == 'not significant'
 
 
 def test_a_supported_loss_is_said_to_be_one(tmp_path):
     study = pair(tmp_path, (2.667, 2.692, 2.677))  # gains -.100 -.101 -.099
-    found = contents.comparisons(study)
-    (sentence,) = words.findings(study, found)
+    found = losses.compare(study)
+    (sentence,) = losses.findings(study, found)
     low, high = (100 * math.expm1(0.1 + x * 4.30265 * 0.001 / 3**0.5) for x in (-1, 1))
     assert f'ends at 10.5 % higher perplexity than scratch (95 % interval {low:.1f} to {high:.1f} %' in sentence
-    row = tables.result_rows(study, found)[1]
+    row = losses.result_rows(study, found)[1]
     assert row['verdict'] == 'worse'
     assert row['gain over scratch, nats'] == '-0.100 (-0.102 to -0.098)'
-    assert tables.comparison_rows(found, 'scratch')[0]['speed-up'] == 'not reached'
+    assert losses.comparison_rows(study, found)[0]['speed-up'] == 'not reached'
 
 
 def test_one_seed_supports_nothing(tmp_path):
     study = pair(tmp_path, (2.0,), (2.5,))
-    found = contents.comparisons(study)
-    (sentence,) = words.findings(study, found)
+    found = losses.compare(study)
+    (sentence,) = losses.findings(study, found)
     assert 'nothing is supported' in sentence
-    assert tables.result_rows(study, found)[1]['verdict'] == 'one seed: no interval'
-    assert tables.result_rows(study, found)[1]['final loss, nats'] == '2.000'
-    assert tables.comparison_rows(found, 'scratch')[0]['detectable'] == '-'
+    assert losses.result_rows(study, found)[1]['verdict'] == 'one seed: no interval'
+    assert losses.result_rows(study, found)[1]['final loss, nats'] == '2.000'
+    assert losses.comparison_rows(study, found)[0]['detectable'] == '-'
 
 
 def test_many_comparisons_temper_the_words(tmp_path):
-    found = contents.comparisons(pair(tmp_path, (2.500, 2.516, 2.472)))['nca']
+    found = losses.compare(study := pair(tmp_path, (2.500, 2.516, 2.472)))['nca']
     tempered = dataclasses.replace(found, holm=0.061)
-    assert words.verdict(tempered) == 'better, not after Holm'
-    (sentence,) = words.findings(study_of(tmp_path), {'nca': tempered})
+    assert words.verdict(tempered, 'nca', 'scratch') == 'better, not after Holm'
+    (sentence,) = losses.findings(study, {'nca': tempered})
     assert 'not once' in sentence
     assert 'Holm p = 0.061' in sentence
 
@@ -376,31 +396,29 @@ def test_many_comparisons_temper_the_words(tmp_path):
 def test_arms_without_common_seeds_or_baseline_are_not_compared(tmp_path):
     write_run(tmp_path / 'a', 'nca', seed=1, records=text_records((3.0, 2.5), (100, 200)))
     study = study_of(tmp_path)
-    assert words.findings(study, contents.comparisons(study)) == [
+    assert losses.findings(study, losses.compare(study)) == [
         'There is no finished run of the baseline scratch, so no arm is compared.'
     ]
     write_run(tmp_path / 'b', 'scratch', seed=2, records=text_records((3.0, 2.5), (100, 200)))
     study = study_of(tmp_path)
-    found = contents.comparisons(study)
-    assert words.findings(study, found) == ['**nca** shares no seed with scratch, so it is not compared.']
-    assert tables.result_rows(study, found)[1]['verdict'] == 'not compared'
-    contents.make_blocks(study)
+    found = losses.compare(study)
+    assert losses.findings(study, found) == ['**nca** shares no seed with scratch, so it is not compared.']
+    assert losses.result_rows(study, found)[1]['verdict'] == 'not compared'
+    blocks_of(study)
 
 
 def test_an_automata_stage_that_learned_nothing_is_warned_about(tmp_path):
     write_run(tmp_path / 'a', 'nca', 'nca', records=nca_records((5.54, 5.53, 5.53, 5.52, 5.52)), vocab_size=258)
-    (sentence,) = words.findings(study_of(tmp_path), {})
+    (sentence,) = first_stages.findings(study_of(tmp_path))
     assert 'conclude nothing about transfer' in sentence
 
 
 def test_what_intervals_leave_out_is_said(root, tmp_path):
     study = study_of(root)
-    (note,) = words.caveats(study, contents.comparisons(study))
+    (note,) = words.caveats(study.text, 'scratch')
     assert note.startswith('All seeds of `nca` and of `only_attn` start from one parent run')
     study = pair(tmp_path, (2.5, 2.5))
-    assert words.caveats(study, contents.comparisons(study)) == [
-        'Seeds without a partner between `nca` and `scratch`: 2.'
-    ]
+    assert words.caveats(study.text, 'scratch') == ['Seeds without a partner between `nca` and `scratch`: 2.']
 
 
 # The whole report
@@ -408,7 +426,7 @@ def test_what_intervals_leave_out_is_said(root, tmp_path):
 
 def test_the_table_holds_the_numbers(root):
     study = study_of(root)
-    scratch, nca, only_attn = tables.result_rows(study, contents.comparisons(study))
+    scratch, nca, only_attn = losses.result_rows(study, losses.compare(study))
     finals = np.add(CURVES['nca'][-1], OFFSETS['nca'])
     half = 4.30265 * np.std(finals, ddof=1) / 3**0.5
     assert scratch['verdict'] == 'baseline'
@@ -421,11 +439,35 @@ def test_the_table_holds_the_numbers(root):
 
 
 def test_no_mean_speedup_where_some_seeds_never_reach_the_baseline():
-    assert tables.speedups((1.2, None, 1.4)) == 'reached by 2 of 3'
-    assert tables.speedups((None, None)) == 'not reached'
-    assert tables.speedups((1.2, 1.4)) == f'1.30 ({1.3 - 12.7062 * 0.1:.2f} to {1.3 + 12.7062 * 0.1:.2f})'
-    assert tables.speedups((1.25,)) == '1.25'
-    assert tables.speedups(None) == 'unknown'
+    assert losses.speedup_cell((1.2, None, 1.4)) == 'reached by 2 of 3'
+    assert losses.speedup_cell((None, None)) == 'not reached'
+    assert losses.speedup_cell((1.2, 1.4)) == f'1.30 ({1.3 - 12.7062 * 0.1:.2f} to {1.3 + 12.7062 * 0.1:.2f})'
+    assert losses.speedup_cell((1.25,)) == '1.25'
+    assert losses.speedup_cell(None) == 'unknown'
+
+
+def test_speedups_are_of_each_seed_against_its_own_scratch(tmp_path):
+    finals = {'scratch': (2.0, 3.0), 'nca': (1.5, 2.0)}
+    write_run(tmp_path / 'automata', 'automata', 'nca', records=nca_records(), identity='aa')
+    for arm, values in finals.items():
+        for seed, final in enumerate(values):
+            handed = {'identity': 'aa', 'step': 100, 'plan': [['.*', 'carry']]} if arm == 'nca' else None
+            curve = text_records((4.0, final), (100, 200))
+            write_run(tmp_path / f'{arm}-{seed}', arm, seed=seed, records=curve, parent=handed)
+    study = study_of(tmp_path)
+    alone, counted = losses.speedups(study, losses.compare(study)['nca'])
+    for theirs, ours, value, with_earlier in zip(finals['scratch'], finals['nca'], alone, counted, strict=True):
+        high, end = math.exp(4.0), math.exp(ours)
+        reached = 100 + 100 * (high - math.exp(theirs)) / (high - end)
+        assert value == pytest.approx(200 / reached)
+        assert with_earlier == pytest.approx(200 / (reached + 100))
+
+
+def test_speedups_in_all_tokens_are_unknown_without_the_parent(tmp_path):
+    pair(tmp_path, (2.5,), (2.6,))
+    edit(tmp_path / 'nca-0', parent={'identity': 'elsewhere', 'step': 1, 'plan': []})
+    study = study_of(tmp_path)
+    assert losses.speedups(study, losses.compare(study)['nca'])[1] is None
 
 
 def test_tokens_of_all_earlier_stages_are_counted(tmp_path):
@@ -441,14 +483,14 @@ def test_tokens_of_all_earlier_stages_are_counted(tmp_path):
     assert study.earlier_tokens(by_arm['nca']) == 0
     assert study.earlier_tokens(by_arm['math']) == 30 * 10
     assert study.earlier_tokens(by_arm['tuned']) == 30 * 10 + 11 * 7
-    assert tables.lineage(study, by_arm['tuned']) == 'a @30 -> b @11 -> c'
+    assert provenance.lineage(study, by_arm['tuned']) == 'a @30 -> b @11 -> c'
     alone = study_of(tmp_path / 'c')
     assert alone.earlier_tokens(alone.runs[0]) is None
-    assert tables.lineage(alone, alone.runs[0]) == 'bb (not in these folders) @11 -> c'
+    assert provenance.lineage(alone, alone.runs[0]) == 'bb (not in these folders) @11 -> c'
 
 
 def test_settings_that_differ_are_shown_and_no_others(root):
-    rows = tables.setting_rows(study_of(root))
+    rows = provenance.setting_rows(study_of(root).text)
     assert [row['setting'] for row in rows] == ['`seed`', '`transfer`']
     assert rows[1]['only_attn'] == '`only_attn`'
 
@@ -486,7 +528,7 @@ def test_markdown_shows_every_figure_and_what_was_left_out(report):
 def test_terminal_shows_the_same_table_and_the_paths(root, report):
     said = (report.parent / 'terminal').read_text('utf-8')
     study = study_of(root)
-    table = tables.table(tables.result_rows(study, contents.comparisons(study)))
+    table = tables.table(losses.result_rows(study, losses.compare(study)))
     assert table in said
     assert table in (report / 'report.md').read_text('utf-8')
     assert said.splitlines()[-2:] == [str(report / 'report.md'), str(report / 'report.html')]
@@ -495,30 +537,32 @@ def test_terminal_shows_the_same_table_and_the_paths(root, report):
 
 def test_another_baseline(root):
     study = study_of(root, baseline='nca')
-    assert next(iter(study.arms)) == 'nca'
-    assert list(contents.comparisons(study)) == ['only_attn', 'scratch']
+    assert next(iter(study.text)) == 'nca'
+    assert list(losses.compare(study)) == ['only_attn', 'scratch']
+    assert losses.compare(dataclasses.replace(study, baseline='c4')) == {}
 
 
 def test_smoke_runs_mean_nothing_everywhere(tmp_path, capsys):
     records = text_records((3.0, 2.5), (100, 200))
     write_run(tmp_path / 'runs' / 'a', 'scratch', records=records, config={'smoke': True})
-    assert command.main([str(tmp_path / 'runs')]) == 0
+    assert cli.main(['report', str(tmp_path / 'runs')]) == 0
     assert capsys.readouterr().out.startswith('Smoke test')
     out = tmp_path / 'runs' / 'report'
-    assert f'> **{contents.SMOKE}**' in (out / 'report.md').read_text('utf-8')
-    assert f'<p class="warning">{contents.SMOKE}</p>' in (out / 'report.html').read_text('utf-8')
+    assert f'> **{write.SMOKE}**' in (out / 'report.md').read_text('utf-8')
+    assert f'<p class="warning">{write.SMOKE}</p>' in (out / 'report.html').read_text('utf-8')
 
 
 def test_names_cannot_break_the_page():
     table = page.Table([{'arm': '<script>alert(1)</script>', 'x': '1 & 2'}])
-    text = page.page('a < b', [table, page.Bullets(['**bold** <i>'])])
+    text = page.as_html('a < b', [table, page.Bullets(['**bold** <i>'])])
     assert '<script' not in text
     assert '&lt;script&gt;' in text
     assert '<strong>bold</strong> &lt;i&gt;' in text
 
 
 def test_no_jax_is_imported():
-    code = 'import sys, nca_jax.report.__main__; sys.exit(any(m.split(".")[0] in ("jax", "flax") for m in sys.modules))'
+    imports = 'import sys, nca_jax.report.write, nca_jax.report.command'
+    code = f'{imports}; sys.exit(any(m.split(".")[0] in ("jax", "flax") for m in sys.modules))'
     assert subprocess.run([sys.executable, '-c', code], check=False).returncode == 0
 
 
@@ -528,7 +572,7 @@ def test_no_jax_is_imported():
 def test_curves_show_means_and_paired_gains(root):
     study = study_of(root)
     left, right = figures.learning_curves(study, style.LIGHT).axes
-    colours = style.arm_colours(list(study.arms), 'scratch', style.LIGHT)
+    colours = style.arm_colours(study.arms, 'scratch', style.LIGHT)
     ours = next(line for line in left.lines if line.get_color() == colours['nca'])
     finals = np.add(CURVES['nca'][-1], OFFSETS['nca'])
     assert ours.get_ydata()[-1] == pytest.approx(finals.mean())
@@ -576,28 +620,28 @@ def test_several_automata_runs_have_their_own_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(style, 'png', lambda figure: b'')  # drawn all the same, only not rendered
     for arm in ('nca', 'shuffled'):
         write_automata(write_run(tmp_path / arm, arm, 'nca', records=nca_records(), vocab_size=258), colours=4, size=8)
-    names = [block.name for block in contents.make_blocks(study_of(tmp_path)) if isinstance(block, page.Picture)]
+    names = [block.name for block in blocks_of(study_of(tmp_path)) if isinstance(block, page.Picture)]
     assert names == ['nca_stage', 'automata_nca', 'complexity_nca', 'automata_shuffled', 'complexity_shuffled']
 
 
 def test_one_pair_of_runs_without_automata_still_makes_a_page(tmp_path):
     study = pair(tmp_path, (2.0,), (2.5,))
-    text = page.markdown(contents.make_blocks(study))
+    text = page.as_markdown(blocks_of(study))
     assert 'learning_curves.png' in text
-    assert math.isnan(contents.comparisons(study)['nca'].detectable)
-    assert isinstance(contents.comparisons(study)['nca'], stats.Comparison)
+    assert math.isnan(losses.compare(study)['nca'].detectable)
+    assert isinstance(losses.compare(study)['nca'], stats.Comparison)
 
 
 def test_other_first_stages_are_reported_like_automata(tmp_path):
     """A text run whose parent is a Dyck run: its arm, its lineage, its earlier tokens, and the parent's own numbers."""
     names = {'dyck': (3.0, 2.9), 'noise': (4.85, 4.852)}
     parents = {}
-    for stage, losses in names.items():
+    for stage, values in names.items():
         lines = [
             {'kind': 'eval', 'evaluator': 'held_out', 'step': step, 'tokens': step * TOKENS_PER_STEP, 'loss': loss}
             | {'accuracy': 0.31, 'time': 0}
             | ({'close_accuracy': 0.97} if stage == 'dyck' else {})
-            for step, loss in zip((100, 200), losses, strict=True)
+            for step, loss in zip((100, 200), values, strict=True)
         ]
         folder = write_run(tmp_path / stage, stage, stage, records=lines, vocab_size=128, data={})
         parents[stage] = json.loads((folder / 'run.json').read_text())['identity']
@@ -607,18 +651,19 @@ def test_other_first_stages_are_reported_like_automata(tmp_path):
         records = text_records(np.subtract(CURVES['scratch'], 0.1 + 0.001 * seed))
         write_run(tmp_path / f'dyck-{seed}', 'dyck all x1', seed=seed, records=records, parent=handed)
     study = study_of(tmp_path)
-    assert set(study.arms) == {'scratch', 'dyck all x1'}
+    assert set(study.text) == {'scratch', 'dyck all x1'}
     assert ([run.stage for run in study.controls], study.nca) == (['dyck', 'noise'], ())
-    assert study.earlier_tokens(study.arms['dyck all x1'][0]) == 200 * TOKENS_PER_STEP
-    found = contents.comparisons(study)['dyck all x1']
+    assert study.earlier_tokens(study.text['dyck all x1'][0]) == 200 * TOKENS_PER_STEP
+    found = losses.compare(study)['dyck all x1']
     assert found.gain.mean == pytest.approx(0.101)
-    assert found.speedups_all[0] < found.speedups[0]
-    dyck, noise = tables.control_rows(study)
+    alone, counted = losses.speedups(study, found)
+    assert counted[0] < alone[0]
+    dyck, noise = first_stages.stage_rows(study.controls, first_stages.CONTROL_COLUMNS)
     assert (dyck['stage'], dyck['tokens right, %'], dyck['closing brackets right, %']) == ('dyck', '31.0', '97.0')
     assert noise['closing brackets right, %'] == tables.number(None)
-    *_, of_dyck, of_noise = words.findings(study, contents.comparisons(study))
+    of_dyck, of_noise = first_stages.findings(study)
     assert of_dyck.startswith('The dyck stage `dyck` brought its held-out loss to 2.900')
     assert of_noise.endswith('There is nothing to learn in it.')
-    shown = [block.text for block in contents.make_blocks(study) if isinstance(block, page.Heading)]
+    shown = [block.text for block in blocks_of(study) if isinstance(block, page.Heading)]
     assert 'In place of the automata' in shown
     assert 'The automata' not in shown

@@ -6,11 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from nca_jax import errors
+from nca_jax import cli, errors
 from nca_jax.problems import passk
-from nca_jax.report import __main__ as command
-from nca_jax.report import contents, figures, page, solved, style, tables
-from tests.test_report_page import TOKENS_PER_STEP, edit, study_of, text_records, write_run
+from nca_jax.report import figures, page, provenance, scores, solved, style, tables, words
+from tests.test_report_page import TOKENS_PER_STEP, blocks_of, edit, study_of, text_records, write_run
 
 TEXT = text_records((4.0, 2.5), (100, 200))
 
@@ -37,7 +36,7 @@ def counted(found, step, evaluator='benchmark'):
     } | found
 
 
-def scores(problems=200, samples=4, **fields):
+def scored(problems=200, samples=4, **fields):
     """pass@1 and others by name ('pass_1', in percent), with intervals over problems of +-1 point."""
     found = {'problems': problems, 'samples': samples}
     for name, value in fields.items():
@@ -63,17 +62,21 @@ def write_pairs(root, finals, **fields):
     """{arm: ((pass@1, pass@4) of each seed)} as runs; returns their study."""
     for arm, by_seed in finals.items():
         for seed, (first, fourth) in enumerate(by_seed):
-            after = scores(pass_1=first, pass_2=(first + fourth) / 2, pass_4=fourth)
-            write_solved(root / f'{arm}-{seed}', arm, seed, after, scores(pass_1=1.0, pass_2=2.0, pass_4=4.0), **fields)
+            after = scored(pass_1=first, pass_2=(first + fourth) / 2, pass_4=fourth)
+            write_solved(root / f'{arm}-{seed}', arm, seed, after, scored(pass_1=1.0, pass_2=2.0, pass_4=4.0), **fields)
     return study_of(root)
 
 
 FINALS = {'nca': ((12.0, 30.0), (14.5, 32.0), (13.0, 31.0)), 'scratch': ((10.0, 27.0), (11.5, 31.0), (12.0, 28.0))}
 
 
+def all_gains(study):
+    return {name: scores.compare(group, study.baseline) for name, group in study.solved.items()}
+
+
 def gains_of(study):
     ((name, group),) = study.solved.items()
-    return group, solved.gains(group, study.baseline), name
+    return group, scores.compare(group, study.baseline), name
 
 
 def simulated(seed, skill, tasks, samples=8, problems=60):
@@ -98,7 +101,7 @@ def simulated(seed, skill, tasks, samples=8, problems=60):
 
 def test_levels_over_seeds_by_hand(tmp_path):
     group, found, _ = gains_of(write_pairs(tmp_path, FINALS))
-    scratch, nca = solved.rows(group, found, 'scratch')
+    scratch, nca = solved.result_rows(group, found, 'scratch')
     # 12, 14.5, 13: mean 13.1667, sd sqrt(3.16667 / 2) = 1.25831; t(0.975, 2) = 4.30265: half-width 3.12582
     assert (nca['pass@1, %'], nca['seeds'], nca['interval over']) == ('13.17 (10.04 to 16.29)', '0 1 2', 'seeds')
     # 30, 32, 31: sd 1, half-width 2.48414
@@ -110,8 +113,8 @@ def test_levels_over_seeds_by_hand(tmp_path):
 
 
 def test_intervals_of_levels_end_at_0_and_100():
-    low = solved.level([{'pass@1': 0.001}, {'pass@1': 0.02}], 'pass@1')
-    high = solved.level([{'pass@1': 0.999}, {'pass@1': 0.98}], 'pass@1')
+    low = scores.level([{'pass@1': 0.001}, {'pass@1': 0.02}], 'pass@1')
+    high = scores.level([{'pass@1': 0.999}, {'pass@1': 0.98}], 'pass@1')
     assert (low.low, high.high) == (0.0, 100.0)
     # the sd of two values is their distance / sqrt(2), so that the half-width is t(0.975, 1) / 2 of the distance
     assert low.high == pytest.approx(1.05 + 12.7062 * 1.9 / 2, abs=1e-4)
@@ -119,14 +122,14 @@ def test_intervals_of_levels_end_at_0_and_100():
 
 def test_paired_gains_by_hand(tmp_path):
     _, found, _ = gains_of(write_pairs(tmp_path, FINALS))
-    one, four = found['nca'][1], found['nca'][4]
+    one, four = found['nca', 1], found['nca', 4]
     # gains 2, 3, 1: sd 1, t = 2 sqrt(3); with two degrees of freedom p = 1 - t / sqrt(t^2 + 2)
     assert (one.gain.mean, one.gain.sd, one.gain.half) == pytest.approx((2.0, 1.0, 2.48414), abs=1e-5)
-    assert one.p == pytest.approx(1 - math.sqrt(12 / 14), abs=1e-6)
+    assert one.gain.p == pytest.approx(1 - math.sqrt(12 / 14), abs=1e-6)
     assert one.detectable == pytest.approx(5.65349 / math.sqrt(3), abs=1e-4)
     # gains 3, 1, 3: mean 7/3, sd sqrt(4/3), t = 3.5
-    assert four.p == pytest.approx(1 - 3.5 / math.sqrt(14.25), abs=1e-6)
-    assert (one.holm, four.holm) == pytest.approx((2 * four.p, 2 * four.p))
+    assert four.gain.p == pytest.approx(1 - 3.5 / math.sqrt(14.25), abs=1e-6)
+    assert (one.holm, four.holm) == pytest.approx((2 * four.gain.p, 2 * four.gain.p))
     assert not one.supported
     first, second = solved.gain_rows(found, 'scratch')
     assert (first['score'], first['gain, points'], first['detectable']) == ('pass@1', '+2.00 (-0.48 to +4.48)', '3.26')
@@ -136,7 +139,7 @@ def test_paired_gains_by_hand(tmp_path):
 def test_one_seed_has_the_interval_over_problems_and_says_so(tmp_path):
     study = write_pairs(tmp_path, {arm: finals[:1] for arm, finals in FINALS.items()})
     group, found, name = gains_of(study)
-    _, nca = solved.rows(group, found, 'scratch')
+    _, nca = solved.result_rows(group, found, 'scratch')
     assert (nca['interval over'], nca['pass@1, %']) == ('problems', '12.00 (11.00 to 13.00)')
     assert (nca['pass@1 over scratch, points'], nca['verdict']) == ('+2.00', 'one seed: no interval')
     (sentence,) = solved.findings(study, {name: found})
@@ -155,7 +158,7 @@ def picture_of(study):
 
 
 def findings_of(study):
-    return solved.findings(study, solved.all_gains(study))
+    return solved.findings(study, all_gains(study))
 
 
 def against(root, *gained, first=10.0):
@@ -190,27 +193,27 @@ def test_holm_counts_what_is_tested_and_may_take_a_gain_back(tmp_path):
     (sentence,) = findings_of(against(tmp_path, 3.0, 1.5, 2.0))
     assert '**supported on its own, but not once 2 comparisons are corrected for** (Holm p = 0.078)' in sentence
     assert sentence.endswith('points: better, not after Holm.')
-    write_solved(tmp_path / 'other-0', 'other', 0, scores(pass_1=11.0, pass_2=12.0, pass_4=33.0))
-    write_solved(tmp_path / 'other-1', 'other', 1, scores(pass_1=12.0, pass_2=12.0, pass_4=31.5))
-    found = solved.all_gains(study_of(tmp_path))['gsm_symbolic']
+    write_solved(tmp_path / 'other-0', 'other', 0, scored(pass_1=11.0, pass_2=12.0, pass_4=33.0))
+    write_solved(tmp_path / 'other-1', 'other', 1, scored(pass_1=12.0, pass_2=12.0, pass_4=31.5))
+    found = all_gains(study_of(tmp_path))['gsm_symbolic']
     # gains 3 and 0.5: t = 1.4, with one degree of freedom. In pass@1 it is 1 point higher twice: no spread, no test
-    assert found['other'][4].p == pytest.approx(1 - 2 * math.atan(1.4) / math.pi)
-    assert math.isnan(found['other'][1].holm)
-    assert found['nca'][1].holm == pytest.approx(3 * found['nca'][1].p)
+    assert found['other', 4].gain.p == pytest.approx(1 - 2 * math.atan(1.4) / math.pi)
+    assert math.isnan(found['other', 1].holm)
+    assert found['nca', 1].holm == pytest.approx(3 * found['nca', 1].gain.p)
 
 
 def test_pairs_that_all_differ_by_the_same_support_nothing(tmp_path):
     study = against(tmp_path, 0.1, 0.1, first=0.2)  # whose differences are not the same in binary
     group, found, _ = gains_of(study)
-    assert found['nca'][1].gain.sd == 0
+    assert found['nca', 1].gain.sd == 0
     (sentence,) = findings_of(study)
     assert 'the same in each of 2 paired seeds: without spread there is no interval, so nothing is supp' in sentence
-    assert solved.rows(group, found, 'scratch')[1]['verdict'] == 'no spread: no interval'
+    assert solved.result_rows(group, found, 'scratch')[1]['verdict'] == 'no spread: no interval'
     assert picture_of(study).axes[1].get_ylim()[1] > 0.1
 
 
 def test_arms_without_a_partner_are_not_compared(tmp_path):
-    after = scores(pass_1=5.0)
+    after = scored(pass_1=5.0)
     write_solved(tmp_path / 'a', 'nca', 1, after)
     (sentence,) = findings_of(study_of(tmp_path))
     assert sentence == 'There is no finished run of the baseline scratch on gsm_symbolic, so no arm is compared.'
@@ -218,8 +221,8 @@ def test_arms_without_a_partner_are_not_compared(tmp_path):
     study = study_of(tmp_path)
     assert findings_of(study) == ['**nca** shares no seed with scratch on gsm_symbolic, so it is not compared.']
     group, found, _ = gains_of(study)
-    assert [row['verdict'] for row in solved.rows(group, found, 'scratch')] == ['baseline', 'not compared']
-    contents.make_blocks(study)
+    assert [row['verdict'] for row in solved.result_rows(group, found, 'scratch')] == ['baseline', 'not compared']
+    blocks_of(study)
     assert findings_of(study_of(tmp_path / 'b')) == [
         'Only the baseline scratch was asked gsm_symbolic, so no arm is compared.'
     ]
@@ -230,13 +233,13 @@ def test_what_the_intervals_leave_out(tmp_path):
     for arm, seeds in (('scratch', (0, 1)), ('nca', (0, 1, 2))):
         for seed in seeds:
             handed = parent if arm == 'nca' else parent | {'identity': f'p{seed}'}
-            write_solved(tmp_path / f'{arm}-{seed}', arm, seed, scores(pass_1=5.0 + seed), parent=handed)
+            write_solved(tmp_path / f'{arm}-{seed}', arm, seed, scored(pass_1=5.0 + seed), parent=handed)
     study = study_of(tmp_path)
-    group, found, _ = gains_of(study)
-    shared, alone = solved.caveats(group, found, 'scratch')
+    group, *_ = gains_of(study)
+    shared, alone = words.caveats(group, 'scratch')
     assert shared.startswith('All seeds of `nca` start from one parent run')
     assert alone == 'Seeds without a partner between `nca` and `scratch`: 2.'
-    assert [row['arm'] for row in tables.plan_rows(study)] == ['scratch, instruct', 'nca, instruct']
+    assert [row['arm'] for row in provenance.plan_rows(study)] == ['scratch, instruct', 'nca, instruct']
 
 
 # Several tasks, and guessing
@@ -296,12 +299,12 @@ def test_programs_not_judged_yet_are_left_out_with_the_reason(tmp_path):
     write_run(tmp_path / 'text', 'nca', records=[*TEXT, counted(unjudged, 200)], config={'benchmark': config})
     study = study_of(tmp_path)
     assert study.solved == {}
-    assert list(study.arms['nca']) == [0]
+    assert list(study.text['nca']) == [0]
     assert {run.name: reason for run, reason in study.left_out} == {
         'tuned': 'its programs are not judged yet',
         'text': 'its programs are not judged yet (missing from the problems solved only)',
     }
-    assert 'Problems solved' not in page.markdown(contents.make_blocks(study))
+    assert 'Problems solved' not in page.as_markdown(blocks_of(study))
 
 
 def test_evaluation_alone_has_a_table_of_its_own(tmp_path):
@@ -309,32 +312,34 @@ def test_evaluation_alone_has_a_table_of_its_own(tmp_path):
     for arm, skill in (('scratch', 0.0), ('nca', 0.1)):
         after = simulated(1, skill, {'humaneval': 0})
         write_solved(tmp_path / arm, arm, 0, after, step=0, loss=None, config=config)
-    write_solved(tmp_path / 'tuned', 'nca', 0, scores(pass_1=3.0), config=asked('humaneval'))
+    write_solved(tmp_path / 'tuned', 'nca', 0, scored(pass_1=3.0), config=asked('humaneval'))
     study = study_of(tmp_path)
     assert list(study.solved) == ['humaneval', 'humaneval as carried']
     assert study.left_out == ()
     group = study.solved['humaneval as carried']
     assert list(group) == ['scratch', 'nca']
-    (row, _) = solved.rows(group, solved.gains(group, 'scratch'), 'scratch')
+    (row, _) = solved.result_rows(group, scores.compare(group, 'scratch'), 'scratch')
     assert [name for name in row if 'before' in name or 'loss' in name] == []
-    assert solved.about(group).startswith('60 problems, 8 samples each of at most 250 tokens, worked examples before')
+    assert solved.describe(group).startswith(
+        '60 problems, 8 samples each of at most 250 tokens, worked examples before'
+    )
     assert solved.task_rows(group) == solved.chance_rows(group) == []
-    assert contents.summary(study).count('Problems solved: ') == 2
+    assert [line for line in page.as_text(blocks_of(study)).split('\n') if line in study.solved] == list(study.solved)
 
 
 def test_text_runs_are_among_both_and_instruct_runs_only_here(tmp_path):
     for seed in range(2):
-        benchmark = [counted(scores(pass_1=4.0 + seed), 200), counted(scores(pass_1=99.0), 200, 'benchmark_ema')]
+        benchmark = [counted(scored(pass_1=4.0 + seed), 200), counted(scored(pass_1=99.0), 200, 'benchmark_ema')]
         config = {'benchmark': asked()}
         write_run(tmp_path / f'text-{seed}', 'scratch', seed=seed, records=[*TEXT, *benchmark], config=config)
-    alone = [counted(scores(pass_1=3.0), 0), {**TEXT[1], 'step': 0, 'tokens': 0}]
+    alone = [counted(scored(pass_1=3.0), 0), {**TEXT[1], 'step': 0, 'tokens': 0}]
     write_run(tmp_path / 'alone', 'scratch', records=alone, config={'benchmark': asked()})
-    write_solved(tmp_path / 'tuned', 'scratch', 0, scores(pass_1=6.0))
+    write_solved(tmp_path / 'tuned', 'scratch', 0, scored(pass_1=6.0))
     held_out = {'kind': 'eval', 'evaluator': 'held_out', 'step': 140, 'tokens': 140 * TOKENS_PER_STEP, 'loss': 1.5}
     write_run(tmp_path / 'unasked', 'scratch', 'instruct', 1, [held_out], data={'problems': 'pq'})
     study = study_of(tmp_path)
     assert list(study.solved) == ['gsm_symbolic', 'gsm_symbolic in the text stage', 'gsm_symbolic without training']
-    assert list(study.arms['scratch']) == [0, 1]
+    assert list(study.text['scratch']) == [0, 1]
     assert sorted(run.name for run in study.runs) == ['alone', 'text-0', 'text-1', 'tuned']
     assert {run.name: reason for run, reason in study.left_out} == {
         'unasked': 'no benchmark evaluation at its last step 140'
@@ -342,17 +347,17 @@ def test_text_runs_are_among_both_and_instruct_runs_only_here(tmp_path):
     text = study.solved['gsm_symbolic in the text stage']['scratch']
     assert [run.solved['pass@1'] for run in text.values()] == [0.04, 0.05]
     assert study.solved['gsm_symbolic without training']['scratch'][0].solved_before is None
-    assert [row['run'] for row in tables.run_rows(study)].count('text-0') == 1
-    blocks = contents.make_blocks(study)
+    assert [row['run'] for row in provenance.run_rows(study)].count('text-0') == 1
+    blocks = blocks_of(study)
     assert not any(isinstance(block, page.Picture) and 'pass' in block.name for block in blocks)  # one k is no curve
 
 
 def test_unfinished_runs_have_no_place(tmp_path):
-    folder = write_solved(tmp_path / 'a', 'nca', 0, scores(pass_1=3.0), scores(pass_1=1.0))
+    folder = write_solved(tmp_path / 'a', 'nca', 0, scored(pass_1=3.0), scored(pass_1=1.0))
     lines = (folder / 'metrics.jsonl').read_text().splitlines(keepends=True)
     (folder / 'metrics.jsonl').write_text(''.join(lines[:2]))
     (folder / 'metrics.jsonl').open('a').write(lines[-1])
-    write_solved(tmp_path / 'b', 'nca', 1, scores(pass_1=3.0), done=False)
+    write_solved(tmp_path / 'b', 'nca', 1, scored(pass_1=3.0), done=False)
     study = study_of(tmp_path)
     assert [reason for _, reason in study.left_out] == [
         'no benchmark evaluation at its last step 140',
@@ -367,18 +372,18 @@ def test_unfinished_runs_have_no_place(tmp_path):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'data': {'problems': 'other', 'tokenizer': 'cd'}}, 'their problems or their tokenizers differ'),
-        ({'after': scores(problems=199, pass_1=5.0)}, 'problems 200 and 199'),
-        ({'after': scores(samples=8, pass_1=5.0)}, 'samples 4 and 8'),
-        ({'after': scores(pass_1=5.0, pass_2=6.0)}, 'only one of them recorded pass@2, pass@2_high, pass@2_low'),
-        ({'step': 70}, 'final tokens 573440 and 286720'),
+        ({'data': {'problems': 'other', 'tokenizer': 'cd'}}, 'data.problems pq and other'),
+        ({'after': scored(problems=199, pass_1=5.0)}, 'problems 200 and 199'),
+        ({'after': scored(samples=8, pass_1=5.0)}, 'samples 4 and 8'),
+        ({'after': scored(pass_1=5.0, pass_2=6.0)}, 'recorded pass@2 absent and present'),
+        ({'step': 70}, 'final tokens 573,440 and 286,720'),
         ({'config': asked(shots=0)}, 'benchmark.shots 3 and 0'),
-        ({'config': asked(sampling={'temperature': 1.0, 'top_p': 1.0})}, 'benchmark.sampling.temperature 0.6 and 1.0'),
+        ({'config': asked(sampling={'temperature': 1.0, 'top_p': 1.0})}, 'benchmark.sampling.temperature 0.6 and 1'),
     ],
 )
 def test_runs_that_were_asked_otherwise_are_refused(tmp_path, change, message):
-    write_solved(tmp_path / 'a', 'scratch', 0, scores(pass_1=5.0))
-    write_solved(tmp_path / 'b', 'nca', 0, **{'after': scores(pass_1=5.0)} | change)
+    write_solved(tmp_path / 'a', 'scratch', 0, scored(pass_1=5.0))
+    write_solved(tmp_path / 'b', 'nca', 0, **{'after': scored(pass_1=5.0)} | change)
     pair = r"^can't compare scratch seed 0 .*a\) with nca seed 0 .*b\)"
     with pytest.raises(errors.UserError, match=f'{pair}: {message}$'):
         study_of(tmp_path)
@@ -386,14 +391,14 @@ def test_runs_that_were_asked_otherwise_are_refused(tmp_path, change, message):
 
 def test_where_and_how_fast_problems_were_asked_is_no_difference(tmp_path):
     problems = asked()['problems'] | {'path': 'elsewhere'}
-    write_solved(tmp_path / 'a', 'scratch', 0, scores(pass_1=5.0))
-    write_solved(tmp_path / 'b', 'nca', 0, scores(pass_1=5.0), config=asked(problems=problems, batch={}, run_code=True))
+    write_solved(tmp_path / 'a', 'scratch', 0, scored(pass_1=5.0))
+    write_solved(tmp_path / 'b', 'nca', 0, scored(pass_1=5.0), config=asked(problems=problems, batch={}, run_code=True))
     assert list(study_of(tmp_path).solved['gsm_symbolic']) == ['scratch', 'nca']
 
 
 def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path):
     for name in 'ab':
-        write_solved(tmp_path / name, 'nca', 5, scores(pass_1=5.0))
+        write_solved(tmp_path / name, 'nca', 5, scored(pass_1=5.0))
     with pytest.raises(errors.UserError, match=r'two runs are nca seed 5 on gsm_symbolic: .*a and .*b'):
         study_of(tmp_path)
     edit(tmp_path / 'b', config={'benchmark': asked('arithmetic')})  # of another benchmark it may be
@@ -403,23 +408,29 @@ def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ('damage', 'message'),
     [
-        (lambda run: edit(run, config={'benchmark': None}), 'config.benchmark = None: must be a block'),
-        (lambda run: edit(run, config={'benchmark': {}}), 'config.benchmark lacks problems, limit, shots'),
+        (lambda run: edit(run, config={'benchmark': None}), 'config.benchmark = None: must be of type dict'),
+        (
+            lambda run: edit(run, config={'benchmark': {}}),
+            'config.benchmark lacks limit, shots, samples, max_tokens, problems',
+        ),
         (
             lambda run: edit(run, config={'benchmark': asked(sampling={})}),
             'config.benchmark.sampling lacks temperature',
         ),
         (lambda run: edit(run, data={}), 'run.json: data lacks problems'),
-        (lambda run: line(run, {'problems': 3}), "line 1: a record of kind 'eval' without samples"),
-        (lambda run: line(run, scores() | {'pass@2': 0.5}), 'without pass@1, pass@2_high, pass@2_low'),
-        (lambda run: line(run, scores(pass_1=5.0) | {'chance_pass@1': 0.5}), 'without normalised@1, normalised_by'),
-        (lambda run: line(run, scores(pass_1=5.0) | {'sums/pass@1': 'x'}), "sums/pass@1 = 'x': must be a number"),
-        (lambda run: line(run, {}, 'held_out'), "line 1: a record of kind 'eval' without loss"),
+        (lambda run: line(run, {'problems': 3}), 'metrics.jsonl:1: lacks samples'),
+        (lambda run: line(run, scored() | {'pass@2': 0.5}), 'lacks pass@1, pass@2_low, pass@2_high'),
+        (lambda run: line(run, scored(pass_1=5.0) | {'chance_pass@1': 0.5}), 'lacks normalised@1, normalised_by'),
+        (
+            lambda run: line(run, scored(pass_1=5.0) | {'sums/pass@1': 'x'}),
+            "sums/pass@1 = 'x': must be of type int | float",
+        ),
+        (lambda run: line(run, {}, 'held_out'), 'metrics.jsonl:1: lacks loss'),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, damage, message):
-    damage(write_solved(tmp_path / 'runs' / 'nca', 'nca', 0, scores(pass_1=5.0)))
-    assert command.main([str(tmp_path / 'runs'), '--out', str(tmp_path / 'out')]) == 2
+    damage(write_solved(tmp_path / 'runs' / 'nca', 'nca', 0, scored(pass_1=5.0)))
+    assert cli.main(['report', str(tmp_path / 'runs'), '--out', str(tmp_path / 'out')]) == 2
     said = capsys.readouterr()
     assert message in said.err
     assert (said.out, len(said.err.splitlines())) == ('', 1)
@@ -438,11 +449,11 @@ def test_the_page_and_the_terminal_show_what_was_solved(tmp_path, capsys):
     write_pairs(tmp_path / 'runs', FINALS)
     for arm in ('nca', 'scratch'):
         write_run(tmp_path / 'runs' / f'text-{arm}', arm, records=TEXT)
-    assert command.main([str(tmp_path / 'runs'), '--out', str(tmp_path / 'out')]) == 0
+    assert cli.main(['report', str(tmp_path / 'runs'), '--out', str(tmp_path / 'out')]) == 0
     said, text = capsys.readouterr().out, (tmp_path / 'out' / 'report.md').read_text('utf-8')
     study = study_of(tmp_path / 'runs')
     group, found, _ = gains_of(study)
-    for table in (solved.rows(group, found, 'scratch'), solved.gain_rows(found, 'scratch')):
+    for table in (solved.result_rows(group, found, 'scratch'), solved.gain_rows(found, 'scratch')):
         assert tables.table(table) in said
         assert tables.table(table) in text
     assert page.plain(findings_of(study)[0]) in said
@@ -454,7 +465,7 @@ def test_the_page_and_the_terminal_show_what_was_solved(tmp_path, capsys):
     assert solved.GAIN_NOTE in text
     assert solved.CHANCE_NOTE not in text
     assert '### Settings that differ between the runs on gsm_symbolic' in text
-    assert {run.name for run in study.runs} == {row['run'] for row in tables.seconds_rows(study)}
+    assert {run.name for run in study.runs} == {row['run'] for row in provenance.seconds_rows(study)}
     assert len(study.runs) == 8
 
 
@@ -462,7 +473,7 @@ def test_a_baseline_that_was_only_asked_problems(tmp_path):
     write_pairs(tmp_path, FINALS)
     study = study_of(tmp_path, baseline='nca')
     assert list(study.solved['gsm_symbolic']) == ['nca', 'scratch']
-    assert solved.all_gains(study)['gsm_symbolic']['scratch'][1].gain.mean == pytest.approx(-2.0)
+    assert all_gains(study)['gsm_symbolic']['scratch', 1].gain.mean == pytest.approx(-2.0)
     with pytest.raises(errors.UserError, match='--baseline c4: no finished run of it; arms: nca, scratch'):
         study_of(tmp_path, baseline='c4')
 
@@ -470,7 +481,7 @@ def test_a_baseline_that_was_only_asked_problems(tmp_path):
 def test_curves_by_k_show_means_and_paired_gains(tmp_path):
     study = write_pairs(tmp_path, FINALS)
     left, right = picture_of(study).axes
-    blue = style.arm_colours(study.arm_names, 'scratch', style.LIGHT)['nca']
+    blue = style.arm_colours(study.arms, 'scratch', style.LIGHT)['nca']
     mean = next(line for line in left.lines if line.get_color() == blue)
     assert mean.get_xdata().tolist() == [1, 2, 4]
     assert mean.get_ydata()[[0, 2]] == pytest.approx([13.1666667, 31.0])
@@ -487,8 +498,8 @@ def test_an_arm_keeps_its_colour(tmp_path):
     for arm in ('scratch', 'dyck', 'nca'):
         write_run(tmp_path / f'text-{arm}', arm, records=TEXT)
     study = write_pairs(tmp_path, FINALS)
-    assert study.arm_names == ['scratch', 'dyck', 'nca']
-    colours = style.arm_colours(list(study.arms), 'scratch', style.LIGHT)
+    assert study.arms == ['scratch', 'dyck', 'nca']
+    colours = style.arm_colours(study.arms, 'scratch', style.LIGHT)
     curves = figures.learning_curves(study, style.LIGHT).axes[0].lines
     assert colours['nca'] in {line.get_color() for line in picture_of(study).axes[0].lines}
     assert colours['nca'] in {line.get_color() for line in curves}

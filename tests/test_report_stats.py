@@ -9,7 +9,7 @@ import pytest
 from scipy import integrate
 from scipy import stats as scipy_stats
 
-from nca_jax.report import stats, style
+from nca_jax.report import losses, stats, style
 
 GAINS = (0.067, 0.075, 0.106)
 PUBLISHED = Path(__file__).parent / 'golden' / 'published_openwebtext.json'
@@ -31,7 +31,7 @@ def test_interval_and_p_are_scipys():
         theirs = scipy_stats.ttest_rel(a, b)
         ours = stats.t_interval(a - b)
         assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
-        assert stats.paired_p(ours) == pytest.approx(theirs.pvalue)
+        assert ours.p == pytest.approx(theirs.pvalue)
 
 
 def test_one_value_has_no_interval():
@@ -39,7 +39,7 @@ def test_one_value_has_no_interval():
     assert interval.mean == 2.5
     assert math.isnan(interval.low)
     assert not interval.excludes_zero
-    assert math.isnan(stats.paired_p(interval))
+    assert math.isnan(interval.p)
     assert math.isnan(stats.detectable(interval.sd, 1))
 
 
@@ -100,62 +100,43 @@ def test_speedup_on_the_published_curves():
     assert round(stats.speedup(curves['nca'], curves['scratch'], earlier_tokens=163_840_000), 2) == 1.45
 
 
-def curves_of(finals, start=4.0):
-    return {seed: (np.array([100.0, 200.0]), np.array([start, final])) for seed, final in finals.items()}
-
-
 def test_pairs_are_made_by_seed_whatever_the_order():
-    scratch = curves_of({2: 2.578, 0: 2.567, 1: 2.591})
-    nca = curves_of({1: 2.516, 2: 2.472, 0: 2.500})
-    found = stats.compare('nca', nca, scratch, dict.fromkeys(nca, 0))
+    scratch = {2: -2.578, 0: -2.567, 1: -2.591}
+    found = stats.compare('nca', {1: -2.516, 2: -2.472, 0: -2.500}, scratch)
     assert found.seeds == (0, 1, 2)
     expected = scipy_stats.ttest_rel([2.567, 2.591, 2.578], [2.500, 2.516, 2.472])
-    assert found.p == pytest.approx(expected.pvalue)
+    assert found.gain.p == pytest.approx(expected.pvalue)
     assert (found.gain.low, found.gain.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
     assert found.gain.mean == pytest.approx(np.mean(GAINS))
-    assert found.reduction == pytest.approx(
+    assert losses.reduction(found.gain) == pytest.approx(
         [100 * (1 - math.exp(-x)) for x in (0.0826667, found.gain.low, found.gain.high)]
     )
 
 
 def test_seeds_without_a_partner_are_left_out():
-    scratch, nca = curves_of({0: 2.5, 1: 2.6, 7: 9.0}), curves_of({1: 2.55, 0: 2.4, 3: 0.1})
-    found = stats.compare('nca', nca, scratch, dict.fromkeys(nca, None))
+    scratch, nca = {0: -2.5, 1: -2.6, 7: -9.0}, {1: -2.55, 0: -2.4, 3: -0.1}
+    found = stats.compare('nca', nca, scratch)
     assert found.seeds == (0, 1)
     assert found.gain.mean == pytest.approx(0.075)
-    assert found.speedups_all is None
-    assert stats.compare('nca', curves_of({5: 2.0}), scratch, {5: 0}) is None
+    assert stats.compare('nca', {5: -2.0}, scratch) is None
 
 
-def test_speedups_are_of_each_seed_against_its_own_scratch():
-    scratch, nca = curves_of({0: 2.0, 1: 3.0}), curves_of({0: 1.5, 1: 2.0})
-    found = stats.compare('nca', nca, scratch, {0: 100, 1: 100})
-    for seed, value, counted in zip((0, 1), found.speedups, found.speedups_all, strict=True):
-        high, end = math.exp(4.0), math.exp(nca[seed][1][-1])
-        reached = 100 + 100 * (high - math.exp(scratch[seed][1][-1])) / (high - end)
-        assert value == pytest.approx(200 / reached)
-        assert counted == pytest.approx(200 / (reached + 100))
-
-
-def test_holm_is_over_all_arms_and_the_baseline_may_be_missing():
-    curves = {
-        'scratch': curves_of({0: 2.567, 1: 2.591, 2: 2.578}),
-        'nca': curves_of({0: 2.500, 1: 2.516, 2: 2.472}),
-        'dyck': curves_of({0: 2.470, 1: 2.700, 2: 2.500}),
-    }
-    earlier = {arm: dict.fromkeys(by_seed, 0) for arm, by_seed in curves.items()}
-    found = stats.compare_all(curves, earlier, 'scratch')
-    assert list(found) == ['nca', 'dyck']
-    assert found['nca'].holm == pytest.approx(2 * found['nca'].p)
-    assert found['dyck'].holm == pytest.approx(found['dyck'].p)
-    assert stats.compare_all(curves, earlier, 'c4') == {}
+def test_holm_is_over_all_comparisons_of_a_table():
+    scratch = {0: -2.567, 1: -2.591, 2: -2.578}
+    nca = stats.compare('nca', {0: -2.500, 1: -2.516, 2: -2.472}, scratch)
+    dyck = stats.compare('dyck', {0: -2.470, 1: -2.700, 2: -2.500}, scratch)
+    found = stats.with_holm({'nca': nca, 'alone': None, 'dyck': dyck})
+    assert list(found) == ['nca', 'alone', 'dyck']
+    assert found['nca'].holm == pytest.approx(2 * nca.gain.p)
+    assert found['dyck'].holm == pytest.approx(dyck.gain.p)
+    assert found['alone'] is None
 
 
 def test_identical_arms_are_not_significant():
-    same = curves_of({0: 2.5, 1: 2.6})
-    found = stats.compare('twin', same, same, {0: 0, 1: 0})
+    same = {0: -2.5, 1: -2.6}
+    found = stats.compare('twin', same, same)
     assert not found.supported
-    assert found.p == 1
+    assert found.gain.p == 1
     assert found.detectable == 0
 
 

@@ -113,6 +113,8 @@ def describe(path: pathlib.Path, source: Source, stage: str, vocab: Vocab, param
         'name': path.resolve().name,
         'arm': 'adopted',
         'stage': stage,
+        # Nothing was evaluated.
+        'evaluator': '',
         'seed': 0,
         'identity': hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
         'config': {'model': model},

@@ -68,7 +68,7 @@ def information(sets: Mapping[str, Mapping[str, Any]], tokens_per_grid: int, the
     axes.set(yscale='log', ylim=(low / 1.3, 1.3 * top), xlim=(0, max(distances) + 1))
     axes.set(xlabel='distance in tokens', ylabel='bits per cell')
     axes.xaxis.set_major_locator(ticker.MultipleLocator(tokens_per_grid))
-    axes.yaxis.set_major_locator(ticker.FixedLocator(style.nice_ticks(*axes.get_ylim())))
+    axes.yaxis.set_major_locator(ticker.FixedLocator(style.LOG_TICKS))
     axes.yaxis.set_minor_locator(ticker.NullLocator())
     axes.yaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
     axes.set_title('Mutual information along the sequence')

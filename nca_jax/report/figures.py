@@ -9,178 +9,218 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nca_jax.report import runs, solved, stats, style
+from nca_jax.report import scores, stats, style
+from nca_jax.report.runs import Run
+from nca_jax.report.study import Study
 
 WIDTH = 8.6
 
+# By arm and seed, or by arm for each pair of seeds: x, and the value at each.
+Curves = Mapping[str, Mapping[int, stats.Curve]]
+Pairs = Mapping[str, Sequence[stats.Curve]]
+# By arm: x, and the interval over seeds at each.
+Bands = Mapping[str, tuple[np.ndarray, Sequence[stats.Interval]]]
+# y, text and colour of the labels at the curves' ends.
+Ends = list[tuple[float, str, str]]
 
-def learning_curves(study: runs.Study, theme: style.Theme) -> Figure:
+
+def learning_curves(study: Study, theme: style.Theme) -> Figure:
     """Held-out loss against tokens, mean and 95 % interval over seeds; beside it the paired gain over the baseline."""
-    colours = style.arm_colours(list(study.arms), study.baseline, theme)
-    curves = {arm: {seed: run.curve() for seed, run in seeds.items()} for arm, seeds in study.arms.items()}
-    others = [by_seed for arm, by_seed in curves.items() if arm != study.baseline]
-    paired = any(by_seed.keys() & curves.get(study.baseline, {}).keys() for by_seed in others)
-    figure = Figure(figsize=(WIDTH, 3.9))
-    left, *right = style.panels(figure, 2 if paired else 1, longest_label=max(map(len, curves)))
-    _loss_panel(left, curves, colours, theme)
-    for axes in right:
-        _gain_panel(axes, curves, study.baseline, colours, theme)
+    curves = {arm: {seed: _curve(run) for seed, run in by_seed.items()} for arm, by_seed in study.text.items()}
+    pairs = _pairs(curves, study.baseline, sign=1)
+    colours = style.arm_colours(study.arms, study.baseline, theme)
+    figure, left, right = _two_panels(pairs, max(map(len, curves)))
+    bands = {arm: stats.mean_curve(list(by_seed.values())) for arm, by_seed in curves.items()}
+    ends = _draw_bands(left, bands, colours)
+    _limit(left, bands, [])
+    _label(left, 'Held-out loss', 'nats per token', 'mean and 95 % interval over seeds', ends, theme)
+    if pairs:
+        # The last three quarters of training set the scale: early differences are large and say little.
+        _gain_panel(right, pairs, 'nats per token', study.baseline, colours, theme, scale_from=0.25)
+    for axes in figure.axes:
+        _token_axis(axes)
     return figure
 
 
-def _loss_panel(axes: Axes, curves: Mapping, colours: Mapping[str, str], theme: style.Theme) -> None:
-    ends, tops = [], []
-    for arm, by_seed in curves.items():
-        tokens, intervals = stats.mean_curve(list(by_seed.values()))
-        shown = tokens > 0
-        mean = _band(axes, tokens[shown], [i for i, keep in zip(intervals, shown, strict=True) if keep], colours[arm])
-        ends.append((mean[-1], arm, colours[arm]))
-        tops.append(mean[0])
-    low = min(y for y, _, _ in ends)
-    span = max(tops) - low or 1.0
-    axes.set_ylim(low - 0.06 * span, low + 1.04 * span)
-    _token_axis(axes)
-    axes.set(title='Held-out loss', ylabel='nats per token')
-    style.subtitle(axes, 'mean and 95 % interval over seeds', theme)
-    style.label_ends(axes, ends)
+def _curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, losses) without the evaluation before training: a logarithmic axis has no zero."""
+    tokens, losses = run.curve()
+    return tokens[tokens > 0], losses[tokens > 0]
 
 
-def _gain_panel(axes: Axes, curves: Mapping, baseline: str, colours: Mapping[str, str], theme: style.Theme) -> None:
-    ends, reach = [(0.0, baseline, colours[baseline])], [0.0]
+def pass_at_k(study: Study, benchmark: str, theme: style.Theme) -> Figure:
+    """pass@k against k by arm, mean and 95 % interval; beside it the paired gain over the baseline at each k."""
+    group = study.solved[benchmark]
+    ks = np.array(scores.all_ks(group))
+    curves = {
+        arm: {seed: (ks, [100 * run.solved[f'pass@{k}'] for k in ks]) for seed, run in by_seed.items()}
+        for arm, by_seed in group.items()
+    }
+    pairs = _pairs(curves, study.baseline, sign=-1)
+    colours = style.arm_colours(study.arms, study.baseline, theme)
+    figure, left, right = _two_panels(pairs, max(8, *map(len, group)))
+    levels = {arm: [scores.level(scores.finals(runs), f'pass@{k}') for k in ks] for arm, runs in group.items()}
+    bands, guessing = {arm: (ks, intervals) for arm, intervals in levels.items()}, []
+    ends = _draw_bands(left, bands, colours)
+    solved = scores.any_run(group).solved
+    # Guessing does as well for every arm, since all were given the same problems.
+    if f'chance_pass@{ks[-1]}' in solved:
+        guessing = [100 * solved[f'chance_pass@{k}'] for k in ks]
+        left.plot(ks, guessing, color=theme.muted, linewidth=1, linestyle=style.DASHES)
+        ends.append((guessing[-1], 'guessing', theme.muted))
+    _limit(left, bands, guessing)
+    one_seed = '; one seed: over problems' if any(len(by_seed) == 1 for by_seed in group.values()) else ''
+    note = f'mean and 95 % interval over seeds{one_seed}'
+    _label(left, 'Problems solved in k answers', 'pass@k, %', note, ends, theme)
+    if pairs:
+        _gain_panel(right, pairs, 'percentage points', study.baseline, colours, theme)
+    for axes in figure.axes:
+        axes.set_xscale('log', base=2)
+        axes.set(xlim=(ks[0], ks[-1]), xlabel='k, answers to a problem')
+        axes.xaxis.set_major_locator(ticker.FixedLocator(ks))
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+        axes.xaxis.set_major_formatter(ticker.FormatStrFormatter('%d'))
+    return figure
+
+
+def _pairs(curves: Curves, baseline: str, sign: int) -> Pairs:
+    """The arms that share seeds with the baseline: `sign` times (baseline minus arm), for each such seed."""
+    pairs = {}
+    theirs = curves.get(baseline, {})
+    for arm, ours in curves.items():
+        if arm != baseline and (seeds := sorted(ours.keys() & theirs)):
+            differences = [stats.difference_curve(ours[seed], theirs[seed]) for seed in seeds]
+            pairs[arm] = [(x, sign * difference) for x, difference in differences]
+    return pairs
+
+
+def _two_panels(pairs: Pairs, longest_label: int) -> tuple[Figure, Axes, Axes | None]:
+    """A panel of levels and one of gains, or the first alone without pairs."""
+    figure = Figure(figsize=(WIDTH, 3.9))
+    panels = style.panels(figure, 2 if pairs else 1, longest_label)
+    return figure, panels[0], panels[1] if pairs else None
+
+
+def _gain_panel(
+    axes: Axes,
+    pairs: Pairs,
+    unit: str,
+    baseline: str,
+    colours: Mapping[str, str],
+    theme: style.Theme,
+    scale_from: float = 0.0,
+) -> None:
+    """Draws the baseline at zero, each pair and their band. x below the share `scale_from` doesn't set the scale."""
     axes.axhline(0, color=colours[baseline], linewidth=1.4)
-    for arm, by_seed in curves.items():
-        seeds = sorted(by_seed.keys() & curves[baseline].keys())
-        if arm == baseline or not seeds:
-            continue
-        pairs = [stats.difference_curve(by_seed[s], curves[baseline][s]) for s in seeds]
-        pairs = [(tokens[tokens > 0], gain[tokens > 0]) for tokens, gain in pairs]
-        for tokens, gain in pairs:
-            axes.plot(tokens, gain, color=colours[arm], linewidth=0.7, alpha=0.55)
-        mean = _band(axes, *stats.mean_curve(pairs), colours[arm])
+    ends, late, reach = [(0.0, baseline, colours[baseline])], {}, [0.0]
+    for arm, curves in pairs.items():
+        for x, gain in curves:
+            axes.plot(x, gain, color=colours[arm], linewidth=0.7, alpha=0.55)
+            reach += gain[int(scale_from * len(gain)) :].tolist()
+        x, intervals = stats.mean_curve(curves)
+        ends += _draw_bands(axes, {arm: (x, intervals)}, colours)
+        late[arm] = x, intervals[int(scale_from * len(intervals)) :]
+    _limit(axes, late, reach)
+    note = 'mean and 95 % interval; thin: single pairs of seeds'
+    _label(axes, f'Paired gain over {baseline}', f'{unit}, up is better', note, ends, theme)
+
+
+def _draw_bands(axes: Axes, bands: Bands, colours: Mapping[str, str]) -> Ends:
+    """Draws each arm's mean within its intervals; returns the labels of their ends."""
+    ends = []
+    for arm, (x, intervals) in bands.items():
+        low, high, mean = ([getattr(i, name) for i in intervals] for name in ('low', 'high', 'mean'))
+        axes.fill_between(x, low, high, color=colours[arm], alpha=0.16, linewidth=0)
+        axes.plot(x, mean, color=colours[arm])
         ends.append((mean[-1], arm, colours[arm]))
-        reach += [gain[len(gain) // 4 :] for _, gain in pairs]
-    # The last three quarters of training set the scale: early differences are large and say little.
-    low, high = min(map(np.min, reach)), max(map(np.max, reach))
-    margin = 0.35 * (high - low or 1)
-    axes.set_ylim(low - margin, high + margin)
-    _token_axis(axes)
-    axes.set(title=f'Paired gain over {baseline}', ylabel='nats per token, up is better')
-    style.subtitle(axes, 'mean and 95 % interval; thin: single pairs of seeds', theme)
+    return ends
+
+
+def _limit(axes: Axes, bands: Bands, others: Sequence[float]) -> None:
+    """Sets the limits of y to hold the means, the others, and the intervals as far as curves stay readable.
+
+    Two seeds have intervals of many times their difference: those may leave the axes.
+    """
+    intervals = [i for _, of_arm in bands.values() for i in of_arm]
+    bounds = [bound for i in intervals for bound in (i.low, i.high) if not math.isnan(bound)]
+    values = [*others, *(i.mean for i in intervals)]
+    low, high = min(values), max(values)
+    span = high - low or 1.0
+    bottom, top = max(min([low, *bounds]), low - span), min(max([high, *bounds]), high + span)
+    axes.set_ylim(bottom - 0.08 * span, top + 0.08 * span)
+
+
+def _label(axes: Axes, title: str, ylabel: str, note: str, ends: Ends, theme: style.Theme) -> None:
+    axes.set(title=title, ylabel=ylabel)
+    style.subtitle(axes, note, theme)
     style.label_ends(axes, ends)
-
-
-def _band(axes: Axes, x: np.ndarray, intervals: Sequence[stats.Interval], colour: str) -> np.ndarray:
-    mean = np.array([i.mean for i in intervals])
-    axes.fill_between(x, [i.low for i in intervals], [i.high for i in intervals], color=colour, alpha=0.16, linewidth=0)
-    axes.plot(x, mean, color=colour)
-    return mean
 
 
 def _token_axis(axes: Axes) -> None:
     """Logarithmic in tokens: a learning curve's late differences and its early fall are both visible."""
     axes.set_xscale('log')
-    low, high = min(line.get_xdata()[0] for line in _curves(axes)), max(line.get_xdata()[-1] for line in _curves(axes))
+    curves = [line.get_xdata() for line in axes.get_lines() if line.get_transform() == axes.transData]
+    low, high = min(x[0] for x in curves), max(x[-1] for x in curves)
     axes.set_xlim(low, high if high > low else low * 1.1)
-    axes.xaxis.set_major_locator(ticker.FixedLocator(style.nice_ticks(*axes.get_xlim())))
+    axes.xaxis.set_major_locator(ticker.FixedLocator(style.LOG_TICKS))
     axes.xaxis.set_minor_locator(ticker.NullLocator())
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(style.tokens_label))
     axes.set_xlabel('tokens')
 
 
-def _curves(axes: Axes) -> list:
-    return [line for line in axes.get_lines() if line.get_transform() == axes.transData]
-
-
-def pass_at_k(study: runs.Study, benchmark: str, theme: style.Theme) -> Figure:
-    """pass@k against k by arm, mean and 95 % interval; beside it the paired gain over the baseline at each k."""
-    group = study.solved[benchmark]
-    colours = style.arm_colours(study.arm_names, study.baseline, theme)
-    others = [by_seed for arm, by_seed in group.items() if arm != study.baseline]
-    paired = any(by_seed.keys() & group.get(study.baseline, {}).keys() for by_seed in others)
-    figure = Figure(figsize=(WIDTH, 3.9))
-    left, *right = style.panels(figure, 2 if paired else 1, longest_label=max(8, *map(len, group)))
-    _pass_panel(left, group, colours, theme)
-    for axes in right:
-        _pass_gain_panel(axes, group, study.baseline, colours, theme)
+def nca_stage(study: Study, theme: style.Theme) -> Figure:
+    """The automata stage: held-out loss against tokens, and next-grid accuracy by grids seen in context."""
+    figure = Figure(figsize=(WIDTH, 3.7))
+    names, alone = [run.name for run in study.nca], len(study.nca) == 1
+    # One run's curve needs no name, so that its label is its loss.
+    left, right = style.panels(figure, 2, longest_label=7 if alone else max(7, *map(len, names)))
+    colours = dict(zip(names, (style.ARMS * len(names))[: len(names)], strict=True))
+    ends = []
+    for run in study.nca:
+        tokens, loss = _curve(run)
+        left.plot(tokens, loss, color=colours[run.name])
+        ends.append((loss[-1], f'{loss[-1]:.2f}' if alone else run.name, colours[run.name]))
+    uniform = max(math.log(run.record['vocab_size']) for run in study.nca)
+    left.axhline(uniform, color=theme.muted, linewidth=1, linestyle=style.DASHES)
+    ends.append((uniform, 'uniform', theme.muted))
+    left.set_ylim(0, 1.08 * max(y for y, _, _ in ends))
+    _token_axis(left)
+    _label(left, 'Held-out loss on automata', 'nats per token', 'rules never trained on', ends, theme)
+    _accuracy_panel(right, study.nca, colours, theme)
     return figure
 
 
-def _pass_panel(axes: Axes, group: solved.Group, colours: Mapping[str, str], theme: style.Theme) -> None:
-    ks, ends, reach = np.array(solved.all_ks(group)), [], []
-    for arm, by_seed in group.items():
-        records = solved.finals(by_seed)
-        intervals = [solved.level(records, f'pass@{k}') for k in ks]
-        mean = _band(axes, ks, intervals, colours[arm])
-        ends.append((mean[-1], arm, colours[arm]))
-        reach += [bound for i in intervals for bound in (i.low, i.high)]
-    if f'chance_pass@{ks[-1]}' in records[0]:  # of every arm the same: they were asked the same problems
-        guessing = [100 * records[0][f'chance_pass@{k}'] for k in ks]
-        axes.plot(ks, guessing, color=theme.muted, linewidth=1, linestyle=(0, (4, 3)))
-        ends.append((guessing[-1], 'guessing', theme.muted))
-        reach += guessing
-    margin = 0.06 * (max(reach) - min(reach) or 1)
-    axes.set_ylim(min(reach) - margin, max(reach) + margin)
-    _k_axis(axes, ks)
-    axes.set(title='Problems solved in k answers', ylabel='pass@k, %')
-    alone = 'one seed: over problems' if any(len(by_seed) == 1 for by_seed in group.values()) else ''
-    style.subtitle(axes, f'mean and 95 % interval over seeds{alone and "; " + alone}', theme)
-    style.label_ends(axes, ends)
+def _accuracy_panel(axes: Axes, nca: Sequence[Run], colours: Mapping[str, str], theme: style.Theme) -> None:
+    """Entry i of a list by grid is the accuracy after i whole grids."""
+    ends, alone = [], len(nca) == 1
+    for run in nca:
+        for name, label, dashes in (('cell', 'cells', (0, ())), ('grid', 'grids', (0, (1, 1.2)))):
+            accuracy = 100 * np.array(run.final.get(f'{name}_accuracy_by_grid', []), float)
+            if len(accuracy):
+                axes.plot(np.arange(len(accuracy)), accuracy, color=colours[run.name], linestyle=dashes)
+                ends.append((accuracy[-1], label, colours[run.name] if alone else theme.muted))
+    # Copying the last grid is what context gives a reader who has inferred nothing.
+    if alone and 'copy_accuracy' in nca[0].final:
+        copied = 100 * nca[0].final['copy_accuracy']
+        axes.axhline(copied, color=theme.muted, linewidth=1, linestyle=style.DASHES)
+        ends.append((copied, 'copying', theme.muted))
+    axes.set(ylim=(0, 100), xlabel='grids seen in context')
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    # Of several runs the first one's labels stand for all: colours tell the runs apart.
+    _label(axes, 'Next grid predicted', '% right', 'at the end of the stage', ends if alone else ends[:2], theme)
 
 
-def _pass_gain_panel(
-    axes: Axes, group: solved.Group, baseline: str, colours: Mapping[str, str], theme: style.Theme
-) -> None:
-    ks, ends = np.array(solved.all_ks(group)), [(0.0, baseline, colours[baseline])]
-    reach, bounds = [0.0], []
-    axes.axhline(0, color=colours[baseline], linewidth=1.4)
-    for arm, by_seed in group.items():
-        seeds = sorted(by_seed.keys() & group[baseline].keys())
-        if arm == baseline or not seeds:
-            continue
-        for seed in seeds:
-            ours, theirs = (solved.finals({seed: group[a][seed]})[0] for a in (arm, baseline))
-            points = [100 * (ours[f'pass@{k}'] - theirs[f'pass@{k}']) for k in ks]
-            axes.plot(ks, points, color=colours[arm], linewidth=0.7, alpha=0.55)
-            reach += points
-        intervals = [solved.gain(group, baseline, arm, k).gain for k in ks]
-        mean = _band(axes, ks, intervals, colours[arm])
-        ends.append((mean[-1], arm, colours[arm]))
-        bounds += [bound for i in intervals for bound in (i.low, i.high) if not math.isnan(bound)]
-    # Two pairs have intervals of many times their difference: those may leave the axes, so that lines can be read.
-    low, high = min(reach), max(reach)
-    span = high - low or 1
-    low, high = max(min(bounds, default=low), low - span), min(max(bounds, default=high), high + span)
-    axes.set_ylim(min([low, *reach]) - 0.08 * span, max([high, *reach]) + 0.08 * span)
-    _k_axis(axes, ks)
-    axes.set(title=f'Paired gain over {baseline}', ylabel='percentage points, up is better')
-    style.subtitle(axes, 'mean and 95 % interval; thin: single pairs of seeds', theme)
-    style.label_ends(axes, ends)
+def automata(arrays: Mapping[str, np.ndarray], score: str, theme: style.Theme) -> Figure:
+    """Film strips of the rules in an automata.npz, in blocks of low, medium and high complexity.
 
-
-def _k_axis(axes: Axes, ks: np.ndarray) -> None:
-    axes.set_xscale('log', base=2)
-    axes.set_xlim(ks[0], ks[-1])
-    axes.xaxis.set_major_locator(ticker.FixedLocator(ks))
-    axes.xaxis.set_minor_locator(ticker.NullLocator())
-    axes.xaxis.set_major_formatter(ticker.FormatStrFormatter('%d'))
-    axes.set_xlabel('k, answers to a problem')
-
-
-def automata(
-    frames_RxTxYxX: np.ndarray,
-    scores_R: np.ndarray,
-    levels_R: np.ndarray,
-    colours: int,
-    score: str,
-    theme: style.Theme,
-) -> Figure:
-    """Film strips of rules in blocks of low, medium and high complexity; `score` names what was measured."""
+    `score` names what was measured.
+    """
     blocks = {}
     for level in ('low', 'medium', 'high'):
-        rows = np.flatnonzero(levels_R == level)
-        rows = rows[np.argsort(scores_R[rows])]
-        blocks[f'{level} complexity'] = frames_RxTxYxX[rows], scores_R[rows]
-    return film_strips(blocks, colours, score, theme)
+        rows = np.flatnonzero(arrays['level'] == level)
+        rows = rows[np.argsort(arrays['ratios'][rows])]
+        blocks[f'{level} complexity'] = arrays['frames'][rows], arrays['ratios'][rows]
+    return film_strips(blocks, int(arrays['colours']), score, theme)
 
 
 def film_strips(
@@ -200,12 +240,12 @@ def film_strips(
     for title, (frames_RxTxYxX, scores_R) in blocks.items():
         y -= 0.3
         figure.text(0.1 / width, (y + 0.09) / height, title, fontsize=10, fontweight='bold')
-        for frames_TxYxX, found in zip(frames_RxTxYxX, scores_R, strict=True):
+        for frames_TxYxX, score in zip(frames_RxTxYxX, scores_R, strict=True):
             y -= size + gap
             axes = figure.add_axes((left / width, y / height, (width - left - gap) / width, size / height))
             axes.imshow(_strip(palette[frames_TxYxX[:count]], gap / size), interpolation='nearest', aspect='auto')
             axes.axis('off')
-            figure.text(0.1 / width, (y + size / 2) / height, f'{found:.2f}', va='center', fontsize=11)
+            figure.text(0.1 / width, (y + size / 2) / height, f'{score:.2f}', va='center', fontsize=11)
         y -= space
     figure.text(0.1 / width, 0.1 / height, note, color=theme.muted, fontsize=8)
     figure.text(1 - gap / width, 1 - 0.21 / height, 'successive frames →', ha='right', color=theme.muted, fontsize=8)
@@ -214,24 +254,22 @@ def film_strips(
 
 def _strip(frames_TxYxX3: np.ndarray, gap: float) -> np.ndarray:
     """(T, Y, X, 3) frames side by side as one RGBA image, `gap` of a frame's width transparent between them."""
-    count, height, width, _ = frames_TxYxX3.shape
-    scale = max(1, round(100 / width))  # pixels a cell, so that a gap narrower than a cell can be drawn
-    pixels = frames_TxYxX3.repeat(scale, axis=1).repeat(scale, axis=2)
+    width = frames_TxYxX3.shape[2]
+    # Pixels a cell, so that a gap narrower than a cell can be drawn.
+    scale = max(1, round(100 / width))
     between = max(1, round(gap * width * scale))
-    strip = np.zeros((height * scale, count * (width * scale + between) - between, 4), np.uint8)
-    for i, frame in enumerate(pixels):
-        start = i * (width * scale + between)
-        strip[:, start : start + width * scale, :3] = frame
-        strip[:, start : start + width * scale, 3] = 255
-    return strip
+    opaque = np.pad(frames_TxYxX3, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=255)
+    pixels = opaque.repeat(scale, axis=1).repeat(scale, axis=2)
+    spaced = np.pad(pixels, ((0, 0), (0, 0), (0, between), (0, 0)))
+    return np.concatenate(spaced, axis=1)[:, :-between]
 
 
-def complexity(found: Mapping[str, Any], theme: style.Theme) -> Figure:
+def complexity(record: Mapping[str, Any], theme: style.Theme) -> Figure:
     """Histogram of the scores of random rules, unfiltered, with the accepted band."""
-    edges, counts = np.asarray(found['edges'], float), np.asarray(found['counts'], float)
+    edges, counts = np.asarray(record['edges'], float), np.asarray(record['counts'], float)
     used = min(len(counts), 3 + max(np.flatnonzero(counts), default=0))  # empty bins beyond say nothing
     edges, counts = edges[: used + 1], counts[:used]
-    low, high = found['band']
+    low, high = record['band']
     figure = Figure(figsize=(WIDTH, 3.3))
     axes = figure.subplots()
     figure.subplots_adjust(left=0.07, right=0.97, top=0.8, bottom=0.17)
@@ -242,57 +280,11 @@ def complexity(found: Mapping[str, Any], theme: style.Theme) -> Figure:
     axes.axvspan(max(low, edges[0]), min(high, edges[-1]), color=style.ARMS[2], alpha=0.13, linewidth=0)
     axes.bar(edges[:-1], shares, np.diff(edges), align='edge', color=shades, edgecolor=theme.paper, linewidth=0.8)
     top = 1.22 * max(shares.max(), 1e-9)
-    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, top), ylabel='% of rules', xlabel=style.score_name(found['score']))
+    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, top), ylabel='% of rules', xlabel=style.score_name(record['score']))
     axes.grid(visible=False, axis='x')
     middle = (max(low, edges[0]) + min(high, edges[-1])) / 2
-    note = f'accepted {low:g} to {high:g}\n{found["accepted"]:,} of {found["candidates"]:,}'
+    note = f'accepted {low:g} to {high:g}\n{record["accepted"]:,} of {record["candidates"]:,}'
     axes.text(middle, 0.985 * top, note, ha='center', va='top', fontsize=8.5, color=style.ARMS[2], fontweight='bold')
     axes.set_title('How complex random automata are')
     style.subtitle(axes, 'before filtering', theme)
     return figure
-
-
-def nca_stage(study: runs.Study, theme: style.Theme) -> Figure:
-    """The automata stage: held-out loss against tokens, and next-grid accuracy by grids seen in context."""
-    figure = Figure(figsize=(WIDTH, 3.7))
-    names = [run.name for run in study.nca]
-    left, right = style.panels(figure, 2, longest_label=max(7, *map(len, names)) if len(names) > 1 else 7)
-    ends = []
-    colours = dict(zip(names, (style.ARMS * len(names))[: len(names)], strict=True))
-    for run in study.nca:
-        tokens, loss = run.curve()
-        left.plot(tokens[tokens > 0], loss[tokens > 0], color=colours[run.name])
-        ends.append((loss[-1], run.name if len(names) > 1 else f'{loss[-1]:.2f}', colours[run.name]))
-    uniform = max(math.log(run.about['vocab_size']) for run in study.nca)
-    left.axhline(uniform, color=theme.muted, linewidth=1, linestyle=(0, (4, 3)))
-    left.set_ylim(0, 1.08 * max([uniform, *(y for y, _, _ in ends)]))
-    _token_axis(left)
-    left.set(title='Held-out loss on automata', ylabel='nats per token')
-    style.subtitle(left, 'rules never trained on', theme)
-    style.label_ends(left, [*ends, (uniform, 'uniform', theme.muted)])
-    _accuracy_panel(right, study.nca, colours, theme)
-    return figure
-
-
-def _accuracy_panel(axes: Axes, nca: Sequence[runs.Run], colours: Mapping[str, str], theme: style.Theme) -> None:
-    """Entry i of a list by grid is the accuracy after i whole grids; copying the last grid is what context is worth
-    to a reader who has inferred nothing."""
-    ends = []
-    for run in nca:
-        for name, label, dashes in (('cell', 'cells', (0, ())), ('grid', 'grids', (0, (1, 1.2)))):
-            accuracy = np.array(run.final.get(f'{name}_accuracy_by_grid', []), float)
-            if len(accuracy):
-                axes.plot(np.arange(len(accuracy)), 100 * accuracy, color=colours[run.name], linestyle=dashes)
-                ends.append((100 * accuracy[-1], label, colours[run.name]))
-    copied = [run.final['copy_accuracy'] for run in nca if 'copy_accuracy' in run.final]
-    if copied and len(nca) == 1:
-        axes.axhline(100 * copied[0], color=theme.muted, linewidth=1, linestyle=(0, (4, 3)))
-        ends.append((100 * copied[0], 'copying', theme.muted))
-    axes.set_ylim(0, 100)
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-    axes.set(title='Next grid predicted', xlabel='grids seen in context', ylabel='% right')
-    style.subtitle(axes, 'at the end of the stage', theme)
-    if len(nca) == 1:
-        style.label_ends(axes, ends)
-    else:
-        style.label_ends(axes, [(y, label, theme.muted) for y, label, _ in ends[:2]])

@@ -1,12 +1,16 @@
-"""The page: a list of blocks, written once as Markdown beside its figures and once as one HTML file."""
+"""The page: a list of blocks, written as Markdown beside its figures, as one HTML file, and to the terminal."""
 
 import base64
 import dataclasses
 import html
 import re
+import string
 from collections.abc import Sequence
+from pathlib import Path
 
 from nca_jax.report import tables
+
+TEMPLATE = Path(__file__).with_suffix('.html')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +21,10 @@ class Heading:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A paragraph; `kind` is text, note (small print) or warning. **bold** and `code` are understood, nothing else."""
+    """A paragraph. **bold** and `code` are understood, nothing else."""
 
     text: str
+    # text, note (small print, which the terminal leaves out) or warning.
     kind: str = 'text'
 
 
@@ -31,7 +36,8 @@ class Bullets:
 @dataclasses.dataclass(frozen=True)
 class Table:
     rows: tables.Rows
-    emphasis: str = ''  # the column to be read first
+    # The column to be read first.
+    emphasis: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +53,9 @@ class Picture:
 Block = Heading | Text | Bullets | Table | Picture
 
 
-def markdown(blocks: Sequence[Block]) -> str:
-    """The page as Markdown, figures by relative path."""
-    return '\n\n'.join(text for text in map(_markdown, blocks) if text) + '\n'
+def as_markdown(blocks: Sequence[Block]) -> str:
+    """The blocks as Markdown, figures by relative path."""
+    return '\n\n'.join(map(_markdown, blocks)) + '\n'
 
 
 def _markdown(block: Block) -> str:
@@ -68,20 +74,32 @@ def _markdown(block: Block) -> str:
             return f'![{name.replace("_", " ")}]({name}.png)\n\n{caption}'
 
 
+def as_text(blocks: Sequence[Block]) -> str:
+    """The blocks for a terminal, without figures and small print."""
+    return '\n\n'.join(filter(None, map(_text, blocks)))
+
+
+def _text(block: Block) -> str:
+    match block:
+        case Text(_, 'note') | Picture():
+            return ''
+        case Table(rows, _):
+            return tables.table(rows)
+        case Bullets(items):
+            return plain('\n'.join(items))
+        case Heading(text) | Text(text):
+            return plain(text)
+
+
 def plain(text: str) -> str:
-    """The text without its marks, for the terminal."""
+    """The text without its marks."""
     return text.replace('**', '').replace('`', '')
 
 
-def page(title: str, blocks: Sequence[Block]) -> str:
-    """The page as one HTML file that needs nothing else: no script, no font, no link to anywhere."""
+def as_html(title: str, blocks: Sequence[Block]) -> str:
+    """The blocks as one HTML file that needs nothing else: no script, no font, no link to anywhere."""
     body = '\n'.join(map(_html, blocks))
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark">\n<title>{html.escape(title)}</title>\n'
-        f'<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n'
-    )
+    return string.Template(TEMPLATE.read_text('utf-8')).substitute(title=html.escape(title), body=body)
 
 
 def _html(block: Block) -> str:
@@ -103,14 +121,11 @@ def _html(block: Block) -> str:
 
 
 def _html_table(rows: tables.Rows, emphasis: str) -> str:
-    if not rows:
-        return ''
-    head = ''.join(f'<th>{html.escape(name)}</th>' for name in rows[0])
-    lines = []
-    for row in rows:
-        marks = {name: ' class="first"' if name == emphasis else '' for name in row}
-        lines.append('<tr>' + ''.join(f'<td{marks[name]}>{_cell(row[name])}</td>' for name in row) + '</tr>')
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    head = ''.join(f'<th>{html.escape(column)}</th>' for column in rows[0])
+    marks = {column: ' class="first"' if column == emphasis else '' for column in rows[0]}
+    lines = (''.join(f'<td{marks[column]}>{_cell(text)}</td>' for column, text in row.items()) for row in rows)
+    body = ''.join(f'<tr>{line}</tr>' for line in lines)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _cell(text: str) -> str:
@@ -125,38 +140,3 @@ def _inline(text: str) -> str:
 
 def _uri(png: bytes) -> str:
     return 'data:image/png;base64,' + base64.b64encode(png).decode()
-
-
-STYLE = """
-:root { --ink: #1f2328; --muted: #6b7280; --paper: #ffffff; --rule: #e5e7eb; --soft: #f6f7f9; --warn: #b42318; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e6e6; --muted: #9ca3af; --paper: #16181c; --rule: #30343b; --soft: #1e2126; --warn: #ff8a75; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 17px/1.6 ui-serif, Charter, 'Bitstream Charter', Cambria, Georgia, serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 3rem 1.5rem 5rem; }
-h1, h2, h3, table, figcaption, .note, .warning {
-  font-family: ui-sans-serif, system-ui, 'Segoe UI', Helvetica, sans-serif; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.015em; }
-h2 { font-size: 1.25rem; margin: 3rem 0 .8rem; padding-top: 1rem; border-top: 1px solid var(--rule); }
-h3 { font-size: 1rem; margin: 2rem 0 .5rem; }
-p, li { max-width: 44rem; }
-ul { padding-left: 1.2rem; }
-li { margin: .45rem 0; }
-code { font: .86em ui-monospace, Menlo, Consolas, monospace; background: var(--soft);
-  padding: .1em .3em; border-radius: 4px; }
-.note, figcaption { color: var(--muted); font-size: .84rem; line-height: 1.5; max-width: 46rem; }
-.warning { color: var(--warn); border: 2px solid currentColor; border-radius: 8px;
-  padding: .7rem 1rem; font-weight: 600; }
-.scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .84rem; line-height: 1.35; font-variant-numeric: tabular-nums; }
-th { color: var(--muted); font-weight: 500; vertical-align: bottom; border-bottom: 1.5px solid var(--ink); }
-th, td { padding: .45rem .7rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; font-weight: 600; }
-td { border-bottom: 1px solid var(--rule); }
-td.first { font-weight: 650; }
-td small { display: block; white-space: nowrap; color: var(--muted); font-size: .92em; font-weight: 400; }
-figure { margin: 1.5rem 0; }
-img { max-width: 100%; height: auto; display: block; }
-"""

@@ -1,77 +1,80 @@
-"""Reads the two files in which a run says what it is and what it measured, and refuses what isn't such a file."""
+"""The fields that a report reads from a run's files, with their types."""
 
-import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
-from nca_jax import errors
+from nca_jax import files
+from nca_jax.errors import UserError
 
-# Evaluators that count solved problems, of the weights and of their kept average. They have no loss.
-SOLVING = ('benchmark', 'benchmark_ema')
-NUMBERS = ('step', 'tokens', 'loss')
+# The evaluator that counts solved problems.
+BENCHMARK = 'benchmark'
 
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds. UserError, with the path, for anything else."""
-    try:
-        content = json.loads(path.read_text('utf-8'))
-    except ValueError as error:
-        raise errors.UserError(f'{path}: not JSON ({error})') from error
-    except OSError as error:
-        raise errors.UserError(f'{path}: {error.strerror}') from error
-    if not isinstance(content, dict):
-        raise errors.UserError(f'{path}: expected a JSON object, found {type(content).__name__}')
-    return content
-
-
-def read_metrics(path: Path) -> tuple[dict[str, Any], ...]:
-    """The records of a metrics.jsonl.
-
-    A killed writer leaves at most a last line without its newline: that one line is ignored if it doesn't parse.
-    Any other line that isn't a record raises UserError with its number.
-    """
-    if not path.is_file():
-        return ()
-    *lines, last = path.read_bytes().split(b'\n')
-    records = [_record(line, f'{path} line {number}') for number, line in enumerate(lines, 1)]
-    if last:
-        with contextlib.suppress(errors.UserError):  # the half-written line of a killed run
-            records.append(_record(last, f'{path} line {len(lines) + 1}'))
-    return tuple(records)
+NUMBER = int | float
+RUN = {
+    **dict.fromkeys(('name', 'arm', 'stage', 'evaluator', 'identity'), str),
+    **dict.fromkeys(('seed', 'vocab_size', 'parameters', 'tokens_per_step'), int),
+    **dict.fromkeys(('config', 'code', 'versions', 'data'), dict),
+    'device': {'kind': str, 'count': int},
+    'parent': dict | None,
+}
+PARENT = {'identity': str, 'step': int, 'plan': list}
+# The fields of config.benchmark on which scores depend.
+PROTOCOL = {
+    **dict.fromkeys(('limit', 'shots', 'samples', 'max_tokens'), int),
+    'problems': {'task': str},
+    'stops': list,
+    'sampling': {'temperature': NUMBER, 'top_p': NUMBER},
+}
+COMPLEXITY = {
+    **{field: [NUMBER] for field in ('edges', 'counts', 'band')},
+    **dict.fromkeys(('candidates', 'accepted', 'bytes_per_token'), NUMBER),
+    'score': str,
+}
 
 
-def _record(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise errors.UserError(f'{where}: not JSON ({error}); only an unfinished last line is forgiven') from error
-    if not isinstance(record, dict) or 'kind' not in record:
-        raise errors.UserError(f'{where}: not a metrics record, it has no field "kind"')
-    solving = record['kind'] == 'eval' and record.get('evaluator') in SOLVING
-    missing = _needed(record, solving) - record.keys()
-    if record['kind'] in ('train', 'eval', 'done') and missing:
-        raise errors.UserError(f'{where}: a record of kind {record["kind"]!r} without {", ".join(sorted(missing))}')
-    for field in record if solving else record.keys() & set(NUMBERS):
-        if field not in ('kind', 'evaluator') and not isinstance(record[field], int | float):
-            raise errors.UserError(f'{where}: {field} = {record[field]!r}: must be a number')
-    return record
+def check(value: Any, schema: Any, file: str, field: str = '') -> None:
+    """Raises UserError unless a value fits a schema: a type, {field: schema} (more fields are allowed), or [schema]."""
+    place = f'{file}: {field}'.rstrip()
+    kind = type(schema) if isinstance(schema, dict | list) else schema
+    if not isinstance(value, kind):
+        raise UserError(f'{place} = {value!r}: must be of type {getattr(kind, "__name__", kind)}')
+    if isinstance(schema, list):
+        for index, item in enumerate(value):
+            check(item, schema[0], file, f'{field}[{index}]')
+    elif isinstance(schema, dict):
+        if missing := [name for name in schema if name not in value]:
+            raise UserError(f'{place} lacks {", ".join(missing)}')
+        for name, inner in schema.items():
+            check(value[name], inner, file, f'{field}.{name}'.lstrip('.'))
 
 
-def _needed(record: dict[str, Any], solving: bool) -> set[str]:
-    """The fields that a record must have. Of programs that aren't judged yet there is no pass@k, of others pass@1."""
-    needed = {'step', 'tokens'}
-    if not solving:
-        return needed | ({'evaluator', 'loss'} if record['kind'] == 'eval' else set())
-    needed |= {'problems', 'samples'}
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, without an unfinished last line."""
+    records = files.read_records(path)
+    for number, record in enumerate(records, 1):
+        check(record, _metrics_schema(record), f'{path}:{number}')
+    return records
+
+
+def _metrics_schema(record: dict[str, Any]) -> dict[str, Any]:
+    """The fields that a line must have: those of its kind, and of its scores if it counts solved problems."""
+    if record.get('kind') not in ('train', 'eval', 'done'):
+        return {'kind': str}
+    schema = {'step': NUMBER, 'tokens': NUMBER} | ({'loss': NUMBER} if 'loss' in record else {})
+    if record['kind'] != 'eval':
+        return schema
+    # Solved by the weights and by their kept average; such a line has scores and no loss.
+    if record.get('evaluator') not in (BENCHMARK, f'{BENCHMARK}_ema'):
+        return schema | {'evaluator': str, 'loss': NUMBER}
+    fields = ['problems', 'samples', *(name for name in record if name not in ('kind', 'evaluator'))]
     for k in ks(record):
-        needed |= {'pass@1', f'pass@{k}_low', f'pass@{k}_high'}
+        fields += ['pass@1', f'pass@{k}_low', f'pass@{k}_high']
         if f'chance_pass@{k}' in record:
-            needed |= {f'normalised@{k}', f'normalised_by_chance@{k}'}
-    return needed
+            fields += [f'normalised@{k}', f'normalised_by_chance@{k}']
+    return schema | dict.fromkeys(fields, NUMBER)
 
 
 def ks(record: dict[str, Any]) -> list[int]:
-    """Each k, in order, of which a record of solved problems has pass@k."""
+    """The numbers k for which a count of solved problems has pass@k, in order. Programs not yet judged have none."""
     numbers = (name.removeprefix('pass@') for name in record if name.startswith('pass@'))
     return sorted(int(number) for number in numbers if number.isdecimal())

@@ -1,19 +1,16 @@
-"""How many problems each arm solves: pass@k over seeds, beside what guessing reaches, and against the baseline.
+"""Problems solved: pass@k of each arm, what guessing reaches, and the paired gain over the baseline.
 
-A group is the runs that were asked one benchmark, by arm and seed (Study.solved). Numbers are in percent, and gains in
-percentage points. `largest` is the largest k of which the group has pass@k.
+Numbers are in percent, gains in percentage points.
 """
 
-import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nca_jax.report import runs, stats, tables, words
-from nca_jax.report.records import ks
-
-Group = Mapping[str, Mapping[int, runs.Run]]
-Gains = Mapping[str, Mapping[int, stats.ScoreGain] | None]
+from nca_jax.report import figures, page, stats, style, tables, words
+from nca_jax.report.scores import Gains, all_ks, any_run, finals, level, shown_ks
+from nca_jax.report.study import Group, Study, members
 
 DIGITS = 2  # small models solve less than a percent
 NOTE = (
@@ -37,128 +34,47 @@ CHANCE_NOTE = (
 )
 
 
-def all_gains(study: runs.Study) -> dict[str, Gains]:
-    """`gains` of every group, by its name."""
-    return {name: gains(group, study.baseline) for name, group in study.solved.items()}
-
-
-def gains(group: Group, baseline: str) -> Gains:
-    """Every arm but the baseline against it, {arm: {k: gain}} for k = 1 and the largest, None without a common seed.
-
-    Holm's p is over all of them. Empty without the baseline.
-    """
-    if baseline not in group:
-        return {}
-    found: dict[str, dict[int, stats.ScoreGain] | None] = {}
-    for arm in group:
-        if arm != baseline:
-            pairs = {k: gain(group, baseline, arm, k) for k in shown_ks(group)}
-            found[arm] = pairs if all(pairs.values()) else None
-    tested = [(arm, k) for arm, pairs in found.items() if pairs for k in pairs]
-    adjusted = stats.holm([found[arm][k].p for arm, k in tested])
-    for (arm, k), p in zip(tested, adjusted, strict=True):
-        found[arm][k] = dataclasses.replace(found[arm][k], holm=p)
-    return found
-
-
-def gain(group: Group, baseline: str, arm: str, k: int) -> stats.ScoreGain | None:
-    """An arm against the baseline in pass@k, without Holm's p; None without a common seed."""
-    ours, theirs = ({s: run.solved[f'pass@{k}'] for s, run in group[a].items()} for a in (arm, baseline))
-    return stats.score_gain(arm, ours, theirs)
-
-
-def all_ks(group: Group) -> list[int]:
-    """Each k of which the group has pass@k."""
-    return ks(_one(group).solved)
-
-
-def shown_ks(group: Group) -> list[int]:
-    """1 and the largest k."""
-    return sorted({1, all_ks(group)[-1]})
-
-
-def level(records: Sequence[Mapping[str, Any]], name: str) -> stats.Interval:
-    """A share that the records of an arm's seeds hold, in percent: the mean and its interval over seeds, cut at 0 and
-    100. Of one record it is the record's own over problems, nan where it has none."""
-    found = stats.t_interval([100 * record[name] for record in records])
-    if found.n > 1:
-        return dataclasses.replace(found, low=max(0.0, found.low), high=min(100.0, found.high))
-    low, high = (100 * records[0].get(f'{name}_{end}', math.nan) for end in ('low', 'high'))
-    return dataclasses.replace(found, low=low, high=high)
-
-
-def finals(by_seed: Mapping[int, runs.Run]) -> list[dict[str, Any]]:
-    """What the runs of an arm had solved at their ends."""
-    return [run.solved for run in by_seed.values()]
-
-
-def about(group: Group) -> str:
-    """How the group's problems were asked."""
-    run = _one(group)
-    asked, sampling = run.asked, run.asked['sampling']
+def describe(group: Group) -> str:
+    """How many problems the group's runs answered, and how."""
+    run = any_run(group)
+    protocol, sampling = run.protocol, run.protocol['sampling']
     return (
         f'{run.solved["problems"]:,} problems, {run.solved["samples"]:,} samples each of at most '
-        f'{asked["max_tokens"]:,} tokens, worked examples before each: {asked["shots"]}, temperature '
+        f'{protocol["max_tokens"]:,} tokens, worked examples before each: {protocol["shots"]}, temperature '
         f'{sampling["temperature"]:g}, top_p {sampling["top_p"]:g}.'
     )
 
 
-def rows(group: Group, found: Gains, baseline: str) -> list[dict[str, str]]:
+def result_rows(group: Group, gains: Gains, baseline: str) -> list[dict[str, str]]:
     """One row an arm, the baseline first: pass@1 and the largest k's, before and after, and the paired gain."""
-    everyone = [run for by_seed in group.values() for run in by_seed.values()]
-    before = any(run.solved_before for run in everyone)
-    losses = all(run.stage == 'instruct' and run.trained and run.evals for run in everyone)
-    lines = []
+    runs = members(group)
+    before = any(run.solved_before for run in runs)
+    losses = all(run.stage == 'instruct' and run.trained and run.results('held_out') for run in runs)
+    rows = []
     for arm, by_seed in group.items():
-        line = {
+        c = gains.get((arm, 1))
+        row = {
             'arm': arm,
             'seeds': ' '.join(map(str, by_seed)),
             'interval over': 'seeds' if len(by_seed) > 1 else 'problems',
         }
-        line |= {f'pass@{k}, %': _percent(finals(by_seed), f'pass@{k}') for k in shown_ks(group)}
+        row |= {f'pass@{k}, %': _level_cell(finals(by_seed), f'pass@{k}') for k in shown_ks(group)}
         if before:
             earlier = [run.solved_before for run in by_seed.values()]
-            line |= {f'before: pass@{k}, %': _percent(earlier, f'pass@{k}') for k in shown_ks(group)}
+            row |= {f'before: pass@{k}, %': _level_cell(earlier, f'pass@{k}') for k in shown_ks(group)}
         if losses:
-            line['held-out loss, nats'] = tables.number(
-                stats.t_interval([r.final['loss'] for r in by_seed.values()]).mean
-            )
-        pairs = found.get(arm)
-        line[f'pass@1 over {baseline}, points'] = _points(pairs[1]) if pairs else tables.NONE
-        line['verdict'] = words.verdict(pairs[1]) if pairs else 'baseline' if arm == baseline else 'not compared'
-        lines.append(line)
-    return lines
+            ends = [run.results('held_out')[-1]['loss'] for run in by_seed.values()]
+            row['held-out loss, nats'] = tables.number(stats.t_interval(ends).mean)
+        row[_gain_column(baseline)] = _points(c) if c else tables.NONE
+        rows.append(row | {'verdict': words.verdict(c, arm, baseline)})
+    return rows
 
 
-def chance_rows(group: Group) -> list[dict[str, str]]:
-    """One row an arm and k, with what guessing reaches and both normalised scores; none for open answers."""
-    if 'chance_pass@1' not in _one(group).solved:
-        return []
-    return [
-        {
-            'arm': arm,
-            'k': str(k),
-            'pass@k, %': _percent(finals(by_seed), f'pass@{k}'),
-            'by guessing, %': tables.number(100 * _one(group).solved[f'chance_pass@{k}'], DIGITS),
-            "normalised, the paper's, %": _percent(finals(by_seed), f'normalised@{k}'),
-            'normalised by k guesses, %': _percent(finals(by_seed), f'normalised_by_chance@{k}'),
-        }
-        for arm, by_seed in group.items()
-        for k in shown_ks(group)
-    ]
+def _gain_column(baseline: str) -> str:
+    return f'pass@1 over {baseline}, points'
 
 
-def task_rows(group: Group) -> list[dict[str, str]]:
-    """One row a task, one column an arm: pass@1 in percent. None where there is one task."""
-    names = [name for name in _one(group).solved if name.endswith('/pass@1')]
-    return [
-        {'task: pass@1, %': name.removesuffix('/pass@1')}
-        | {arm: _percent(finals(by_seed), name) for arm, by_seed in group.items()}
-        for name in names
-    ]
-
-
-def gain_rows(found: Gains, baseline: str) -> list[dict[str, str]]:
+def gain_rows(gains: Gains, baseline: str) -> list[dict[str, str]]:
     """One row a comparison and k: pairs, the gain, its spread, what could have been seen, and p values."""
     return [
         {
@@ -166,91 +82,140 @@ def gain_rows(found: Gains, baseline: str) -> list[dict[str, str]]:
             'score': f'pass@{k}',
             'pairs': str(c.gain.n),
             'gain, points': _points(c),
-            'SD': tables.number(c.gain.sd, DIGITS),
-            'half-width': tables.number(c.gain.half, DIGITS),
-            'detectable': tables.number(c.detectable, DIGITS),
-            'p': words.p_value(c.p),
-            'Holm p': words.p_value(c.holm),
-            'verdict': words.verdict(c),
+            **words.evidence_cells(c, DIGITS),
+            'verdict': words.verdict(c, arm, baseline),
         }
-        for arm, pairs in found.items()
-        if pairs
-        for k, c in pairs.items()
+        for (arm, k), c in gains.items()
+        if c
     ]
 
 
-def findings(study: runs.Study, found: Mapping[str, Gains]) -> list[str]:
+def chance_rows(group: Group) -> list[dict[str, str]]:
+    """One row an arm and k, with what guessing reaches and both normalised scores; none for open answers."""
+    chances = any_run(group).solved
+    if 'chance_pass@1' not in chances:
+        return []
+    return [
+        {
+            'arm': arm,
+            'k': str(k),
+            'pass@k, %': _level_cell(finals(by_seed), f'pass@{k}'),
+            'by guessing, %': tables.percent(chances[f'chance_pass@{k}'], DIGITS),
+            "normalised, the paper's, %": _level_cell(finals(by_seed), f'normalised@{k}'),
+            'normalised by k guesses, %': _level_cell(finals(by_seed), f'normalised_by_chance@{k}'),
+        }
+        for arm, by_seed in group.items()
+        for k in shown_ks(group)
+    ]
+
+
+def task_rows(group: Group) -> list[dict[str, str]]:
+    """One row a task, one column an arm: pass@1 in percent. None where the benchmark is one task."""
+    names = [name for name in any_run(group).solved if name.endswith('/pass@1')]
+    return [
+        {'task: pass@1, %': name.removesuffix('/pass@1')}
+        | {arm: _level_cell(finals(by_seed), name) for arm, by_seed in group.items()}
+        for name in names
+    ]
+
+
+def findings(study: Study, gains: Mapping[str, Gains]) -> list[str]:
     """What the report says first of solved problems: a sentence or two for each benchmark and arm."""
     sentences = []
     for name, group in study.solved.items():
-        sentences += _group_findings(name, group, study.baseline, found[name])
+        sentences += _arm_findings(name, group, study.baseline, gains[name]) + _floor(name, group)
     return sentences
 
 
-def _group_findings(name: str, group: Group, baseline: str, found: Gains) -> list[str]:
-    family = sum(not math.isnan(c.p) for pairs in found.values() if pairs for c in pairs.values())
-    sentences = [
-        _finding(name, baseline, pairs, family)
-        if pairs
-        else f'**{arm}** shares no seed with {baseline} on {name}, so it is not compared.'
-        for arm, pairs in found.items()
-    ]
+def _arm_findings(name: str, group: Group, baseline: str, gains: Gains) -> list[str]:
     if baseline not in group:
-        sentences.append(f'There is no finished run of the baseline {baseline} on {name}, so no arm is compared.')
-    elif not found:
-        sentences.append(f'Only the baseline {baseline} was asked {name}, so no arm is compared.')
-    return sentences + _floor(name, group)
+        return [f'There is no finished run of the baseline {baseline} on {name}, so no arm is compared.']
+    if not gains:
+        return [f'Only the baseline {baseline} was asked {name}, so no arm is compared.']
+    tested = sum(c is not None and not math.isnan(c.gain.p) for c in gains.values())
+    sentences = []
+    for arm in (arm for arm in group if arm != baseline):
+        if gains[arm, 1] is None:
+            sentences.append(f'**{arm}** shares no seed with {baseline} on {name}, so it is not compared.')
+            continue
+        sentence = _finding(name, baseline, gains[arm, 1], tested)
+        # One pair has nothing to say about larger k either.
+        for k in shown_ks(group)[1:] if gains[arm, 1].gain.n > 1 else ():
+            verdict = words.verdict(gains[arm, k], arm, baseline)
+            sentence += f' In pass@{k} the gain is {_points(gains[arm, k])} points: {verdict}.'
+        sentences.append(sentence)
+    return sentences
 
 
-def _finding(name: str, baseline: str, pairs: Mapping[int, stats.ScoreGain], family: int) -> str:
-    c, gained = pairs[1], pairs[1].gain
-    seeds = f'{gained.n} paired seed{"s" if gained.n > 1 else ""}'
+def _finding(name: str, baseline: str, c: stats.Comparison, family: int) -> str:
+    """The sentence about pass@1."""
+    gained = c.gain
     change = f'{abs(gained.mean):.{DIGITS}f} points {"higher" if gained.mean >= 0 else "lower"}'
     claim = f'**{c.arm}** has {change} pass@1 on {name} than {baseline}'
-    if gained.n < 2:
-        return f'{claim} on {seeds}: one pair gives no interval, so nothing is supported.'
-    interval = f'{gained.low:+.{DIGITS}f} to {gained.high:+.{DIGITS}f}'
-    p = f'p = {words.p_value(c.p)}'.replace('= <', '<')
-    if math.isnan(gained.low):
-        text = f'{claim}, the same in each of {seeds}: without spread there is no interval, so nothing is supported.'
-    elif c.supported:
-        text = f'{claim} (95 % interval {interval}; {seeds}, {p}): {words.support(c, family)}.'
-    else:
-        text = (
-            f'**{c.arm}** on {name}: **not significant**. The 95 % interval of its gain in pass@1 over {baseline}, '
-            f'{interval} points, includes zero (mean {gained.mean:+.{DIGITS}f}, {seeds}, {p}). The smallest detectable '
-            f'difference at this seed spread with {gained.n} seeds is {c.detectable:.{DIGITS}f} points.'
-        )
-    others = (f'In pass@{k} the gain is {_points(pairs[k])} points: {words.verdict(pairs[k])}.' for k in pairs if k > 1)
-    return ' '.join([text, *others])
+    if gained.n < 2 or math.isnan(gained.low):
+        return words.no_interval(c, claim)
+    interval, evidence = f'{gained.low:+.{DIGITS}f} to {gained.high:+.{DIGITS}f}', words.evidence(c)
+    if c.supported:
+        return words.supported(c, claim, interval, evidence, family)
+    subject, measure = f'**{c.arm}** on {name}', f'gain in pass@1 over {baseline}'
+    evidence = f'mean {gained.mean:+.{DIGITS}f}, {evidence}'
+    detectable = f'{gained.n} seeds is {c.detectable:.{DIGITS}f} points'
+    return words.not_significant(subject, measure, f'{interval} points', evidence, detectable)
 
 
 def _floor(name: str, group: Group) -> list[str]:
     """A warning where scores are too near the bottom for their differences to mean much."""
     largest = all_ks(group)[-1]
-    if all(record[f'pass@{largest}'] == 0 for by_seed in group.values() for record in finals(by_seed)):
+    if all(run.solved[f'pass@{largest}'] == 0 for run in members(group)):
         return [f'**No problem of {name} was solved in any run: conclude nothing from it.**']
-    chance = 100 * _one(group).solved.get('chance_pass@1', 0.0)
+    chance = 100 * any_run(group).solved.get('chance_pass@1', 0.0)
     if any(level(finals(by_seed), 'pass@1').low > chance for by_seed in group.values()) or not chance:
         return []
     return [f'**On {name} no arm is above guessing ({chance:.1f} % pass@1) by its interval: conclude little from it.**']
 
 
-def caveats(group: Group, found: Gains, baseline: str) -> list[str]:
-    """What the intervals of a group do not cover, as far as the runs show it."""
-    return words.arm_caveats(group, baseline, {arm: pairs is not None for arm, pairs in found.items()})
+def blocks(study: Study, gains: Mapping[str, Gains]) -> list[page.Block]:
+    """The section of the page; nothing where no run answered problems."""
+    if not study.solved:
+        return []
+    section: list[page.Block] = [page.Heading('Problems solved')]
+    for name in study.solved:
+        section += _benchmark_blocks(study, name, gains[name])
+    notes = [NOTE]
+    notes += [GAIN_NOTE] if any(gains.values()) else []
+    notes += [CHANCE_NOTE] if any(map(chance_rows, study.solved.values())) else []
+    return section + [page.Text(note, 'note') for note in notes]
 
 
-def _one(group: Group) -> runs.Run:
-    return next(run for by_seed in group.values() for run in by_seed.values())
+def _benchmark_blocks(study: Study, name: str, gains: Gains) -> list[page.Block]:
+    group, baseline = study.solved[name], study.baseline
+    results = page.Table(result_rows(group, gains, baseline), emphasis=_gain_column(baseline))
+    others = (gain_rows(gains, baseline), chance_rows(group), task_rows(group))
+    section = [
+        page.Heading(name, 3),
+        page.Text(describe(group)),
+        results,
+        *(page.Table(rows) for rows in others if rows),
+    ]
+    if caveats := words.caveats(group, baseline):
+        section.append(page.Text(' '.join(caveats), 'note'))
+    if len(all_ks(group)) > 1:  # one k makes no curve
+        suffix = '' if len(study.solved) == 1 else '_' + re.sub(r'\W+', '_', name)
+        caption = (
+            f'{name}: pass@k against k. The paired gain takes the baseline of the same seed away, and with it what '
+            'seeds share; where its band leaves zero, the seeds support a difference at that one k.'
+        )
+        images = style.in_both_themes(lambda theme: figures.pass_at_k(study, name, theme))
+        section.append(page.Picture(f'pass_at_k{suffix}', caption, *images))
+    return section
 
 
-def _percent(records: Sequence[Mapping[str, Any] | None], name: str) -> str:
-    if None in records:  # not evaluated in every seed
+def _level_cell(results: Sequence[Mapping[str, Any] | None], name: str) -> str:
+    if None in results:  # not evaluated in every seed
         return tables.NONE
-    found = level(records, name)
-    return tables.ranged(found.mean, found.low, found.high, DIGITS, sign='-')
+    interval = level(results, name)
+    return tables.ranged(interval.mean, interval.low, interval.high, DIGITS, sign='-')
 
 
-def _points(c: stats.ScoreGain) -> str:
+def _points(c: stats.Comparison) -> str:
     return tables.ranged(c.gain.mean, c.gain.low, c.gain.high, DIGITS)

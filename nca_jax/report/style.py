@@ -2,23 +2,26 @@
 
 import dataclasses
 import io
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import matplotlib
-import matplotlib.axes
-import matplotlib.figure
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba_array
+from matplotlib.figure import Figure
+from scipy import optimize
 
 DPI = 150
 ARMS = ('#3b82c4', '#e2803a', '#2a9d8f', '#c2567f', '#8b72cf', '#b8961f', '#5f9442', '#8c6d5a')
+DASHES = (0, (4, 3))
+# For logarithmic axes of less than three decades, where powers of ten alone are too few.
+LOG_TICKS = tuple(m * 10.0**d for d in range(-9, 18) for m in (1, 2, 5))
 CELLS = ('#264653', '#f4a261', '#2a9d8f', '#e9c46a', '#e76f51', '#8ab6d6', '#6d597a', '#f6e7cb', '#b56576', '#90be6d')
 
 
 @dataclasses.dataclass(frozen=True)
 class Theme:
-    """Colours of one theme: text, secondary text, background, grid lines."""
-
+    # Text, secondary text, background, grid lines.
     ink: str
     muted: str
     paper: str
@@ -30,7 +33,7 @@ DARK = Theme(ink='#e6e6e6', muted='#9ca3af', paper='#16181c', rule='#30343b')
 
 
 def score_name(measure: str) -> str:
-    """What a measure of complexity gives, for labels."""
+    """The name of a complexity measure's values, for labels."""
     return 'change rate' if measure == 'change_rate' else f'{measure} ratio'
 
 
@@ -68,11 +71,20 @@ def settings(theme: Theme) -> dict:
     }
 
 
-def png(figure: matplotlib.figure.Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     """The figure as a PNG, without metadata that would differ from machine to machine."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=DPI, metadata={'Software': None})
     return buffer.getvalue()
+
+
+def in_both_themes(draw: Callable[[Theme], Figure]) -> tuple[bytes, bytes]:
+    """A figure as PNG, in the light theme and in the dark one."""
+    images = []
+    for theme in (LIGHT, DARK):
+        with matplotlib.rc_context(settings(theme)):
+            images.append(png(draw(theme)))
+    return tuple(images)
 
 
 def arm_colours(arms: Sequence[str], baseline: str, theme: Theme) -> dict[str, str]:
@@ -84,13 +96,14 @@ def arm_colours(arms: Sequence[str], baseline: str, theme: Theme) -> dict[str, s
 def cell_colours(count: int) -> np.ndarray:
     """(count, 3) uint8: one colour a cell state; beyond the palette, evenly from a smooth map."""
     names = CELLS[:count] if count <= len(CELLS) else matplotlib.colormaps['Spectral'](np.linspace(0, 1, count))
-    return (255 * np.array([matplotlib.colors.to_rgb(name) for name in names])).round().astype(np.uint8)
+    return (255 * to_rgba_array(names)[:, :3]).round().astype(np.uint8)
 
 
-def panels(figure: matplotlib.figure.Figure, count: int, longest_label: int) -> list[matplotlib.axes.Axes]:
+def panels(figure: Figure, count: int, longest_label: int) -> list[Axes]:
     """Panels side by side, each with room at its right for labels of so many characters."""
     width, height = figure.get_size_inches()
-    label, axis = 0.15 + 0.09 * longest_label, 0.62  # inches: labels at the right, ticks and their title at the left
+    # Inches: labels at the right, ticks and their title at the left.
+    label, axis = 0.15 + 0.09 * longest_label, 0.62
     size = width / count - label - axis
     rectangle = (size / width, (height - 1.1) / height)
     starts = [(axis + i * width / count) / width for i in range(count)]
@@ -100,19 +113,15 @@ def panels(figure: matplotlib.figure.Figure, count: int, longest_label: int) -> 
 def spread(positions: Sequence[float], gap: float) -> list[float]:
     """Moves label positions apart, by as little as keeps their order and `gap` between neighbours."""
     order = np.argsort(positions, kind='stable')
-    # Labels in order minus rank * gap must not decrease: pool the violators (isotonic regression).
-    pools: list[list[float]] = []
-    for rank, index in enumerate(order):
-        pools.append([positions[index] - rank * gap])
-        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
-            pools[-2:] = [pools[-2] + pools[-1]]
-    levels = [float(np.mean(pool)) for pool in pools for _ in pool]
+    # Labels in order keep the gap if they, minus rank * gap, don't decrease: the nearest such values are an isotonic
+    # regression.
+    offsets = gap * np.arange(len(order))
     placed = np.empty(len(order))
-    placed[order] = [level + rank * gap for rank, level in enumerate(levels)]
+    placed[order] = optimize.isotonic_regression(np.asarray(positions)[order] - offsets).x + offsets
     return placed.tolist()
 
 
-def label_ends(axes: matplotlib.axes.Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """Writes (y, text, colour) labels just right of the axes at their curves' ends; call when limits are final."""
     scale = axes.yaxis.get_transform()
     low, high = scale.transform(np.array(axes.get_ylim()))
@@ -124,7 +133,7 @@ def label_ends(axes: matplotlib.axes.Axes, ends: Sequence[tuple[float, str, str]
         axes.text(1.015, y, text, color=colour, transform=place, va='center', fontsize=9, fontweight='bold')
 
 
-def subtitle(axes: matplotlib.axes.Axes, text: str, theme: Theme) -> None:
+def subtitle(axes: Axes, text: str, theme: Theme) -> None:
     """A line of small print between the axes' title and its frame."""
     place = {'xy': (0, 1), 'xycoords': 'axes fraction', 'xytext': (0, 8), 'textcoords': 'offset points'}
     axes.annotate(text, **place, color=theme.muted, fontsize=8)
@@ -136,9 +145,3 @@ def tokens_label(value: float, _position: int | None = None) -> str:
         if abs(value) >= unit:
             return f'{value / unit:.3g}{name}'
     return f'{value:.3g}'
-
-
-def nice_ticks(low: float, high: float) -> list[float]:
-    """1-2-5 ticks for a logarithmic axis of less than three decades, where powers of ten alone are too few."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [m * 10.0**d for d in decades for m in (1, 2, 5) if low <= m * 10.0**d <= high]

@@ -1,0 +1,159 @@
+"""The text stage: held-out loss of each arm, its paired gain over the baseline, and the speed-up."""
+
+import math
+from collections.abc import Mapping
+
+from nca_jax.report import figures, page, stats, style, tables, words
+from nca_jax.report.study import Study
+
+# By arm; None where an arm shares no seed with the baseline. Empty without the baseline.
+Comparisons = Mapping[str, stats.Comparison | None]
+
+RESULT_NOTE = (
+    'Loss is the mean over seeds ± the half-width of its 95 % t interval; that spread includes what the seeds of all '
+    'arms share. Perplexity is exp of the mean loss. Gains are paired by seed (the same text batches), with 95 % t '
+    'intervals in parentheses, and positive is better.'
+)
+COMPARISON_NOTE = (
+    "Speed-up: the baseline's final token count over the tokens at which the arm crosses the baseline's final "
+    'perplexity for the last time, per seed, then the mean; "all tokens" counts the tokens of earlier stages too. '
+    'SD is that of the paired differences in nats, half-width that of their 95 % interval. Detectable: the true '
+    'difference that a two-sided 5 % paired t test on as many seeds finds with 80 % power, if the spread is the '
+    'observed one (noncentral t); with few seeds the spread itself is uncertain. Holm p corrects for the number of '
+    'comparisons here.'
+)
+CAPTION = (
+    'Held-out loss against text tokens: mean over seeds with its 95 % t interval at each evaluation. '
+    'The paired gain takes the baseline of the same seed away, and with it what seeds share; where its band leaves '
+    'zero, the seeds support a difference at that one point.'
+)
+
+
+def compare(study: Study) -> Comparisons:
+    """Every arm's final losses against the baseline's; gains are in nats per token."""
+    scores = {arm: {seed: -run.final['loss'] for seed, run in runs.items()} for arm, runs in study.text.items()}
+    baseline = scores.pop(study.baseline, None)
+    if baseline is None:
+        return {}
+    return stats.with_holm({arm: stats.compare(arm, scores[arm], baseline) for arm in scores})
+
+
+def reduction(gain: stats.Interval) -> tuple[float, float, float]:
+    """(mean, low, high) reduction of perplexity in percent: the interval of the gain, transformed."""
+    return tuple(-100 * math.expm1(-value) for value in (gain.mean, gain.low, gain.high))
+
+
+def speedups(study: Study, c: stats.Comparison) -> tuple[list[float | None], list[float | None] | None]:
+    """The speed-up of each pair of seeds (None: never reached), in tokens of this stage and in those of all stages.
+
+    The second is None where the tokens of earlier stages are unknown.
+    """
+    ours, theirs = study.text[c.arm], study.text[study.baseline]
+    pairs = [(ours[seed].curve(), theirs[seed].curve()) for seed in c.seeds]
+    alone = [stats.speedup(curve, baseline) for curve, baseline in pairs]
+    earlier = [study.earlier_tokens(ours[seed]) for seed in c.seeds]
+    if None in earlier:
+        return alone, None
+    return alone, [stats.speedup(*pair, tokens) for pair, tokens in zip(pairs, earlier, strict=True)]
+
+
+def speedup_cell(values: list[float | None] | None) -> str:
+    """The mean with its interval; no mean where some seeds never reached the baseline."""
+    if values is None:
+        return 'unknown'
+    reached = [value for value in values if value is not None]
+    if len(reached) < len(values):
+        return f'reached by {len(reached)} of {len(values)}' if reached else 'not reached'
+    interval = stats.t_interval(reached)
+    return tables.ranged(interval.mean, interval.low, interval.high, 2, sign='-')
+
+
+def result_rows(study: Study, comparisons: Comparisons) -> list[dict[str, str]]:
+    """One row an arm, the baseline first: final loss, perplexity, bits per byte, and the paired gain."""
+    rows = []
+    for arm, by_seed in study.text.items():
+        loss = stats.t_interval([run.final['loss'] for run in by_seed.values()])
+        bits = [run.final.get('bits_per_byte') for run in by_seed.values()]
+        c = comparisons.get(arm)
+        rows.append(
+            {
+                'arm': arm,
+                'seeds': ' '.join(map(str, by_seed)),
+                'final loss, nats': tables.number(loss.mean) + ('' if loss.n < 2 else f' ± {loss.half:.3f}'),
+                'perplexity': tables.number(math.exp(loss.mean), 2),
+                'bits per byte': tables.number(None if None in bits else sum(bits) / len(bits)),
+                _gain_column(study): tables.ranged(c.gain.mean, c.gain.low, c.gain.high, 3) if c else tables.NONE,
+                'lower perplexity, %': tables.ranged(*reduction(c.gain), 1) if c else tables.NONE,
+                'verdict': words.verdict(c, arm, study.baseline),
+            }
+        )
+    return rows
+
+
+def _gain_column(study: Study) -> str:
+    return f'gain over {study.baseline}, nats'
+
+
+def comparison_rows(study: Study, comparisons: Comparisons) -> list[dict[str, str]]:
+    """One row a comparison: pairs, speed-up, spread, what could have been seen, and p values."""
+    rows = []
+    for c in filter(None, comparisons.values()):
+        alone, counted = map(speedup_cell, speedups(study, c))
+        row = {'comparison': f'{c.arm} - {study.baseline}', 'pairs': str(c.gain.n)}
+        row |= {'speed-up': alone, 'speed-up, all tokens': counted}
+        rows.append(row | words.evidence_cells(c, 4))
+    return rows
+
+
+def findings(study: Study, comparisons: Comparisons) -> list[str]:
+    """What the report says first: a sentence or two for each arm."""
+    if study.text and study.baseline not in study.text:
+        return [f'There is no finished run of the baseline {study.baseline}, so no arm is compared.']
+    if study.text and not comparisons:
+        return [f'Only the baseline {study.baseline} has finished, so no arm is compared.']
+    unpaired = f'shares no seed with {study.baseline}, so it is not compared.'
+    family = len(comparisons)
+    return [_finding(study, c, family) if c else f'**{arm}** {unpaired}' for arm, c in comparisons.items()]
+
+
+def _finding(study: Study, c: stats.Comparison, family: int) -> str:
+    mean, low, high = reduction(c.gain)
+    if c.gain.mean >= 0:
+        claim, interval = f'reaches {mean:.1f} % lower', f'{low:.1f} to {high:.1f} %'
+    else:  # an increase has its own interval: exp is not symmetric
+        worse, least, most = (100 * math.expm1(-x) for x in (c.gain.mean, c.gain.high, c.gain.low))
+        claim, interval = f'ends at {worse:.1f} % higher', f'{least:.1f} to {most:.1f} %'
+    claim = f'**{c.arm}** {claim} perplexity than {study.baseline}'
+    if c.gain.n < 2:
+        return words.no_interval(c, claim)
+    evidence = f'{c.gain.mean:+.3f} nats, {words.evidence(c)}'
+    if not c.supported:
+        measure, evidence = f'perplexity reduction against {study.baseline}', f'mean {mean:.1f} %, {evidence}'
+        detectable = f'{c.gain.n} seeds is {c.detectable:.3f} nats'
+        return words.not_significant(f'**{c.arm}**', measure, f'{low:.1f} to {high:.1f} %', evidence, detectable)
+    return words.supported(c, claim, interval, evidence, family) + _speedup_sentence(study, c)
+
+
+def _speedup_sentence(study: Study, c: stats.Comparison) -> str:
+    alone, counted = speedups(study, c)
+    if None in alone:
+        return ''
+    mean = stats.t_interval(alone).mean
+    text = f" It reaches {study.baseline}'s final perplexity with {mean:.2f} times fewer text tokens"
+    if counted is None or counted == alone:
+        return text + '.'
+    return f'{text}; with the tokens of earlier stages counted the speed-up is {stats.t_interval(counted).mean:.2f}.'
+
+
+def blocks(study: Study, comparisons: Comparisons) -> list[page.Block]:
+    """The section of the page; nothing without runs of text."""
+    if not study.text:
+        return []
+    results = page.Table(result_rows(study, comparisons), emphasis=_gain_column(study))
+    section: list[page.Block] = [page.Heading('Results'), results, page.Text(RESULT_NOTE, 'note')]
+    if rows := comparison_rows(study, comparisons):
+        section += [page.Table(rows), page.Text(COMPARISON_NOTE, 'note')]
+    if caveats := words.caveats(study.text, study.baseline):
+        section.append(page.Text(' '.join(caveats), 'note'))
+    images = style.in_both_themes(lambda theme: figures.learning_curves(study, theme))
+    return [*section, page.Picture('learning_curves', CAPTION, *images)]

@@ -1,0 +1,121 @@
+"""Where the numbers come from: code, devices, lineage, transfer plans, settings that differ, seconds and versions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nca_jax.report import page, tables
+from nca_jax.report.runs import Run
+from nca_jax.report.study import Group, Study, members
+
+
+def run_rows(study: Study) -> list[dict[str, str]]:
+    """One row a run: what it is, which code and device made it, and what it started from."""
+    return [
+        {
+            'run': run.name,
+            'arm': run.arm,
+            'seed': str(run.seed),
+            'identity': run.record['identity'][:12],
+            'commit': _commit(run.record['code']),
+            'parameters': f'{run.record["parameters"]:,}',
+            'device': f'{run.record["device"]["count"]} x {run.record["device"]["kind"]}',
+            'lineage': lineage(study, run),
+        }
+        for run in study.runs
+    ]
+
+
+def _commit(code: Mapping[str, Any]) -> str:
+    short = (code.get('commit') or 'unknown')[:10]
+    return f'{short}, with changes' if code.get('dirty') else short
+
+
+def lineage(study: Study, run: Run) -> str:
+    """'grandparent @step -> parent @step -> run', upwards as far as the folders show it."""
+    if run.parent is None:
+        return 'fresh'
+    parent, step = study.parent_of(run), run.parent['step']
+    if parent is None:
+        return f'{run.parent["identity"][:12]} (not in these folders) @{step:,} -> {run.name}'
+    above = '' if parent.parent is None else lineage(study, parent).removesuffix(parent.name)
+    return f'{above}{parent.name} @{step:,} -> {run.name}'
+
+
+def plan_rows(study: Study) -> list[dict[str, str]]:
+    """One row an arm that carries weights: its transfer plan, as written in the config."""
+    rows = {}
+    for run in study.runs:
+        if run.parent is not None:
+            entries = (' '.join(str(part) for part in entry if part not in ({}, None)) for entry in run.parent['plan'])
+            # The same arm carried weights before, in the text stage, by another plan.
+            arm = f'{run.arm}, instruct' if run.stage == 'instruct' else run.arm
+            rows.setdefault(arm, {'arm': arm, 'transfer plan': f'`{"; ".join(entries)}`'})
+    return list(rows.values())
+
+
+def setting_rows(group: Group) -> list[dict[str, str]]:
+    """One row a config field that isn't the same in all compared runs, one column an arm."""
+    configs = {arm: [_flatten(run.record['config']) for run in by_seed.values()] for arm, by_seed in group.items()}
+    fields = sorted({field for of_arm in configs.values() for config in of_arm for field in config})
+    rows = []
+    for field in fields:
+        # Each value once, in the order of seeds.
+        values = {arm: dict.fromkeys(c.get(field, 'absent') for c in of_arm) for arm, of_arm in configs.items()}
+        if len({value for of_arm in values.values() for value in of_arm}) > 1:
+            cells = {arm: ', '.join(f'`{value}`' for value in of_arm) for arm, of_arm in values.items()}
+            rows.append({'setting': f'`{field}`'} | cells)
+    return rows
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
+    flat = {}
+    for name, value in config.items():
+        flat |= _flatten(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: f'{value}'}
+    return flat
+
+
+def seconds_rows(study: Study) -> list[dict[str, str]]:
+    """One row a run: wall seconds by phase, from its last record."""
+    phases = list(dict.fromkeys(phase for run in study.runs for phase in _seconds(run)))
+    rows = []
+    for run in study.runs:
+        seconds = _seconds(run)
+        row = {'run': run.name, 'tokens': f'{run.done["tokens"]:,}'}
+        row |= {phase: tables.number(seconds.get(phase), 1) for phase in phases}
+        rows.append(row | {'total': tables.number(sum(seconds.values()), 1)})
+    return rows
+
+
+def _seconds(run: Run) -> dict[str, float]:
+    return run.done.get('seconds', {})
+
+
+def blocks(study: Study) -> list[page.Block]:
+    """The last section of the page."""
+    section: list[page.Block] = [page.Heading('Where this comes from')]
+    if not study.runs:
+        return [*section, page.Text('No finished runs.')]
+    section.append(page.Table(run_rows(study)))
+    groups = {'Settings that differ between compared runs': study.text}
+    shown = {run.folder for run in members(study.text)}
+    for name, group in study.solved.items():
+        # Text runs that also answered problems stand in the first table already.
+        if any(run.folder not in shown for run in members(group)):
+            groups[f'Settings that differ between the runs on {name}'] = group
+    optional = {'What was carried': plan_rows(study)} | {title: setting_rows(group) for title, group in groups.items()}
+    for title, rows in optional.items():
+        section += [page.Heading(title, 3), page.Table(rows)] if rows else []
+    minutes, rest = divmod(sum(sum(_seconds(run).values()) for run in study.runs), 60)
+    spent = page.Text(f'{minutes:,.0f} min {rest:.0f} s in all.', 'note')
+    section += [page.Heading('Seconds by phase', 3), page.Table(seconds_rows(study)), spent]
+    return [*section, page.Heading('Versions', 3), *_versions(study)]
+
+
+def _versions(study: Study) -> list[page.Text]:
+    runs: dict[str, list[str]] = {}
+    for run in study.runs:
+        text = ', '.join(f'{package} {version}' for package, version in run.record['versions'].items())
+        runs.setdefault(text, []).append(run.name)
+    if len(runs) == 1:
+        return [page.Text(f'{text}.', 'note') for text in runs]
+    return [page.Text(f'{text} ({", ".join(names)}).', 'note') for text, names in runs.items()]

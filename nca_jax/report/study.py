@@ -1,0 +1,160 @@
+"""The runs of one report, grouped by what may be compared; runs that measured different things are refused."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from nca_jax.errors import UserError
+from nca_jax.report.records import BENCHMARK, PROTOCOL
+from nca_jax.report.runs import Run
+
+# Runs that may be compared, by arm and seed. The baseline is the first arm.
+Group = Mapping[str, Mapping[int, Run]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """All runs of a report."""
+
+    # The text stage's runs.
+    text: Group
+    # The automata stage's runs, and those of other first stages (dyck, copy, noise).
+    nca: tuple[Run, ...]
+    controls: tuple[Run, ...]
+    # By Run.benchmark the runs that answered its problems. A text run may be in `text` too.
+    solved: Mapping[str, Group]
+    # Runs that are missing from a table, and why.
+    left_out: tuple[tuple[Run, str], ...]
+    # The arm that all others are compared with.
+    baseline: str
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every run whose numbers the report shows, once, parents' stages first."""
+        groups = (self.text, *self.solved.values())
+        runs = [*self.nca, *self.controls, *(run for group in groups for run in members(group))]
+        return list({run.folder: run for run in runs}.values())
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms in the order in which figures colour them: an arm has one colour everywhere."""
+        return list(dict.fromkeys(arm for group in (self.text, *self.solved.values()) for arm in group))
+
+    @property
+    def smoke(self) -> bool:
+        """Whether any run was a smoke test, whose numbers mean nothing."""
+        return any(run.record['config'].get('smoke') for run in self.runs)
+
+    def parent_of(self, run: Run) -> Run | None:
+        """The run whose weights this one started from, None if it has none or it isn't among the folders."""
+        runs = (*self.runs, *(run for run, _ in self.left_out))
+        return next((r for r in runs if run.parent and r.record['identity'] == run.parent['identity']), None)
+
+    def earlier_tokens(self, run: Run) -> int | None:
+        """Tokens that all ancestors of a run consumed before it; None if one of them isn't in the study."""
+        if run.parent is None:
+            return 0
+        parent = self.parent_of(run)
+        before = None if parent is None else self.earlier_tokens(parent)
+        return None if before is None else before + run.parent['step'] * parent.record['tokens_per_step']
+
+
+def members(group: Group) -> list[Run]:
+    return [run for by_seed in group.values() for run in by_seed.values()]
+
+
+def make_study(runs: Iterable[Run], baseline: str | None = None) -> Study:
+    """Groups runs by arm and seed. UserError where two runs claim one place or compared runs aren't comparable.
+
+    `baseline` None means scratch, if there is such an arm; a named one must exist.
+    """
+    runs = list(runs)
+    usable = [run for run in runs if not run.missing(run.evaluator)]
+    text = _by_seed((run for run in usable if run.stage == 'text'), '')
+    answered = [run for run in runs if run.benchmarks and not run.missing(BENCHMARK)]
+    solved = {
+        name: _by_seed((run for run in answered if run.benchmark == name), f' on {name}')
+        for name in sorted({run.benchmark for run in answered})
+    }
+    names = set(text).union(*solved.values())
+    if baseline is not None and baseline not in names:
+        known = ', '.join(sorted(names)) or 'none'
+        raise UserError(f'--baseline {baseline}: no finished run of it; arms: {known}')
+    baseline = baseline or 'scratch'
+    _check_alike(members(text), _training, rel_tol=1e-4)
+    for group in solved.values():
+        _check_alike(members(group), _questions, rel_tol=0)
+    return Study(
+        text=_baseline_first(text, baseline),
+        nca=tuple(run for run in usable if run.stage == 'nca'),
+        controls=tuple(run for run in usable if run.stage not in ('nca', 'text', 'instruct')),
+        solved={name: _baseline_first(group, baseline) for name, group in solved.items()},
+        left_out=tuple((run, reason) for run in runs if (reason := _left_out(run))),
+        baseline=baseline,
+    )
+
+
+def _by_seed(runs: Iterable[Run], place: str) -> dict[str, dict[int, Run]]:
+    arms: dict[str, dict[int, Run]] = {}
+    for run in sorted(runs, key=lambda r: r.seed):
+        other = arms.setdefault(run.arm, {}).setdefault(run.seed, run)
+        if other is not run:
+            raise UserError(f'two runs are {run.arm} seed {run.seed}{place}: {other.folder} and {run.folder}')
+    return arms
+
+
+def _baseline_first(arms: Group, baseline: str) -> Group:
+    return {arm: arms[arm] for arm in sorted(arms, key=lambda arm: (arm != baseline, arm))}
+
+
+def _left_out(run: Run) -> str | None:
+    """Why a run is missing where it belongs, or None."""
+    if run.stage == 'instruct':
+        return run.missing(BENCHMARK)
+    reason = run.missing(run.evaluator)
+    if not run.benchmarks:
+        return reason
+    unsolved = run.missing(BENCHMARK)
+    # A text run that only evaluated belongs to the problems solved alone.
+    if reason and (unsolved or run.trained):
+        return reason
+    return unsolved and f'{unsolved} (missing from the problems solved only)'
+
+
+def _check_alike(runs: list[Run], facts: Callable[[Run], dict[str, Any]], rel_tol: float) -> None:
+    """Raises UserError, with the first fact that differs, unless all runs agree. Floats may differ by `rel_tol`."""
+    for run in runs[1:]:
+        theirs, ours = facts(runs[0]), facts(run)
+        for name in theirs | ours:
+            pair = theirs.get(name, 'absent'), ours.get(name, 'absent')
+            close = all(isinstance(value, float) for value in pair) and math.isclose(*pair, rel_tol=rel_tol)
+            if pair[0] != pair[1] and not close:
+                first, second = (f'{v:,.12g}' if isinstance(v, int | float) else v for v in pair)
+                raise UserError(f"can't compare {runs[0]} with {run}: {name} {first} and {second}")
+
+
+def _training(run: Run) -> dict[str, Any]:
+    """What must agree where final losses are compared: the text, its tokens, and what was evaluated."""
+    final, data = run.final, run.record['data']
+    # Loss in nats per token over bits per byte: it differs if the tokenizer or the evaluated text differs.
+    bits = final.get('bits_per_byte')
+    bytes_per_token = final['loss'] / math.log(2) / bits if bits else 0.0
+    return {f'data.{name}': value for name, value in data.items() if name != BENCHMARK} | {
+        'vocab_size': run.record['vocab_size'],
+        'final tokens': final['tokens'],
+        'scored tokens': final.get('scored_tokens', 0),
+        'bytes per evaluated token': bytes_per_token,
+    }
+
+
+def _questions(run: Run) -> dict[str, Any]:
+    """What must agree where solved problems are compared. A decoder's batches change no number, nor do paths."""
+    data, solved = run.record['data'], run.solved
+    facts = {f'data.{name}': data[name] for name in ('problems', BENCHMARK, 'tokenizer') if name in data}
+    facts |= {'final tokens': solved['tokens'], 'problems': solved['problems'], 'samples': solved['samples']}
+    for name in PROTOCOL:
+        value = run.protocol[name]
+        parts = value if isinstance(value, dict) else {'': value}
+        facts |= {f'benchmark.{name}.{part}'.rstrip('.'): parts[part] for part in parts if part != 'path'}
+    return facts | dict.fromkeys((f'recorded {name}' for name in sorted(solved)), 'present')

@@ -1,0 +1,60 @@
+"""Writes the report: findings in words, tables and figures, then where everything comes from."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from nca_jax import files
+from nca_jax.report import first_stages, losses, page, provenance, scores, solved
+from nca_jax.report.runs import find_runs
+from nca_jax.report.study import Study, make_study
+
+TITLE = 'nca_jax: what the runs support'
+SMOKE = 'Smoke test: tiny models, minutes of training. The numbers on this page mean nothing.'
+
+
+class Sections(NamedTuple):
+    """The blocks of a report in the order of the page."""
+
+    warning: list[page.Block]
+    findings: list[page.Block]
+    # Tables and figures of compared runs.
+    results: list[page.Block]
+    # First stages, and where everything comes from.
+    rest: list[page.Block]
+
+
+def write(folders: Sequence[str | Path], out: Path, baseline: str | None) -> None:
+    """Writes report.md, report.html and the figures into `out`, and prints the results and findings.
+
+    Raises UserError, before it touches `out`, where runs can't be read or compared.
+    """
+    sections = make_sections(make_study(find_runs(folders), baseline))
+    blocks = [page.Heading(TITLE, 1), *itertools.chain(*sections)]
+    files.make_folder(out, '--out')
+    for block in blocks:
+        if isinstance(block, page.Picture):
+            files.write(out / f'{block.name}.png', block.light)
+    files.write(out / 'report.md', page.as_markdown(blocks))
+    files.write(out / 'report.html', page.as_html(TITLE, blocks))
+    # Findings come last: the end of the output is what a terminal shows.
+    print(page.as_text([*sections.warning, *sections.results, *sections.findings]))
+    print(f'\n{out / "report.md"}\n{out / "report.html"}')
+
+
+def make_sections(study: Study) -> Sections:
+    """The whole report of a study."""
+    comparisons = losses.compare(study)
+    gains = {name: scores.compare(group, study.baseline) for name, group in study.solved.items()}
+    sentences = losses.findings(study, comparisons) + first_stages.findings(study) + solved.findings(study, gains)
+    findings: list[page.Block] = [page.Bullets(sentences or ['No run has finished.'])]
+    if study.left_out:
+        reasons = '; '.join(f'{run}: {reason}' for run, reason in study.left_out)
+        findings.append(page.Text(f'Left out: {reasons}.'))
+    return Sections(
+        warning=[page.Text(SMOKE, 'warning')] if study.smoke else [],
+        findings=findings,
+        results=losses.blocks(study, comparisons) + solved.blocks(study, gains),
+        rest=first_stages.blocks(study) + provenance.blocks(study),
+    )
