@@ -16,7 +16,7 @@ EXTRAS = {
 
 setuptools.setup(
     name='nca_jax',
-    version='0.1.0',
+    version='0.2.0',
     description='Pre-pre-training language models on neural cellular automata, in JAX',
     long_description=pathlib.Path(__file__).with_name('README.md').read_text(),
     long_description_content_type='text/markdown',
@@ -46,4 +46,5 @@ setuptools.setup(
         'tokenizers>=0.23',
     ],
     extras_require=EXTRAS,
+    entry_points={'console_scripts': ['nca-jax = nca_jax.cli:start']},
 )

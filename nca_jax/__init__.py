@@ -1,3 +1,3 @@
 """Pre-pre-training language models on neural cellular automata, in JAX (arXiv 2603.10055)."""
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'

@@ -197,6 +197,7 @@ def test_only_the_tokenizer_of_carried_tables_will_do(cache, parent, tmp_path):
     with pytest.raises(UserError, match=f'^config.data.tokenizer: must be that of {parent}, whose tables are carried'):
         train(named, tmp_path / 'named')
     (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'lock').touch()
     shutil.copy(tmp_path / 'other.json', tmp_path / 'run' / tokenizer.FILE)
     folder = train(resolve(gsm8k.get_config(words)), tmp_path / 'run')
     assert folders.read_record(folder)['data']['tokenizer'] == folders.read_record(parent)['data']['tokenizer']
