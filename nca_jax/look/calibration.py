@@ -70,6 +70,7 @@ def calibrate(
     bands = make_bands(data, scores_R, functools.partial(progress, 'fifths'))
     # The automata's vocabulary is all patches.
     scale = texts.make_scale(data.complexity, data.scored_tokens, np.arange(data.vocab.start), seed)
+    rules = texts.TextRatios(data.scored_tokens, data.complexity.bytes_per_token, scores_R, np.nan, scale)
     setting = 'bytes' if bpe is None else 'tokens'
     windows = {}
     for name, ratios in measured.items():
@@ -79,7 +80,7 @@ def calibrate(
         'spec': dataclasses.asdict(data),
         'seed': seed,
         'setting': setting,
-        'rules': {'tokens': data.scored_tokens, **dataclasses.asdict(scale), **summary(scores_R)},
+        'rules': describe(rules) | summary(scores_R),
         'bands': [dataclasses.asdict(band) for band in bands],
         'texts': {},
     }
@@ -158,7 +159,7 @@ def summary(scores: np.ndarray) -> dict[str, Any]:
 
 
 def describe(ratios: texts.TextRatios) -> dict[str, Any]:
-    """The record of a text in one setting."""
+    """The record of a text in one setting, or of the rules."""
     quartiles = np.quantile(ratios.ratios_W, (0.25, 0.5, 0.75))
     return {
         'windows': len(ratios.ratios_W),
@@ -219,50 +220,36 @@ def shade(axes: Axes, band: Mapping[str, Any], edges: np.ndarray, colour: str) -
 
 def describe_all(record: Mapping[str, Any]) -> str:
     """The record as tables and, for each text, a proposal in words."""
-    rules, scored = record['rules'], record['spec']['complexity']
-    introduction = (
-        f'{rules["count"]:,} unfiltered rules, scored by {scored["measure"]} of {rules["tokens"]} tokens of'
-        f' {scored["bytes_per_token"]} bytes. Constant tokens have {rules["constant"]:.3f}, uniform ones over'
-        f' {rules["vocabulary"]:,} {rules["uniform"]:.3f}.'
-    )
-    ratios = [
-        {'text': name, **setting_cells(setting, values)}
-        for name, text in record['texts'].items()
-        for setting, values in text['settings'].items()
+    by_text = record['texts']
+    ratios = [cells('rules', '', record['rules'])]
+    for name, text in by_text.items():
+        ratios += [cells(name, setting, values) for setting, values in text['settings'].items()]
+    summaries = {'rules': record['rules']} | {name: text['windows'] for name, text in by_text.items()}
+    shares = [
+        {'share of scores, %': name}
+        | {band: tables.percent(share) for band, share in values['shares'].items()}
+        | {statistic: tables.number(values[statistic]) for statistic in ('min', 'median', 'max')}
+        for name, values in summaries.items()
     ]
-    summaries = {'rules': rules} | {name: text['windows'] for name, text in record['texts'].items()}
-    shares = [{'share of scores': name, **summary_cells(values)} for name, values in summaries.items()]
-    parts = [wrap(introduction), tables.table(ratios), wrap(LEGEND), tables.table(shares)]
-    if record['bands'][0]['name'] not in PAPER_BANDS:
-        fifths = ', '.join(f'{band["name"]} {limits(band)}' for band in record['bands'])
-        parts.append(wrap(f"The paper's bands don't apply to these rules; the fifths of training: {fifths}."))
-    return '\n\n'.join([*parts, *(propose(name, text, record) for name, text in record['texts'].items())])
+    proposals = [propose(name, text, record) for name, text in by_text.items()]
+    return '\n\n'.join([tables.table(ratios), wrap(LEGEND), tables.table(shares), *proposals])
 
 
-def setting_cells(name: str, values: Mapping[str, Any]) -> dict[str, str]:
+def cells(text: str, setting: str, values: Mapping[str, Any]) -> dict[str, str]:
     low, median, high = values['ratio_quartiles']
     return {
-        'setting': name,
+        'text': text,
+        'setting': setting,
         'windows x tokens x width': f'{values["windows"]:,} x {values["tokens"]:,} x {values["bytes_per_token"]} B',
         'ratio (quartiles)': f'{median:.3f} ({low:.3f}-{high:.3f})',
-        'constant': f'{values["constant"]:.3f}',
-        'uniform': f'{values["uniform"]:.3f}',
+        'constant': tables.number(values['constant']),
+        'uniform': tables.number(values['uniform']),
         'vocabulary': f'{values["vocabulary"]:,}',
-        'relative': f'{values["relative_ratio"]:.2f}',
-        'score': f'{values["score"]:.3f}' if 'score' in values else '',
-        'shuffled': f'{values["shuffled_relative_ratio"]:.2f}',
-        'its score': f'{values["shuffled_score"]:.3f}' if 'score' in values else '',
+        'relative': tables.number(values['relative_ratio'], 2),
+        'score': tables.number(values.get('score')),
+        'shuffled': tables.number(values['shuffled_relative_ratio'], 2),
+        'its score': tables.number(values.get('shuffled_score')),
     }
-
-
-def summary_cells(values: Mapping[str, Any]) -> dict[str, str]:
-    shares = {name: f'{100 * share:.1f} %' for name, share in values['shares'].items()}
-    return shares | {name: f'{values[name]:.3f}' for name in ('min', 'median', 'max')}
-
-
-def limits(band: Mapping[str, Any]) -> str:
-    low, high = (None if band[end] is None else f'{band[end]:.3f}' for end in ('low', 'high'))
-    return f'up to {high}' if low is None else f'above {low}' if high is None else f'{low}-{high}'
 
 
 def propose(name: str, text: Mapping[str, Any], record: Mapping[str, Any]) -> str:
@@ -278,7 +265,10 @@ def propose(name: str, text: Mapping[str, Any], record: Mapping[str, Any]) -> st
             sentences.append(f'In {setting} it would be {values["band"]}.')
     if text['compressed_files']:
         sentences.append(f'{text["compressed_files"]} of its files look compressed: decompress them first.')
-    return '\n'.join([f'{name}: band {text["band"]}', f'  {text["arguments"]}', wrap(' '.join(sentences), '  ')])
+    [band] = [band for band in record['bands'] if band['name'] == text['band']]
+    limits = f'scores {tables.number(band["low"])} to {tables.number(band["high"])}'
+    heading = f'{name}: band {band["name"]}, {limits}'
+    return '\n'.join([heading, f'  {text["arguments"]}', wrap(' '.join(sentences), '  ')])
 
 
 def wrap(text: str, indent: str = '') -> str:
