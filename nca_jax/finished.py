@@ -1,6 +1,5 @@
 """What a run has made, read back: its model with all that its config determines, or the model alone."""
 
-import dataclasses
 import pathlib
 from typing import Any
 
@@ -14,7 +13,7 @@ from nca_jax.errors import UserError
 from nca_jax.folders import checkpoints, read_record
 from nca_jax.hf import llama
 from nca_jax.model import transformer
-from nca_jax.model.config import InitConfig, ModelConfig
+from nca_jax.model.config import ModelConfig
 from nca_jax.train.program import Program
 
 
@@ -46,17 +45,8 @@ def load_model(
     if not saved:
         raise UserError(f'{folder}: kept no average of its weights (its optimizer.ema is None)')
     param_dtype = str(next(iter(saved.values())).dtype)
-    config = ModelConfig(
-        **dataclasses.asdict(llama.Llama.of(model)),
-        dropout=0.0,
-        init=InitConfig(std=1.0, residual='flat', table_std=1.0, head='normal'),  # of weights that nobody draws
-        remat='none',
-        unroll=1,
-        attention='einsum',
-        loss_chunks=1,
-        dtype=({'dtype': param_dtype} | model)['dtype'],  # adopted weights name none
-        param_dtype=param_dtype,
-    )
+    # Adopted weights name no dtype of activations.
+    config = llama.model_config(model, ({'dtype': param_dtype} | model)['dtype'], param_dtype)
     vocab = Vocab(manifest['vocab_size'])
     axes, abstract = transformer.logical_axes(config, vocab), transformer.abstract_params(config, vocab)
     shardings = meshes.param_shardings(mesh, axes, abstract)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from experiments import quickstart
-from nca_jax import finished
+from nca_jax import cli, finished
 from nca_jax import mesh as meshes
 from nca_jax.batch import Vocab
 from nca_jax.data import tokenizer as bpe
@@ -27,7 +27,6 @@ from nca_jax.decode.sampling import Sampling
 from nca_jax.errors import FieldError, UserError
 from nca_jax.evals import harness, requests
 from nca_jax.evals.requests import Answering, Model, Window
-from nca_jax.hf import adopt
 from nca_jax.model import transformer
 from nca_jax.report.tables import NONE
 from tests.test_export import write_corpus
@@ -254,7 +253,7 @@ def test_bad_input_is_told_in_one_line(capsys, tmp_path, monkeypatch):
 
 def test_adopted_weights(tmp_path):
     """They are read as they were, and refused here, since no tokenizer came with them."""
-    assert adopt.main([str(GOLDEN / 'hf_llama'), f'--out={tmp_path / "in"}']) == 0
+    assert cli.main(['adopt', str(GOLDEN / 'hf_llama'), f'--out={tmp_path / "in"}']) == 0
     config, vocab, params, _ = finished.load_model(tmp_path / 'in', meshes.make_mesh(meshes.MeshConfig(-1, 1, 1)))
     golden = np.load(GOLDEN / 'llama.npz')
     found = reader(config, vocab)(params, golden['tokens'])[..., : vocab.size]

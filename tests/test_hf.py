@@ -17,13 +17,17 @@ from nca_jax import trees
 from nca_jax.batch import Vocab
 from nca_jax.errors import UserError
 from nca_jax.hf import llama as hf
-from nca_jax.hf import torch_zip
+from nca_jax.hf import sources, torch_zip
 from nca_jax.model import transformer
+from nca_jax.model.config import ModelConfig
 from tests.test_model import CONFIG
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
-LLAMA = hf.Llama(
-    layers=2, width=16, heads=2, ffn=24, length=10, rope_theta=1e4, norm_eps=1e-6, tied=False, head_bias=False
+LLAMA = hf.model_config(
+    {
+        **{'layers': 2, 'width': 16, 'heads': 2, 'ffn': 24, 'length': 10},
+        **{'rope_theta': 1e4, 'norm_eps': 1e-6, 'tied': False, 'head_bias': False},
+    }
 )
 VOCAB = Vocab(40)
 JSON = json.loads((GOLDEN / 'hf_llama' / 'config.json').read_text())
@@ -39,10 +43,9 @@ def ours() -> dict:
     return hf.imported(LLAMA, theirs().__getitem__, VOCAB, np.dtype(np.float32))
 
 
-def logits(llama: hf.Llama, params: dict, tokens_BxL, vocab: Vocab) -> np.ndarray:
+def logits(model: ModelConfig, params: dict, tokens_BxL, vocab: Vocab) -> np.ndarray:
     """Of the real tokens."""
-    fields = {field.name: getattr(llama, field.name) for field in dataclasses.fields(llama)}
-    config = dataclasses.replace(CONFIG, **fields, unroll=llama.layers)
+    config = dataclasses.replace(model, unroll=model.layers)
     found = jax.jit(lambda p, x: transformer.apply(config, p, x, vocab))(params, jnp.asarray(tokens_BxL, jnp.int32))
     return np.asarray(found)[..., : vocab.size]
 
@@ -59,18 +62,20 @@ def test_logits_of_a_folder_that_transformers_saved():
 def test_logits_of_a_checkpoint_with_the_releases_names():
     model = torch_zip.load(GOLDEN / 'release_checkpoint.pt')['model']
     shapes = {name: tensor.shape for name, tensor in model.items()}
-    llama, rows = hf.from_shapes(shapes, 2, 'file')
+    llama, rows = sources.from_shapes(shapes, 2, 'file')
     assert (llama.layers, llama.width, llama.ffn, llama.head_bias, rows) == (2, 8, 12, True, 48)
-    hf.check_tensors({hf.released(name): shape for name, shape in llama.their_shapes(rows).items()}, shapes, 'file')
+    hf.check_tensors(
+        {sources.rename(name): shape for name, shape in hf.tensor_shapes(llama, rows).items()}, shapes, 'file'
+    )
     vocab, golden = Vocab(34), np.load(GOLDEN / 'release_checkpoint.npz')
-    params = hf.imported(llama, lambda name: model[hf.released(name)].read(), vocab, np.dtype(np.float32))
+    params = hf.imported(llama, lambda name: model[sources.rename(name)].read(), vocab, np.dtype(np.float32))
     assert_logits(logits(dataclasses.replace(llama, length=10), params, golden['tokens'], vocab), golden['logits'])
 
 
 def test_export_is_what_transformers_saved():
     golden = np.load(GOLDEN / 'llama.npz')
     params = flax.traverse_util.unflatten_dict({name: golden[name] for name in golden.files if '/' in name}, sep='/')
-    found = dict(hf.exported(LLAMA, params, VOCAB, np.dtype(np.float32)))
+    found = dict(hf.exported(params, VOCAB, np.dtype(np.float32)))
     assert found.keys() == theirs().keys()
     for name, tensor in found.items():
         np.testing.assert_array_equal(tensor, theirs()[name])
@@ -80,8 +85,8 @@ def test_padding_is_zero_when_it_comes_and_gone_when_it_leaves():
     assert ours()['embed']['table'].shape == (128, 16)
     assert not ours()['embed']['table'][40:].any()
     assert not ours()['head']['kernel'][:, 40:].any()
-    found = dict(hf.exported(LLAMA, ours(), VOCAB, np.dtype(np.float32)))
-    assert {name: tensor.shape for name, tensor in found.items()} == LLAMA.their_shapes(40)
+    found = dict(hf.exported(ours(), VOCAB, np.dtype(np.float32)))
+    assert {name: tensor.shape for name, tensor in found.items()} == hf.tensor_shapes(LLAMA, 40)
     cut = hf.imported(LLAMA, theirs().__getitem__, Vocab(30), np.dtype(np.float32))
     np.testing.assert_array_equal(cut['head']['kernel'][:, :30], theirs()['lm_head.weight'][:30].T)
     assert not cut['head']['kernel'][:, 30:].any()
@@ -91,13 +96,13 @@ def test_padding_is_zero_when_it_comes_and_gone_when_it_leaves():
 def test_there_and_back(tied):
     """The structure is the model's own, on devices; ties stay, with no second table."""
     config = dataclasses.replace(CONFIG, tied=tied)
-    llama, vocab = hf.Llama.of(dataclasses.asdict(config)), Vocab(200)
+    vocab = Vocab(200)
     rng = np.random.default_rng(0)
     shapes = transformer.abstract_params(config, vocab)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes)
-    tensors = dict(hf.exported(llama, params, vocab, np.dtype(np.float32)))
+    tensors = dict(hf.exported(params, vocab, np.dtype(np.float32)))
     assert ('lm_head.weight' in tensors) is not tied
-    back = hf.imported(llama, tensors.__getitem__, vocab, np.dtype(np.float32))
+    back = hf.imported(config, tensors.__getitem__, vocab, np.dtype(np.float32))
     assert jax.tree.map(jnp.shape, back) == jax.tree.map(jnp.shape, params)
     real = {'embed/table': np.s_[:200], 'head/kernel': np.s_[:, :200]}
     for path, leaf in trees.flatten(back).items():
@@ -112,7 +117,7 @@ def test_dtypes():
         assert {leaf.dtype for leaf in found.values()} == {np.dtype(dtype)}
         expected = halves['model.norm.weight'].astype(np.float32).astype(dtype)
         np.testing.assert_array_equal(found['final_norm/scale'], expected)
-    exported = dict(hf.exported(LLAMA, ours(), VOCAB, np.dtype(ml_dtypes.bfloat16)))
+    exported = dict(hf.exported(ours(), VOCAB, np.dtype(ml_dtypes.bfloat16)))
     rounded = theirs()['lm_head.weight'].astype(ml_dtypes.bfloat16)
     np.testing.assert_array_equal(exported['lm_head.weight'], rounded)
 
@@ -147,7 +152,7 @@ def test_rotary_base_in_both_places(changes):
         ({'model_type': 'mistral'}, "model_type = 'mistral': must be 'llama'"),
         ({'model_type': None}, 'model_type = None'),
         ({'num_key_value_heads': 1}, 'num_key_value_heads = 1: must be 2'),
-        ({'head_dim': 4}, 'head_dim = 4: must be 16 / 2'),
+        ({'head_dim': 4}, 'head_dim = 4: must be 8'),
         ({'hidden_act': 'gelu'}, "hidden_act = 'gelu': must be 'silu'"),
         ({'attention_bias': True}, 'attention_bias = True'),
         ({'mlp_bias': True}, 'mlp_bias = True'),
@@ -195,24 +200,24 @@ def test_a_bias_of_the_head_is_refused():
     ],
 )
 def test_other_tensors_are_refused(change, said):
-    found = LLAMA.their_shapes(40)
+    found = hf.tensor_shapes(LLAMA, 40)
     change(found)
     with pytest.raises(UserError) as refused:
-        hf.check_tensors(LLAMA.their_shapes(40), found, 'FOLDER')
+        hf.check_tensors(hf.tensor_shapes(LLAMA, 40), found, 'FOLDER')
     assert said in str(refused.value)
 
 
 def test_shapes_that_make_no_model_are_refused():
-    shapes = {hf.released(name): shape for name, shape in LLAMA.their_shapes(40).items()}
+    shapes = {sources.rename(name): shape for name, shape in hf.tensor_shapes(LLAMA, 40).items()}
     for changes, said in (
         ({'input_proj.weight': (40,)}, 'input_proj.weight must be a matrix, and is none'),
         ({'input_proj.weight': (40, 0)}, 'width = 0'),
         ({'layers.0.mlp.gate_proj.weight': ()}, 'layers.0.mlp.gate_proj.weight must be a matrix'),
     ):
         with pytest.raises(UserError, match=said):
-            hf.from_shapes(shapes | changes, 2, 'file')
+            sources.from_shapes(shapes | changes, 2, 'file')
     with pytest.raises(UserError, match='heads = 3: must divide width 16'):
-        hf.from_shapes(shapes, 3, 'file')
+        sources.from_shapes(shapes, 3, 'file')
     del shapes['input_proj.weight']
     with pytest.raises(UserError, match='is missing'):
-        hf.from_shapes(shapes, 2, 'file')
+        sources.from_shapes(shapes, 2, 'file')

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 
 from experiments import language, quickstart
+from nca_jax import cli
 from nca_jax.batch import Vocab
 from nca_jax.checkpoint.store import read_manifest
 from nca_jax.data import tokenizer as bpe
 from nca_jax.errors import UserError
-from nca_jax.hf import adopt, export, torch_zip
+from nca_jax.hf import folder as folders_of_hf
 from nca_jax.hf import llama as hf
+from nca_jax.hf import torch_zip
 from nca_jax.model import transformer
 from tests.test_export import params_of, write_corpus
 from tests.test_hf import LLAMA, assert_logits, logits
-from tests.test_model import CONFIG
 from tests.test_run import adjusted, train
 
 pytestmark = pytest.mark.full
@@ -49,8 +50,8 @@ def test_a_trained_run_loads_and_generates(tmp_path, recipe):
     wanted = adjusted(config, write_corpus(tmp_path), model__dropout=0.0, optimizer__lr=0.01)
     assert wanted.model.tied is (recipe == 'tied')
     folder, out = train(wanted, tmp_path / 'run'), tmp_path / 'out'
-    assert export.main([str(folder), f'--out={out}']) == 0
-    llama, vocab, params = hf.Llama.of(dataclasses.asdict(wanted.model)), Vocab(300), nested(params_of(folder))
+    assert cli.main(['export', str(folder), f'--out={out}']) == 0
+    llama, vocab, params = wanted.model, Vocab(300), nested(params_of(folder))
     fresh = transformer.init_params(wanted.model, vocab, jax.random.key(0))
     assert not np.allclose(params['embed']['table'], fresh['embed']['table'], atol=1e-3)  # it has learnt something
 
@@ -96,14 +97,13 @@ def test_random_weights_give_the_same_logits(tmp_path, changes):
     import transformers
 
     llama, vocab = dataclasses.replace(LLAMA, **changes), Vocab(77)
-    config = dataclasses.replace(CONFIG, **dataclasses.asdict(llama), unroll=1)
     rng = np.random.default_rng(0)
-    shapes = transformer.abstract_params(config, vocab)
+    shapes = transformer.abstract_params(llama, vocab)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
     for dtype in ('float32', 'bfloat16'):
         folder = tmp_path / dtype
         folder.mkdir()
-        export.write_weights(hf.exported(llama, params, vocab, jax.numpy.dtype(dtype)), folder)
+        folders_of_hf.write_weights(folder, llama, params, vocab, jax.numpy.dtype(dtype))
         (folder / 'config.json').write_text(json.dumps(hf.to_config(llama, vocab, None, dtype)))
     tokens_BxL = rng.integers(0, 77, (3, 10))
     assert_logits(their_logits(tmp_path / 'float32', tokens_BxL), logits(llama, params, tokens_BxL, vocab))
@@ -140,9 +140,9 @@ def test_what_transformers_saves_is_adopted(tmp_path, capsys, tied, dtype):
     model = transformers.LlamaForCausalLM(config).to(getattr(torch, dtype))
     model.save_pretrained(tmp_path / 'theirs', max_shard_size='10KB')
     assert len(list((tmp_path / 'theirs').glob('*.safetensors'))) > 1
-    assert adopt.main([str(tmp_path / 'theirs'), f'--out={tmp_path / "run"}']) == 0
+    assert cli.main(['adopt', str(tmp_path / 'theirs'), f'--out={tmp_path / "run"}']) == 0
     assert f'{dtype} -> float32' in capsys.readouterr().out
-    llama = hf.Llama.of(read_manifest(tmp_path / 'run' / 'checkpoints')['config']['model'])
+    llama = hf.model_config(read_manifest(tmp_path / 'run' / 'checkpoints')['config']['model'])
     assert (llama.rope_theta, llama.norm_eps, llama.tied, llama.heads) == (5e4, 1e-5, tied, 3)
     tokens_BxL = np.random.default_rng(0).integers(0, 77, (3, 12))
     found = logits(llama, nested(params_of(tmp_path / 'run')), tokens_BxL, Vocab(77))
@@ -175,7 +175,7 @@ def test_other_architectures_are_refused(tmp_path, capsys):
     }
     for said, model in models.items():
         model.save_pretrained(tmp_path / said)
-        assert adopt.main([str(tmp_path / said), f'--out={tmp_path / "run"}']) == 2
+        assert cli.main(['adopt', str(tmp_path / said), f'--out={tmp_path / "run"}']) == 2
         assert f'config.json: {said} = ' in capsys.readouterr().err
 
 
@@ -216,7 +216,7 @@ def test_checkpoints_of_the_release(tmp_path, capsys, prefix, dtype):
     content = {'model': wrapped, 'optimizer': optimizer.state_dict(), 'scheduler': scheduler.state_dict(), 'step': 9}
     torch.save(content, tmp_path / 'file.pt')
     flags = ['--heads=2', '--vocab-size=10002', '--stage=nca']
-    assert adopt.main([str(tmp_path / 'file.pt'), f'--out={tmp_path / "run"}', *flags]) == 0
+    assert cli.main(['adopt', str(tmp_path / 'file.pt'), f'--out={tmp_path / "run"}', *flags]) == 0
     said = capsys.readouterr().out
     assert '10,002 of 64,000 rows, padded to 10,112' in said
     assert (f'taken off every name: {prefix}' in said) is bool(prefix)

@@ -73,9 +73,8 @@ def theirs(params: dict) -> Callable[[Sequence[np.ndarray], int], None]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.set_num_threads(CORES)
-    llama = hf.Llama.of(vars(model()))
-    twin = LlamaForCausalLM(LlamaConfig(**hf.to_config(llama, VOCAB, None, 'float32'), attn_implementation='sdpa'))
-    weights = hf.exported(llama, params, VOCAB, np.dtype('float32'))
+    twin = LlamaForCausalLM(LlamaConfig(**hf.to_config(model(), VOCAB, None, 'float32'), attn_implementation='sdpa'))
+    weights = hf.exported(params, VOCAB, np.dtype('float32'))
     twin.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in weights})
     twin.eval()
 

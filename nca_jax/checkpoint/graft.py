@@ -102,25 +102,24 @@ def resolve(
     is not accounted for, when an entry claims nothing, or when what is carried differs in shape, vocabulary or dtype.
     """
     source, target = trees.flatten(source), trees.flatten(target)
-    in_source, in_target = set(_units(source)), set(_units(target))
-    claims = {unit: _claimant(plan, unit) for unit in [*_units(target), *_units(source)]}
-    for unit, number in claims.items():
-        _check_unit(unit, None if number is None else plan[number], unit in in_source, unit in in_target)
+    of_target, of_source = _claims(plan, target), _claims(plan, source)
+    claims = of_target | of_source
+    for unit, entry in claims.items():
+        _check_claim(unit, entry, unit in of_source, unit in of_target)
     for number, entry in enumerate(plan):
-        if number not in claims.values():
+        if not any(entry is claim for claim in claims.values()):
             raise UserError(f'plan: entry {number} {entry.to_json()} claims nothing: {_idle(entry, claims)}')
-    entries = {unit: plan[number] for unit, number in claims.items()}
-    pieces = [piece for path, leaf in target.items() for piece in _pieces(path, leaf, entries)]
+    pieces = [piece for path, leaf in target.items() for piece in _pieces(path, leaf, claims)]
     for path in sorted(carried(pieces)):
         _check_leaf(path, source[path], target[path], source_vocab_size, target_vocab_size)
-    of_source = [piece for path, leaf in source.items() for piece in _pieces(path, leaf, entries)]
-    return (*pieces, *(piece for piece in of_source if piece.action == 'drop'))
+    others = [piece for path, leaf in source.items() for piece in _pieces(path, leaf, claims)]
+    return (*pieces, *(piece for piece in others if piece.action == 'drop'))
 
 
 def carries_layers(plan: Sequence[Entry], target: trees.Tree) -> bool:
     """Whether the plan carries anything of a stacked leaf."""
-    numbers = {_claimant(plan, unit) for unit in _units(trees.flatten(target)) if unit[1] is not None}
-    return any(number is not None and plan[number].action == 'carry' for number in numbers)
+    claims = _claims(plan, trees.flatten(target))
+    return any(entry and entry.action == 'carry' for (_, layer), entry in claims.items() if layer is not None)
 
 
 def carried(pieces: Iterable[Piece]) -> frozenset[str]:
@@ -180,19 +179,15 @@ def _layers(path: str, leaf: Any) -> Iterable[int | None]:
     return range(leaf.shape[0]) if path.startswith(STACKED) else (None,)
 
 
-def _units(leaves: Mapping[str, Any]) -> list[Unit]:
-    return [(path, layer) for path, leaf in leaves.items() for layer in _layers(path, leaf)]
+def _claims(plan: Sequence[Entry], leaves: Mapping[str, Any]) -> dict[Unit, Entry | None]:
+    """The first entry that claims each unit, if one does."""
+    units = [(path, layer) for path, leaf in leaves.items() for layer in _layers(path, leaf)]
+    return {unit: next((entry for entry in plan if entry.claims(*unit)), None) for unit in units}
 
 
-def _claimant(plan: Sequence[Entry], unit: Unit) -> int | None:
-    """The number of the first entry that claims the unit."""
-    return next((number for number, entry in enumerate(plan) if entry.claims(*unit)), None)
-
-
-def _check_unit(unit: Unit, entry: Entry | None, in_source: bool, in_target: bool) -> None:
+def _check_claim(unit: Unit, entry: Entry | None, in_source: bool, in_target: bool) -> None:
     """UserError unless the entry that claims the unit says something possible about it."""
-    path, layer = unit
-    name, action = path if layer is None else f'{path} (layer {layer})', entry and entry.action
+    name, action = unit[0] if unit[1] is None else f'{unit[0]} (layer {unit[1]})', entry and entry.action
     if in_target:
         if entry is None:
             raise UserError(f'plan: no entry covers {name} of the target')

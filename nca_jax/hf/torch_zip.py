@@ -1,23 +1,25 @@
 """Reads checkpoints of PyTorch without PyTorch, and without running anything that a file says.
 
-Since version 1.6 `torch.save` writes a zip file that isn't compressed: `data.pkl`, a pickle that says how to build the
-objects, and the raw bytes of every storage. Unpickling may call whatever the file names. So a machine of a few opcodes
-builds here what dicts of tensors are made of, by two functions that are known by name; any other opcode or name is
-refused. A tensor's numbers stay in the file until they are asked for.
+Why this exists: a `.pt` file holds a pickle, and unpickling calls whatever the pickle names. PyTorch's own
+`weights_only` was bypassed twice. `pickle.Unpickler` with a list of allowed names was tried: a few bytes make it hang
+on nested tuples or allocate by the index of a memo, and BUILD rewrites our own objects. So a machine of a few opcodes
+builds dicts, lists, tuples, numbers, strings and tensors here; any other opcode or name is refused.
 
-Values of the file are put into a message only once they are known to be numbers or strings: a few bytes of pickle make
-tuples in tuples that no time suffices to print, or to hash.
+Since PyTorch 1.6 `torch.save` writes a zip file that isn't compressed: `data.pkl`, the pickle, and the numbers of every
+storage, which stay there until they are read. zipfile checks that they are what was written.
+
+Messages quote a file's values only once they are known to be numbers or strings: a few bytes of pickle make tuples in
+tuples that no time suffices to print, or to hash.
 """
 
+import contextlib
 import dataclasses
-import functools
 import math
 import pickletools
 import re
 import struct
 import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,9 @@ import numpy as np
 
 from nca_jax.errors import UserError
 
-MAX_PICKLE = 1 << 23  # bytes; 1.6B parameters with the moments of Adam take 0.1 MB
+# In bytes; 1.6B parameters with the moments of Adam take 0.1 MB.
+MAX_PICKLE = 1 << 23
 MAX_DIMENSIONS = 8
-LOCAL_HEADER = struct.Struct('<4s22xHH')  # signature, and the lengths of the name and of the extra field after it
 STORAGES = {
     'FloatStorage': np.float32,
     'DoubleStorage': np.float64,
@@ -41,9 +43,10 @@ STORAGES = {
     'ByteStorage': np.uint8,
     'BoolStorage': np.bool_,
 }
-DTYPES = ('float32', 'float64', 'float16', 'bfloat16', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool')
+DTYPES = [np.dtype(kind).name for kind in STORAGES.values()]
 ORDERED_DICT, REBUILD = 'collections OrderedDict', 'torch._utils _rebuild_tensor_v2'
 GLOBALS = {ORDERED_DICT, REBUILD, *(f'torch {name}' for name in (*STORAGES, *DTYPES))}
+# Opcodes that push their argument, and opcodes that push something new.
 LITERALS = {
     *('BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT'),
     *('BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8'),
@@ -61,20 +64,12 @@ class Global:
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """`size` numbers of one dtype in the file, from byte `start` on."""
+    """`size` numbers of one dtype, a member of the zip file."""
 
     file: Path
-    start: int
+    member: str
     size: int
     dtype: np.dtype
-    checksum: int
-
-    @functools.cached_property
-    def numbers(self) -> np.ndarray:
-        """The file's bytes, mapped. UserError where they aren't those that were written."""
-        raw = np.memmap(self.file, np.uint8, 'r', self.start, (self.size * self.dtype.itemsize,))
-        _demand(zlib.crc32(raw) == self.checksum, self.file, f'is damaged at byte {self.start}: a checksum is wrong')
-        return raw.view(self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +86,13 @@ class Tensor:
         return self.storage.dtype
 
     def read(self) -> np.ndarray:
-        """Its numbers, read-only and mapped from the file."""
+        """Its numbers, read-only. UserError if the file is damaged."""
         if not math.prod(self.shape):
             return np.zeros(self.shape, self.dtype)
+        with _refusals(self.storage.file), zipfile.ZipFile(self.storage.file) as archive:
+            numbers = np.frombuffer(archive.read(self.storage.member), self.dtype)
         strides = [stride * self.dtype.itemsize for stride in self.strides]
-        return np.lib.stride_tricks.as_strided(
-            self.storage.numbers[self.offset :], self.shape, strides, writeable=False
-        )
+        return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, strides, writeable=False)
 
 
 def load(path: Path) -> Any:
@@ -106,82 +101,60 @@ def load(path: Path) -> Any:
     Raises UserError, naming the file and what is wrong, for a file that isn't such a zip file, is damaged, or holds
     anything else.
     """
+    with _refusals(path), zipfile.ZipFile(path) as archive:
+        members = _members(archive, path.stat().st_size)
+        program = members.get('data.pkl')
+        _demand(program is not None, 'has no data.pkl, so torch.save did not write it')
+        _demand(program.file_size <= MAX_PICKLE, f'its data.pkl is over {MAX_PICKLE:,} bytes')
+        if 'byteorder' in members:
+            _demand(archive.read(members['byteorder']) == b'little', 'has another byte order than little-endian')
+        return _Machine(path, members).run(archive.read(program))
+
+
+@contextlib.contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Turns what zipfile and the machine raise about a file into a UserError that names it."""
     try:
-        with open(path, 'rb') as stream, zipfile.ZipFile(stream) as archive:
-            members = _members(path, archive, stream.seek(0, 2))
-            program = archive.read(_only(path, members, 'data.pkl'))
-            if (order := members.get('byteorder')) is not None:
-                _demand(archive.read(order) == b'little', path, 'has another byte order than little-endian')
-            storage = functools.partial(_storage, path, stream, members)
-            return _Machine(path, storage).run(program)
+        yield
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from None
     except OSError as error:
         raise UserError(f'{path}: {error.strerror or error}') from None
-    except (zipfile.BadZipFile, NotImplementedError) as error:  # what zipfile raises of odd files
-        old = 'torch.save has written zip files since PyTorch 1.6; load and save an older file with it anew'
-        raise UserError(f'{path}: not a whole zip file ({error}). {old}') from None
+    # For encrypted and other odd members zipfile raises RuntimeError.
+    except (zipfile.BadZipFile, RuntimeError) as error:
+        old = 'a file from before PyTorch 1.6 must be loaded and saved anew'
+        raise UserError(f'{path}: not a whole zip file ({error}); {old}') from None
     except (ValueError, LookupError, TypeError, EOFError, struct.error) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f'{path}: not a checkpoint that torch.save wrote: {error}') from None
 
 
-def _demand(ok: bool, path: Path, wrong: str) -> None:
+def _demand(ok: bool, wrong: str) -> None:
     if not ok:
-        raise UserError(f'{path}: {wrong}')
+        raise UserError(wrong)
 
 
-def _members(path: Path, archive: zipfile.ZipFile, length: int) -> dict[str, zipfile.ZipInfo]:
+def _members(archive: zipfile.ZipFile, length: int) -> dict[str, zipfile.ZipInfo]:
     """The archive's files by their names below its one folder, all of them inside the file's `length` bytes."""
     members, roots = {}, set()
     for info in archive.infolist():
         root, *parts = info.filename.split('/')
         name, roots = '/'.join(parts), roots | {root}
         plain = parts and len(roots) == 1 and '\\' not in info.filename and not {'', '.', '..'} & {root, *parts}
-        _demand(plain, path, f'has a file named {info.filename!r}, which torch.save would not write')
-        _demand(name not in members, path, f'has two files named {name!r}')
+        _demand(plain, f'has a file named {info.filename!r}, which torch.save would not write')
+        _demand(name not in members, f'has two files named {name!r}')
+        # Anything else could grow without bound as it's read.
         stored = info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size
-        _demand(
-            stored and not info.flag_bits & 1, path, f'{name} is compressed or encrypted, which torch.save never does'
-        )
-        _demand(info.header_offset + info.file_size <= length, path, f'ends before {name} does')
+        _demand(stored, f'{name} is compressed, which torch.save never does')
+        _demand(info.header_offset + info.file_size <= length, f'ends before {name} does')
         members[name] = info
     return members
-
-
-def _only(path: Path, members: Mapping[str, zipfile.ZipInfo], name: str) -> zipfile.ZipInfo:
-    _demand(name in members, path, f'has no {name}, so torch.save did not write it')
-    _demand(members[name].file_size <= MAX_PICKLE, path, f'its {name} is over {MAX_PICKLE:,} bytes')
-    return members[name]
-
-
-def _storage(path: Path, stream: Any, members: Mapping[str, zipfile.ZipInfo], given: Any) -> Storage:
-    """The storage that a persistent id names: ('storage', type, key, device, count of numbers)."""
-    shaped = isinstance(given, tuple) and len(given) == 5 and given[0] == 'storage' and isinstance(given[1], Global)
-    _demand(shaped and given[1].name.removeprefix('torch ') in STORAGES, path, 'refers to something that is no storage')
-    _, kind, key, _, size = given
-    named = isinstance(key, str) and re.fullmatch(r'[0-9]{1,20}', key) and type(size) is int
-    _demand(named, path, 'refers to a storage without a number for a name')
-    info = members.get(f'data/{key}')
-    _demand(info is not None, path, f'lacks the storage data/{key}')
-    dtype = np.dtype(STORAGES[kind.name.removeprefix('torch ')])
-    _demand(
-        size * dtype.itemsize == info.file_size,
-        path,
-        f'data/{key} has {info.file_size} bytes, not those of {size} numbers of {dtype}',
-    )
-    stream.seek(info.header_offset)
-    signature, name, extra = LOCAL_HEADER.unpack(stream.read(LOCAL_HEADER.size))
-    _demand(signature == b'PK\3\4', path, f'is damaged: no header before data/{key}')
-    start = info.header_offset + LOCAL_HEADER.size + name + extra
-    _demand(start + info.file_size <= stream.seek(0, 2), path, f'ends before data/{key} does')
-    return Storage(path, start, size, dtype, info.CRC)
 
 
 class _Machine:
     """The part of pickle's stack machine that builds plain objects and tensors."""
 
-    def __init__(self, path: Path, storage: Callable[[Any], Storage]):
-        self._path, self._storage = path, storage
+    def __init__(self, path: Path, members: Mapping[str, zipfile.ZipInfo]):
+        self._path, self._members = path, members
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
@@ -189,7 +162,7 @@ class _Machine:
     def run(self, program: bytes) -> Any:
         for opcode, argument, _ in pickletools.genops(program):
             self._step(opcode.name, argument)
-        _demand(len(self._stack) == 1, self._path, 'its data.pkl is damaged')
+        _demand(len(self._stack) == 1, 'its data.pkl is damaged')
         return self._stack.pop()
 
     def _step(self, name: str, argument: Any) -> None:
@@ -215,35 +188,30 @@ class _Machine:
                 push(tuple(self._since_mark()))
             case 'TUPLE1' | 'TUPLE2' | 'TUPLE3':
                 push(tuple(reversed([pop() for _ in range(int(name[-1]))])))
-            case 'APPEND':
-                item = pop()
-                self._top(list).append(item)
-            case 'APPENDS':
-                items = self._since_mark()
+            case 'APPEND' | 'APPENDS':
+                items = self._since_mark() if name == 'APPENDS' else [pop()]
                 self._top(list).extend(items)
-            case 'SETITEM':
-                value, key = pop(), pop()
-                self._set(key, value)
-            case 'SETITEMS':
-                items = self._since_mark()
+            case 'SETITEM' | 'SETITEMS':
+                items = self._since_mark() if name == 'SETITEMS' else [pop(), pop()][::-1]
                 for key, value in zip(items[::2], items[1::2], strict=True):
                     self._set(key, value)
             case 'GLOBAL':
-                push(self._global(argument))
+                push(_global(argument))
             case 'STACK_GLOBAL':
-                names = [pop(), pop()][::-1]
-                _demand(all(isinstance(each, str) for each in names), self._path, 'names an object not by strings')
-                push(self._global(' '.join(names)))
+                words = [pop(), pop()][::-1]
+                _demand(all(isinstance(word, str) for word in words), 'names an object not by strings')
+                push(_global(' '.join(words)))
             case 'BINPERSID':
                 push(self._storage(pop()))
             case 'REDUCE':
                 arguments, function = pop(), pop()
-                push(self._call(function, arguments))
-            case 'BUILD':  # attributes of an OrderedDict, such as the _metadata of a module's state: nobody needs them
+                push(_call(function, arguments))
+            case 'BUILD':
+                # Attributes of an OrderedDict, such as the _metadata of a module's state: nobody needs them.
                 pop()
                 self._top(dict)
             case _:
-                _demand(False, self._path, f'its data.pkl has the opcode {name}, which no dict of tensors needs')
+                _demand(False, f'its data.pkl has the opcode {name}, which no dict of tensors needs')
 
     def _since_mark(self) -> list[Any]:
         mark = self._marks.pop()
@@ -253,38 +221,52 @@ class _Machine:
 
     def _top(self, kind: type) -> Any:
         top = self._stack[-1]
-        _demand(type(top) is kind, self._path, f'its data.pkl uses a {type(top).__name__} as a {kind.__name__}')
+        _demand(type(top) is kind, f'its data.pkl uses a {type(top).__name__} as a {kind.__name__}')
         return top
 
     def _set(self, key: Any, value: Any) -> None:
         # Nested tuples would take exponential time to hash.
-        _demand(isinstance(key, str | int | float | None), self._path, f'a dict has a {type(key).__name__} as a key')
+        _demand(isinstance(key, str | int | float | None), f'a dict has a {type(key).__name__} as a key')
         self._top(dict)[key] = value
 
-    def _global(self, name: str) -> Global:
-        allowed = f'allowed are {ORDERED_DICT}, {REBUILD} and the storages and dtypes of torch'
-        _demand(name in GLOBALS, self._path, f'refused, it names {name[:100]!r}; {allowed}')
-        return Global(name)
+    def _storage(self, given: Any) -> Storage:
+        """The storage that a persistent id names: ('storage', type, key, device, count of numbers)."""
+        shaped = isinstance(given, tuple) and len(given) == 5 and given[0] == 'storage' and isinstance(given[1], Global)
+        kind = given[1].name.removeprefix('torch ') if shaped else None
+        _demand(kind in STORAGES, 'refers to something that is no storage')
+        key, size, dtype = given[2], given[4], np.dtype(STORAGES[kind])
+        named = isinstance(key, str) and re.fullmatch(r'[0-9]{1,20}', key) and type(size) is int
+        _demand(named, 'refers to a storage without a number for a name')
+        info = self._members.get(f'data/{key}')
+        _demand(info is not None, f'lacks the storage data/{key}')
+        numbers = f'{size} numbers of {dtype}'
+        fits = size * dtype.itemsize == info.file_size
+        _demand(fits, f'data/{key} has {info.file_size} bytes, not those of {numbers}')
+        return Storage(self._path, info.filename, size, dtype)
 
-    def _call(self, function: Any, arguments: Any) -> Any:
-        name = function.name if isinstance(function, Global) else type(function).__name__
-        _demand(type(arguments) is tuple, self._path, f'calls {name} without a tuple of arguments')
-        if name == ORDERED_DICT and not arguments:
-            return {}
-        _demand(name == REBUILD and len(arguments) == 6, self._path, f'refused, it calls {name} in an odd way')
-        storage, offset, shape, strides = arguments[:4]
-        self._check(storage, offset, shape, strides)
-        return Tensor(storage, offset, shape, strides)
 
-    def _check(self, storage: Any, offset: Any, shape: Any, strides: Any) -> None:
-        """Whether such a tensor lies within its storage, and isn't larger than it."""
-        _demand(isinstance(storage, Storage), self._path, 'a tensor has no storage')
-        sized = type(shape) is tuple and type(strides) is tuple and len(shape) == len(strides) <= MAX_DIMENSIONS
-        _demand(sized, self._path, 'a tensor has no shape with as many strides')
-        counts = all(type(number) is int and number >= 0 for number in (offset, *shape, *strides))
-        _demand(counts, self._path, 'a tensor has an offset, shape or strides that are no counts')
-        count = math.prod(shape)
-        last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-        inside = count == 0 or (last < storage.size and count <= storage.size)
-        said = f'offset {offset}, shape {shape} and strides {strides}'
-        _demand(inside, self._path, f'a tensor of {said} is larger than its storage of {storage.size} numbers')
+def _global(name: str) -> Global:
+    allowed = f'allowed are {ORDERED_DICT}, {REBUILD} and the storages and dtypes of torch'
+    _demand(name in GLOBALS, f'refused, it names {name[:100]!r}; {allowed}')
+    return Global(name)
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    """The two calls that are known: an empty OrderedDict, and a tensor inside its storage, no larger than that."""
+    name = function.name if isinstance(function, Global) else type(function).__name__
+    _demand(type(arguments) is tuple, f'calls {name} without a tuple of arguments')
+    if name == ORDERED_DICT and not arguments:
+        return {}
+    _demand(name == REBUILD and len(arguments) == 6, f'refused, it calls {name} in an odd way')
+    storage, offset, shape, strides = arguments[:4]
+    _demand(isinstance(storage, Storage), 'a tensor has no storage')
+    sized = type(shape) is tuple and type(strides) is tuple and len(shape) == len(strides) <= MAX_DIMENSIONS
+    _demand(sized, 'a tensor has no shape with as many strides')
+    counts = all(type(number) is int and number >= 0 for number in (offset, *shape, *strides))
+    _demand(counts, 'a tensor has an offset, shape or strides that are no counts')
+    count = math.prod(shape)
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    inside = count == 0 or (last < storage.size and count <= storage.size)
+    extent = f'offset {offset}, shape {shape} and strides {strides}'
+    _demand(inside, f'a tensor of {extent} is larger than its storage of {storage.size} numbers')
+    return Tensor(storage, offset, shape, strides)
