@@ -155,7 +155,7 @@ def test_an_adopted_folder_goes_out_as_it_came(tmp_path):
     np.testing.assert_array_equal(halves['final_norm/scale'], rounded)
     told = read_run(tmp_path / 'in')  # what a report makes of it
     assert (told.stage, told.arm, told.parent) == ('text', 'adopted', None)
-    assert 'not finished' in told.unusable
+    assert 'not finished' in told.missing(told.evaluator)
 
 
 def test_a_run_starts_from_a_checkpoint_of_the_release(tmp_path):
