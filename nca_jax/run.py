@@ -18,8 +18,8 @@ from nca_jax.checkpoint.store import Store
 from nca_jax.config import Config
 from nca_jax.errors import check
 from nca_jax.model import transformer
+from nca_jax.model.attention import check_cudnn
 from nca_jax.model.config import step_flops
-from nca_jax.model.fused_attention import check_cudnn
 from nca_jax.progress import Progress, bars, silent
 from nca_jax.train import loop, tracking
 from nca_jax.train.metrics import MetricWriter, SilentWriter, evaluated

@@ -1,6 +1,7 @@
 """Blocked causal attention against the textbook's, and the hand-written gradient of a product against autodiff's."""
 
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,8 @@ import pytest
 
 from nca_jax import mesh as meshes
 from nca_jax.errors import UserError
-from nca_jax.model.attention import causal_attention
-from nca_jax.model.fused_attention import check_cudnn, splash_attention
+from nca_jax.model import attention
+from nca_jax.model.attention import Dropout, causal_attention, check_cudnn, splash_attention
 from nca_jax.model.product import product
 
 
@@ -18,7 +19,7 @@ def textbook(q, k, v, drop):
     length = q.shape[2]
     causal = jnp.tril(jnp.ones((length, length), bool))
     scores = jnp.where(causal[None, None], q @ k.swapaxes(2, 3), -jnp.inf)
-    return drop(jax.nn.softmax(scores, axis=-1), 0) @ v
+    return drop(jax.nn.softmax(scores, axis=-1)) @ v
 
 
 def assert_close(found, expected):
@@ -29,14 +30,17 @@ def assert_close(found, expected):
 @pytest.mark.parametrize(
     'length', [12, 130, 256, 301]
 )  # one block, two and a rest, four, four of which the last is short
-def test_blocks_change_nothing(length):
+def test_blocks_change_nothing(monkeypatch, length):
+    monkeypatch.setattr(attention, 'drop', lambda weights, *_: weights**2)
+    dropout = Dropout(jax.random.key(0), jnp.arange(1))
     q, k, v, cotangent = (jax.random.normal(key, (1, 2, length, 4)) for key in jax.random.split(jax.random.key(0), 4))
 
     def with_gradients(attend):
-        mixed, pull = jax.vjp(lambda *qkv: attend(*qkv, lambda weights, start: weights**2), q, k, v)
+        mixed, pull = jax.vjp(attend, q, k, v)
         return mixed, pull(cotangent)
 
-    assert_close(jax.jit(with_gradients, static_argnums=0)(causal_attention), with_gradients(textbook))
+    ours = jax.jit(lambda: with_gradients(lambda *qkv: causal_attention(*qkv, 0.5, dropout)))()
+    assert_close(ours, with_gradients(lambda *qkv: textbook(*qkv, lambda weights: weights**2)))
 
 
 @pytest.mark.parametrize('shape', [None, (2, 1, 2)])
@@ -48,14 +52,10 @@ def test_splash_attention_equals_the_textbook(shape):
         mixed, pull = jax.vjp(attend, q, k, v)
         return mixed, pull(cotangent)
 
-    def splash(*qkv):
-        spec = jax.P() if shape is None else jax.P(('data', 'fsdp'), 'tensor', None, None)
-        return splash_attention(*qkv, spec, interpret=True)
-
     mesh = None if shape is None else meshes.make_mesh(meshes.MeshConfig(*shape), jax.devices()[:4])
     with contextlib.nullcontext() if mesh is None else meshes.use(mesh):
-        found = jax.jit(lambda: with_gradients(splash))()
-    assert_close(found, with_gradients(lambda *qkv: textbook(*qkv, lambda weights, start: weights)))
+        found = jax.jit(lambda: with_gradients(functools.partial(splash_attention, interpret=True)))()
+    assert_close(found, with_gradients(lambda *qkv: textbook(*qkv, lambda weights: weights)))
 
 
 def test_cudnn_is_tried_before_it_is_used():

@@ -12,11 +12,10 @@ import scipy.stats
 
 from nca_jax import mesh as meshes
 from nca_jax.decode import decoder as decode
-from nca_jax.decode.cached import by_layer, empty_cache, extend
+from nca_jax.decode import programs
 from nca_jax.decode.decoder import DecodeConfig, make_decoder
-from nca_jax.decode.sampling import Sampling, kept
-from nca_jax.decode.schedule import Prompt
-from nca_jax.decode.stops import make_stops
+from nca_jax.decode.sampling import Sampling, kept, make_stops
+from nca_jax.decode.schedule import Prompt, idle_rows
 from nca_jax.errors import FieldError
 from nca_jax.model import transformer
 from tests.test_model import CONFIG, VOCAB, logits, params, tokens
@@ -28,26 +27,31 @@ GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0)
 SAMPLED = Sampling(temperature=0.8, top_p=0.9, top_k=40)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
-def extended(config, tree, tokens_BxL, start_B, cache):
-    return extend(config, by_layer(config, tree), tokens_BxL, start_B, cache, VOCAB)
+@functools.partial(jax.jit, static_argnums=0)
+def prefilled(config, tree, tokens_BxL):
+    return programs.prefill(config, VOCAB, transformer.by_layer(config, tree), tokens_BxL)
+
+
+@jax.jit
+def stepped(tree, *arguments):
+    return programs.next_logits(CONFIG, VOCAB, transformer.by_layer(CONFIG, tree), *arguments)
 
 
 def test_a_token_at_a_time_equals_the_whole_sequence():
     """Rows with prompts of 3, 5, 1 and 8 tokens, padded to 8, then token by token to the end."""
     prompt_B = jnp.array([3, 5, 1, 8])
-    cache = empty_cache(CONFIG, rows=4, length=12)
     padded_BxL = jnp.where(jnp.arange(8)[None] < prompt_B[:, None], tokens()[:, :8], 0)
-    found, cache = extended(CONFIG, params(), padded_BxL, jnp.zeros(4, jnp.int32), cache)
+    found, caches = prefilled(CONFIG, params(), padded_BxL)
     expected = np.asarray(logits())
     for row, length in enumerate(prompt_B):
         np.testing.assert_allclose(found[row, :length], expected[row, :length], rtol=1e-4, atol=1e-5)
-    position_B = prompt_B
-    for _ in range(4):
-        token_Bx1 = jnp.take_along_axis(tokens(), position_B[:, None], axis=1)
-        found, cache = extended(CONFIG, params(), token_Bx1, position_B, cache)
-        np.testing.assert_allclose(found[:, 0], expected[jnp.arange(4), position_B], rtol=1e-4, atol=1e-5)
-        position_B += 1
+    ring = programs.empty_caches(CONFIG, rows=4, length=4)
+    for step in range(4):
+        position_B = prompt_B + step
+        token_B = tokens()[jnp.arange(4), position_B]
+        rows = idle_rows(4)._replace(token_B=token_B, position_B=position_B, written_B=jnp.full(4, step))
+        found, ring = stepped(params(), caches, prompt_B, ring, step, rows)
+        np.testing.assert_allclose(found, expected[jnp.arange(4), position_B], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('changes', [{'tied': True}, {'head_bias': True}])
@@ -56,7 +60,7 @@ def test_every_kind_of_head(changes):
     tree = transformer.init_params(config, VOCAB, jax.random.key(0))
     if 'bias' in transformer.head_of(tree):
         tree['head']['bias'] += jnp.arange(VOCAB.padded) / 100
-    found, _ = extended(config, tree, tokens(), jnp.zeros(4, jnp.int32), empty_cache(config, 4, 12))
+    found, _ = prefilled(config, tree, tokens())
     np.testing.assert_allclose(found, transformer.apply(config, tree, tokens(), VOCAB), rtol=1e-4, atol=1e-5)
 
 

@@ -17,8 +17,8 @@ from nca_jax import trees
 from nca_jax.batch import Batch, Vocab
 from nca_jax.errors import FieldError
 from nca_jax.model import attention, transformer
+from nca_jax.model.attention import Dropout, drop
 from nca_jax.model.config import InitConfig, ModelConfig, body_parameters, step_flops
-from nca_jax.model.dropout import Dropout, drop
 from nca_jax.model.loss import cross_entropy
 
 VOCAB = Vocab(200)
@@ -195,7 +195,7 @@ def test_layers_rows_and_blocks_of_queries_draw_dropout_apart(monkeypatch):
         jax.debug.callback(lambda result: masks.extend(np.asarray(result)[:, :, -1] == 0), result_Bx)
         return result_Bx
 
-    monkeypatch.setattr(transformer, 'drop', recorded)
+    monkeypatch.setattr(attention, 'drop', recorded)
     monkeypatch.setattr(attention, 'LEAST_BLOCK', 6)
     dropout = Dropout(jax.random.key(0), jnp.arange(4))
     transformer.apply(wet, params(), tokens(), VOCAB, dropout)

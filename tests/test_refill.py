@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
+from nca_jax.decode.sampling import cut, make_stops
 from nca_jax.decode.schedule import Prompt, Schedule
-from nca_jax.decode.stops import cut, make_stops
 
 
 def play(prompts: list[Prompt], rows: int, share: int) -> tuple[dict[tuple[int, int], int], int]:
@@ -55,13 +55,14 @@ def test_a_batch_does_not_wait_for_its_longest_row():
 def test_stop_strings_are_found_across_tokens_and_within_them():
     pieces = [b'', b'a', b'ab', b'b', b'ba', b'c', b'abcab', b'\n', b'\ndef ', 'é'.encode()[:1], 'é'.encode()[1:]]
     strings = ['bab', '\ndef ', 'ca', 'é']
-    stops = make_stops([0], strings, pieces)
+    next_SxV = make_stops([0], strings, pieces)
+    assert (next_SxV[:, 0] == len(next_SxV) - 1).all()
     for length in range(1, 4):
         for tokens in itertools.product(range(1, len(pieces)), repeat=length):
             state, ended = 0, None
             for count, token in enumerate(tokens, 1):
-                state = stops.next_SxV[state, token]
-                if state == len(stops.next_SxV) - 1 and ended is None:
+                state = next_SxV[state, token]
+                if state == len(next_SxV) - 1 and ended is None:
                     ended = count
             texts = [b''.join(pieces[token] for token in tokens[:count]) for count in range(1, length + 1)]
             holds = [any(string.encode() in text for string in strings) for text in texts]

@@ -1,10 +1,10 @@
-"""Sampling answers to prompts: each prompt is read once, and a loop on the device writes all answers together.
+"""Sampling answers to prompts: each prompt is read once, and a loop on the devices writes all answers together.
 
-A batch has rows in equal groups. The rows of a group answer one prompt, whose keys and values they share; each row
-keeps those of its own tokens in a ring, and at one step all rows write into the same slot of theirs. A row that has
-finished is given the next answer that its prompt still wants, and a group with none left the next prompt (`refill`).
+When a row has finished, it gets the next answer that its group's prompt still wants; when a group has none left, it
+gets the next prompt. See `schedule` for what the host decides and `programs` for what the devices do.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,29 +13,32 @@ import numpy as np
 
 from nca_jax import mesh as meshes
 from nca_jax.batch import Vocab
-from nca_jax.decode.programs import lower_write, make_programs
+from nca_jax.decode import programs
 from nca_jax.decode.sampling import Sampling
-from nca_jax.decode.schedule import Answer, Prompt, Schedule
-from nca_jax.decode.stops import Stops
+from nca_jax.decode.schedule import Answer, Prompt, Schedule, idle_rows
 from nca_jax.errors import check
+from nca_jax.model import transformer
 from nca_jax.model.config import ModelConfig
 
-READ_TOGETHER = 4  # prompts
-LEAST_BUCKET = 32  # prompts are padded to this times a power of two, so that few shapes are compiled
-IMPATIENCE = 16  # while answers wait, the host looks when one in so many rows has ended
+# Prompts that are read together.
+READ_TOGETHER = 4
+# The shortest padded prompt.
+LEAST_BUCKET = 32
+# While answers wait, the host looks as soon as 1 / IMPATIENCE of the rows have ended.
+IMPATIENCE = 16
 
 Decode = Callable[[dict, Sequence[Prompt], int], Iterator[Answer]]
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
-    """How a batch is laid out, which changes no answer but for rounding.
+    """The layout of a batch, which changes no answer but for rounding."""
 
-    rows: answers that are written at a time. share: rows of a group. chunk: the most steps before the host looks.
-    """
-
+    # Answers that are written at a time.
     rows: int
+    # Rows that share a prompt.
     share: int
+    # Most steps before the host looks.
     chunk: int
 
     def __post_init__(self):
@@ -45,52 +48,59 @@ class DecodeConfig:
 
 
 def make_decoder(
-    config: ModelConfig, vocab: Vocab, mesh: jax.sharding.Mesh, batch: DecodeConfig, sampling: Sampling, stops: Stops
+    config: ModelConfig,
+    vocab: Vocab,
+    mesh: jax.sharding.Mesh,
+    batch: DecodeConfig,
+    sampling: Sampling,
+    next_SxV: np.ndarray,
 ) -> Decode:
-    """`decode(params, prompts, seed)`: the answers to all prompts, each as soon as it has ended, in no promised order.
+    """`decode(params, prompts, seed)` yields the answers to all prompts, each as soon as it has ended, in any order.
 
-    An answer depends on params, seed, its prompt's tokens and number, its own number and limit: not on what else is
-    asked, on the batch's layout or on the mesh, but for how sums are rounded. Rows are split over data and fsdp, heads
-    over tensor. Raises FieldError where groups of rows don't divide, or where a prompt and its answer pass
-    config.length. Every process of a run calls it alike.
+    - An answer depends on params, seed, its prompt's tokens and number, its own number and its limit.
+    - It does not depend on the other prompts, on the batch's layout or on the mesh, but for rounding.
+    - Every process of a run makes the same calls.
+
+    `next_SxV` comes from `make_stops`. Rows are split over data and fsdp, heads over tensor. Raises FieldError where
+    groups of rows don't divide, or where a prompt and its answer are longer than config.length.
     """
     shards, groups = meshes.row_shards(mesh), batch.rows // batch.share
     check(groups % shards == 0, 'rows', batch.rows, f'/ share = {batch.share} must be a multiple of {shards} devices')
-    programs = make_programs(config, vocab, mesh, sampling)
+    p = programs.make_programs(config, vocab, mesh, sampling, batch.chunk)
     together = -(-READ_TOGETHER // shards) * shards
-    ends_V = np.isin(np.arange(vocab.padded), stops.tokens)
 
     def decode(params: dict, prompts: Sequence[Prompt], seed: int) -> Iterator[Answer]:
         longest, slots = _sizes(config, prompts)
-        weights, root = programs.prepare(params), programs.key(np.uint32(seed))
-        ends = programs.whole((ends_V, stops.next_SxV))
-        held = programs.empty(groups, bucket(longest))
         schedule, read_ahead, slot = Schedule(prompts, batch.rows, batch.share), {}, 0
+        with _on(mesh):
+            stops = jax.jit(lambda x: x, out_shardings=meshes.replicated(mesh))(next_SxV)
+            layers, held = p.by_layer(params), p.empty(groups, bucket(longest))
         while True:
-            was_live = schedule.rows.live_B.any()
-            for place in schedule.fill():
-                if place.group_with_it is not None:
-                    held = programs.copy(held, place.group_with_it, place.group)
-                    continue
-                if place.prompt not in read_ahead:
-                    numbers = [place.prompt, *schedule.next_unread(together - 1)]
-                    caches = programs.prefill(weights, _padded([prompts[i].tokens[:-1] for i in numbers], together))
-                    read_ahead = {number: (caches, row) for row, number in enumerate(numbers)}
-                held = programs.place(held, *read_ahead.pop(place.prompt), place.group)
-            if not schedule.rows.live_B.any():
-                return
-            if not was_live:
-                slot = used = 0
-                ring = programs.empty(batch.rows, _slots_for(batch.chunk, slots))
-            elif (wanted := _slots_for(used + batch.chunk, slots)) > ring[0].k_BxHxTxDh.shape[2]:
-                ring = programs.grow(ring, wanted)
-            # While others wait it's enough that a few have ended: the host then gives their rows something new.
-            patience = max(1, batch.rows // IMPATIENCE) if schedule.waits else batch.rows
-            ring, *host = programs.write(
-                weights, held, schedule.lengths_Q, ring, schedule.rows, root, ends, slot, patience, batch.chunk
-            )
-            rows, tokens_BxC, steps = jax.device_get(host)
-            slot, used = int(slot + steps) % slots, int(used + steps)
+            with _on(mesh):
+                was_live = schedule.rows.live_B.any()
+                for place in schedule.fill():
+                    if place.source is not None:
+                        held = p.copy(held, place.source, place.group)
+                        continue
+                    if place.prompt not in read_ahead:
+                        numbers = [place.prompt, *schedule.next_unread(together - 1)]
+                        caches = p.prefill(layers, _padded([prompts[i].tokens[:-1] for i in numbers], together))
+                        read_ahead = {number: (caches, row) for row, number in enumerate(numbers)}
+                    held = p.place(held, *read_ahead.pop(place.prompt), place.group)
+                if not schedule.rows.live_B.any():
+                    return
+                if not was_live:
+                    slot = used = 0
+                    ring = p.empty(batch.rows, _slots_for(batch.chunk, slots))
+                elif (wanted := _slots_for(used + batch.chunk, slots)) > ring[0].k_BxHxTxDh.shape[2]:
+                    ring = p.grow(ring, wanted)
+                # While answers wait, a few idle rows are worth a look of the host.
+                patience = max(1, batch.rows // IMPATIENCE) if schedule.waits else batch.rows
+                ring, *host = p.write(
+                    layers, held, schedule.lengths_Q, ring, schedule.rows, np.uint32(seed), stops, slot, patience
+                )
+                rows, tokens_BxC, steps = jax.device_get(host)
+                slot, used = int(slot + steps) % slots, int(used + steps)
             yield from schedule.collect(tokens_BxC[:, :steps], rows)
 
     return decode
@@ -99,32 +109,51 @@ def make_decoder(
 def lower_decoding(
     config: ModelConfig, vocab: Vocab, mesh: jax.sharding.Mesh, batch: DecodeConfig, sampling: Sampling, answer: int
 ) -> jax.stages.Lowered:
-    """A step of decoding at its largest, without any data: answers of `answer` tokens, prompts that leave them room."""
-    groups, prompt = batch.rows // batch.share, bucket(config.length - answer)
-    return lower_write(config, vocab, mesh, sampling, groups=groups, longest=prompt, rows=batch.rows, slots=answer)
+    """A step of decoding at its largest, without data: answers of `answer` tokens, prompts that leave them room."""
+    groups = batch.rows // batch.share
+    layers = jax.eval_shape(
+        lambda params: transformer.by_layer(config, params), transformer.abstract_params(config, vocab)
+    )
+    held, ring = (
+        jax.eval_shape(lambda size=size: programs.empty_caches(config, *size))
+        for size in ((groups, bucket(config.length - answer)), (batch.rows, answer))
+    )
+    no_stops = np.zeros((2, vocab.size), np.int32)
+    write = programs.make_programs(config, vocab, mesh, sampling, chunk=1).write
+    with meshes.use(mesh):
+        return write.lower(
+            layers, held, np.zeros(groups, np.int32), ring, idle_rows(batch.rows), np.uint32(0), no_stops, 0, 1
+        )
+
+
+@contextlib.contextmanager
+def _on(mesh: jax.sharding.Mesh) -> Iterator[None]:
+    # The loop forbids silent transfers; here they are small and meant: prompts, the state of rows, numbers.
+    with meshes.use(mesh), jax.transfer_guard_host_to_device('allow'):
+        yield
 
 
 def _sizes(config: ModelConfig, prompts: Sequence[Prompt]) -> tuple[int, int]:
-    """Tokens of the longest prompt's cache, and of the longest answer."""
-    asked = [prompt for prompt in prompts if len(prompt.samples)]
-    for prompt in asked:
+    """Tokens of the longest prompt's cache and of the longest answer."""
+    prompts = [prompt for prompt in prompts if len(prompt.samples)]
+    for prompt in prompts:
         most = max(prompt.limits)
         check(len(prompt.tokens) > 0, 'prompt', prompt.number, 'must have a token')
         check(most > 0, 'limits', most, 'must be positive')
         allowed = f'must leave room for an answer of {most} in length {config.length}'
         check(len(prompt.tokens) + most <= config.length, 'prompt of tokens', len(prompt.tokens), allowed)
-    longest = max((len(prompt.tokens) - 1 for prompt in asked), default=0)
-    return longest, max((max(prompt.limits) for prompt in asked), default=1)
+    longest = max((len(prompt.tokens) - 1 for prompt in prompts), default=0)
+    return longest, max((max(prompt.limits) for prompt in prompts), default=1)
 
 
 def _slots_for(used: int, most: int) -> int:
-    """A quarter or a half of the slots while no more are used: reading them is much of a step's work."""
+    """A quarter or half of `most` slots while that holds the used ones: reading them is much of a step's work."""
     return next(size for size in (-(-most // 4), -(-most // 2), most) if used <= size or size == most)
 
 
 def bucket(length: int) -> int:
-    """What `length` tokens are padded to."""
-    return LEAST_BUCKET * 2 ** max(0, (-(-length // LEAST_BUCKET) - 1)).bit_length()
+    """The padded length of a prompt: a power of two, so that few shapes are compiled."""
+    return max(LEAST_BUCKET, 1 << (length - 1).bit_length())
 
 
 def _padded(prompts: Sequence[np.ndarray], rows: int) -> np.ndarray:

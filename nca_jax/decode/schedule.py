@@ -1,5 +1,6 @@
-"""Which row of a decoding batch answers what: rows that finish get more work at once. Host arrays alone, no devices."""
+"""Which row of a decoding batch answers which prompt: a row that finishes gets more work at once. Host arrays only."""
 
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -8,87 +9,89 @@ import numpy as np
 
 
 class Prompt(NamedTuple):
-    """What is to be answered: at least one token. number: names the prompt in the keys of its samples.
+    """A prompt with the answers that are wanted."""
 
-    samples: the numbers of the answers that are wanted. limits: the most tokens of each, at least one.
-    """
-
+    # At least one.
     tokens: np.ndarray
+    # Names the prompt in the keys of its samples.
     number: int
+    # The numbers of the answers, and the most tokens of each, at least one.
     samples: Sequence[int]
     limits: Sequence[int]
 
 
 class Answer(NamedTuple):
-    """prompt: its place among those asked. tokens: with the stop token, or the whole token that ended a stop string."""
-
+    # Index into the prompts.
     prompt: int
     sample: int
+    # With the stop token, or the token in which a stop string ended.
     tokens: np.ndarray
 
 
 class Rows(NamedTuple):
-    """The state of each row besides its cache. token: the last one, not read yet, which stands at `position`.
+    """The state of each row besides its cache."""
 
-    written: tokens of the answer so far. stop: state of `Stops`. number, sample: whose answer it is, for its key.
-    """
-
+    # The last token, not read yet, and its position.
     token_B: np.ndarray
     position_B: np.ndarray
+    # Tokens of the answer so far, and at most.
     written_B: np.ndarray
     limit_B: np.ndarray
+    # State of the automaton of `make_stops`.
     stop_B: np.ndarray
     live_B: np.ndarray
+    # The prompt's number and the sample's, for the key.
     number_B: np.ndarray
     sample_B: np.ndarray
 
 
 def idle_rows(count: int) -> Rows:
-    """Rows that answer nothing yet."""
-    kinds = (*(np.int32,) * 5, bool, np.uint32, np.uint32)
-    return Rows(*(np.zeros(count, kind) for kind in kinds))
+    dtypes = (*(np.int32,) * 5, bool, np.uint32, np.uint32)
+    return Rows(*(np.zeros(count, dtype) for dtype in dtypes))
 
 
 class Place(NamedTuple):
-    """A group is to have the keys and values of a prompt: those of `group_with_it`, or read anew where that is None."""
+    """A group that needs the cache of a prompt."""
 
     group: int
     prompt: int
-    group_with_it: int | None
+    # A group that has this cache; None if the prompt must be read.
+    source: int | None
 
 
 class Schedule:
-    """Deals the answers that `prompts` want to `rows` rows in groups of `share`, one prompt to a group at a time.
-
-    `lengths_Q` is what each group's cache holds of its prompt: all tokens but the last, which its rows begin with.
-    """
+    """Deals the wanted answers to `rows` rows in groups of `share`, one prompt to a group at a time."""
 
     def __init__(self, prompts: Sequence[Prompt], rows: int, share: int):
         self.rows = idle_rows(rows)
+        # Tokens in each group's cache: all of its prompt but the last, with which its rows begin.
         self.lengths_Q = np.zeros(rows // share, np.int32)
         self._prompts, self._share = prompts, share
         self._unread = deque(i for i, prompt in enumerate(prompts) if len(prompt.samples))
+        # The samples and limits that no row has begun, by prompt.
         self._waiting = [deque(zip(prompt.samples, prompt.limits, strict=True)) for prompt in prompts]
         self._prompt_of: list[int | None] = [None] * (rows // share)
+        # The tokens of each row's unfinished answer, chunk by chunk.
         self._written: list[list[np.ndarray]] = [[] for _ in range(rows)]
 
     @property
     def waits(self) -> bool:
-        """Whether a row that finishes could be given something."""
+        """Whether a row that finishes would get work."""
         return any(self._waiting)
 
     def next_unread(self, count: int) -> list[int]:
-        """The next prompts that groups will be given, at most `count`."""
-        return [self._unread[i] for i in range(min(count, len(self._unread)))]
+        """At most `count` of the prompts that groups get next."""
+        return list(itertools.islice(self._unread, count))
 
     def fill(self) -> Iterator[Place]:
-        """Gives every idle row work where there is any; what it yields must be placed before the batch goes on."""
+        """Gives work to every idle row while any is left. The caller places each yielded cache before it goes on."""
         for group in range(len(self._prompt_of)):
             rows = range(group * self._share, (group + 1) * self._share)
             idle = [row for row in rows if not self.rows.live_B[row]]
             prompt = self._prompt_of[group]
             if len(idle) == self._share and (prompt is None or not self._waiting[prompt]):
-                prompt = self._prompt_of[group] = None
+                # No row needs this group's cache any more.
+                self._prompt_of[group] = None
                 place = self._next_place(group)
                 if place is None:
                     continue
@@ -100,24 +103,26 @@ class Schedule:
                     self._begin(row, prompt, *self._waiting[prompt].popleft())
 
     def _next_place(self, group: int) -> Place | None:
-        """The next prompt that none has read, or else the one of another group that has most answers waiting."""
+        """The next unread prompt, or else that of the other group with the most answers waiting."""
         if self._unread:
             return Place(group, self._unread.popleft(), None)
         held = [other for other, prompt in enumerate(self._prompt_of) if prompt is not None]
-        other = max(held, key=lambda other: len(self._waiting[self._prompt_of[other]]), default=None)
-        if other is None or not self._waiting[self._prompt_of[other]]:
+        source = max(held, key=lambda other: len(self._waiting[self._prompt_of[other]]), default=None)
+        if source is None or not self._waiting[self._prompt_of[source]]:
             return None
-        return Place(group, self._prompt_of[other], other)
+        return Place(group, self._prompt_of[source], source)
 
     def _begin(self, row: int, prompt: int, sample: int, limit: int) -> None:
-        tokens = self._prompts[prompt].tokens
-        values = tokens[-1], len(tokens) - 1, 0, limit, 0, True, self._prompts[prompt].number, sample
+        tokens, number = self._prompts[prompt].tokens, self._prompts[prompt].number
+        values = Rows(tokens[-1], len(tokens) - 1, 0, limit, 0, True, number, sample)
         for array, value in zip(self.rows, values, strict=True):
             array[row] = value
 
     def collect(self, tokens_BxC: np.ndarray, rows: Rows) -> Iterator[Answer]:
-        """Takes the state after C steps and gives the answers that ended; -1 is where a row wrote nothing."""
-        was_live_B, self.rows = self.rows.live_B, Rows(*map(np.array, rows))
+        """Takes the rows' state after C steps and yields the answers that ended. Token -1: the row wrote nothing."""
+        was_live_B = self.rows.live_B
+        # What comes from a device is read-only.
+        self.rows = Rows(*map(np.array, rows))
         for row in np.flatnonzero(was_live_B):
             self._written[row].append(tokens_BxC[row][tokens_BxC[row] >= 0])
             if not self.rows.live_B[row]:

@@ -1,6 +1,7 @@
-"""The shape and numerics of a transformer, and its named sizes (arXiv 2603.10055: 400m, 600m, 1b6)."""
+"""The shape and numerics of a transformer, and its size in parameters and FLOPs."""
 
 import dataclasses
+import math
 
 from nca_jax.batch import Vocab
 from nca_jax.errors import check
@@ -12,16 +13,16 @@ ATTENTIONS = ('einsum', 'cudnn', 'splash')
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-    """Standard deviations and shapes of the initial weights.
+    """How initial weights are drawn: from N(0, deviation), unless `head` says otherwise."""
 
-    std: of every projection in the blocks. residual 'scaled' divides the residual writers (`attn/o`, `mlp/down`) by
-    sqrt(2 layers), 'flat' doesn't (the release). table_std: of the input table (the release draws language tables from
-    N(0, 1)). head: 'normal' draws N(0, table_std), 'uniform' draws from +-1/sqrt(width) (the release).
-    """
-
+    # Standard deviation of all projections in the blocks.
     std: float
+    # 'scaled' divides the deviation of the residual writers (attn/o, mlp/down) by sqrt(2 layers); 'flat' (the release)
+    # does not.
     residual: str
+    # Standard deviation of the input table. The release draws language tables from N(0, 1).
     table_std: float
+    # 'normal' draws from N(0, table_std), 'uniform' (the release) from +-1 / sqrt(width).
     head: str
 
     def __post_init__(self):
@@ -33,18 +34,9 @@ class InitConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A Llama-style decoder: pre-RMSNorm, RoPE, SwiGLU of three matrices, no biases in the layers.
+    """A Llama-style decoder: pre-RMSNorm, RoPE, SwiGLU of three matrices, no biases in the layers."""
 
-    dropout: on the attention weights. dtype: of activations and products; param_dtype: of parameters and their
-    gradients; the loss stays float32.
-
-    How it runs, not what it computes: unroll is the number of layers per step of the scan over them (equal to `layers`:
-    no loop, faster on CPU). remat: which activations of a block the backward pass finds saved, all ('none'), its input
-    ('full'), the results of its projections and of attention ('projections'), or those of all its products ('dots').
-    attention: 'einsum', 'cudnn' (GPU) or 'splash' (TPU). loss_chunks: pieces of the length that meet the head one after
-    another in training, so that no more than one piece's logits exist at a time.
-    """
-
+    # The shape.
     layers: int
     width: int
     heads: int
@@ -52,38 +44,43 @@ class ModelConfig:
     length: int
     rope_theta: float
     norm_eps: float
+    # Share of the attention weights that training drops.
     dropout: float
+    # Whether the input table is the output head as well.
     tied: bool
+    # The release's first stage has a bias at the head.
     head_bias: bool
     init: InitConfig
+
+    # How it runs, which changes no result but for rounding.
+    # The activations that the backward pass finds saved: 'none' rematerialises nothing, 'full' all but each block's
+    # input, 'projections' keeps the results of projections and attention, 'dots' those of all products.
     remat: str
+    # Layers in one step of the scan over them. Equal to `layers` it is no loop: faster on CPU, slower to compile.
     unroll: int
+    # 'einsum' runs anywhere, 'cudnn' on a GPU, 'splash' on a TPU.
     attention: str
+    # Training computes logits for this many pieces of the length in turn: only one piece's logits exist at a time.
     loss_chunks: int
+    # Dtype of activations and products. The loss stays float32.
     dtype: str
+    # Dtype of parameters and their gradients.
     param_dtype: str
 
     def __post_init__(self):
-        for field in ('layers', 'width', 'heads', 'ffn', 'length'):
+        for field in ('layers', 'width', 'heads', 'ffn', 'length', 'rope_theta', 'norm_eps', 'loss_chunks'):
             check(getattr(self, field) > 0, field, getattr(self, field), 'must be positive')
-        check(self.rope_theta > 0, 'rope_theta', self.rope_theta, 'must be positive')
-        check(self.norm_eps > 0, 'norm_eps', self.norm_eps, 'must be positive')
+        for field, known in (('dtype', DTYPES), ('param_dtype', DTYPES), ('remat', REMATS), ('attention', ATTENTIONS)):
+            check(getattr(self, field) in known, field, getattr(self, field), f'must be one of {", ".join(known)}')
         check(self.width % self.heads == 0, 'heads', self.heads, f'must divide width {self.width}')
         check(self.head_width % 2 == 0, 'heads', self.heads, 'width / heads must be even (rotary embedding)')
         check(0 <= self.dropout < 1, 'dropout', self.dropout, 'must be in [0, 1)')
         check(1 <= self.unroll <= self.layers, 'unroll', self.unroll, f'must be in 1..{self.layers}')
-        for field, known in (('dtype', DTYPES), ('param_dtype', DTYPES), ('remat', REMATS), ('attention', ATTENTIONS)):
-            check(getattr(self, field) in known, field, getattr(self, field), f'must be one of {", ".join(known)}')
-        check(self.loss_chunks > 0, 'loss_chunks', self.loss_chunks, 'must be positive')
         check(self.length % self.loss_chunks == 0, 'loss_chunks', self.loss_chunks, f'must divide length {self.length}')
-        self._check_attention()
         check(not (self.tied and self.head_bias), 'head_bias', self.head_bias, 'tied tables have no head to bias')
-
-    def _check_attention(self) -> None:
-        if self.attention == 'einsum':
-            return
-        allowed = "needs attention 'einsum', since no fused kernel has dropout"
-        check(self.dropout == 0, 'dropout', self.dropout, allowed)
+        if self.attention != 'einsum':
+            allowed = "needs attention 'einsum', since no fused kernel has dropout"
+            check(self.dropout == 0, 'dropout', self.dropout, allowed)
         if self.attention == 'splash':
             check(self.length % 128 == 0, 'length', self.length, "must be a multiple of 128 for attention 'splash'")
         if self.attention == 'cudnn':
@@ -95,6 +92,11 @@ class ModelConfig:
     def head_width(self) -> int:
         return self.width // self.heads
 
+    @property
+    def writer_std(self) -> float:
+        """The initial standard deviation of the projections that add to the residual stream."""
+        return self.init.std / (math.sqrt(2 * self.layers) if self.init.residual == 'scaled' else 1.0)
+
 
 def body_parameters(config: ModelConfig) -> int:
     """Number of parameters outside the tables: attention, MLP and norms of all layers, and the final norm."""
@@ -103,10 +105,10 @@ def body_parameters(config: ModelConfig) -> int:
 
 
 def step_flops(config: ModelConfig, vocab: Vocab, sequences: int) -> float:
-    """FLOPs that the model itself needs for one update on `sequences` of full length, forward and backward.
+    """FLOPs that the model needs for one update on `sequences` of full length, forward and backward.
 
-    6 x parameters x tokens, plus attention with its causal half alone. The input table multiplies nothing and isn't
-    counted, the head is (its real rows); nor is what an implementation computes twice (remat) or throws away (masks).
+    counted:     6 x parameters x tokens, the real rows of the head, the causal half of attention
+    not counted: the input table (it multiplies nothing), recomputation by remat, scores that the mask hides
     """
     tokens = sequences * config.length
     attention = 6 * config.layers * config.width * config.length * tokens

@@ -1,4 +1,4 @@
-"""Cross-entropy whose backward pass reuses what the forward one has computed: log-sum-exp, or the gradient itself."""
+"""Cross-entropy with hand-written backward passes that compute nothing twice and keep little alive."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ def cross_entropy(logits_BxLxV: jax.Array, targets_BxL: jax.Array) -> jax.Array:
 
 
 def _forward(logits_BxLxV, targets_BxL):
-    # Sums of exp need no second pass for the maximum's gradient, and autodiff would keep exp(logits) alive as well.
+    # Autodiff would keep exp(logits) alive besides the logits, and differentiate the maximum.
     logsumexp_BxL = jax.nn.logsumexp(logits_BxLxV, axis=-1)
     picked_BxL = jnp.take_along_axis(logits_BxLxV, targets_BxL[..., None], axis=-1)[..., 0]
     return logsumexp_BxL - picked_BxL, (logits_BxLxV, targets_BxL, logsumexp_BxL)
@@ -39,13 +39,12 @@ def sum_cross_entropy(
     targets_BxL: jax.Array,
     weights_BxL: jax.Array,
 ) -> jax.Array:
-    """The sum of weights * nll, float32, where `logits_of(x, head)` makes the logits of `chunks` pieces of the length.
+    """The sum of weights * nll, float32, over the logits `logits_of(x, head)` of `chunks` pieces of the length.
 
-    Under differentiation a piece's gradient is taken while its logits are there, and only that is kept: (B, L, V) never
-    exists with several chunks, and nothing is computed twice. Differentiable in x and head, not in the weights.
+    Differentiable in x and head, not in the weights.
     """
     total, _ = jax.lax.scan(
-        lambda total, piece: (total + _piece(logits_of, head, *piece), None),
+        lambda total, piece: (total + _sum_piece(logits_of, head, *piece), None),
         jnp.zeros(()),
         _pieces(chunks, x_BxLxD, targets_BxL, weights_BxL),
     )
@@ -53,20 +52,23 @@ def sum_cross_entropy(
 
 
 def _pieces(chunks: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Arrays (B, L, ...) as (chunks, B, M, ...) with M = L / chunks."""
     return tuple(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]).swapaxes(0, 1) for x in arrays)
 
 
-def _piece(logits_of, head, x_BxMxD, targets_BxM, weights_BxM):
+def _sum_piece(logits_of, head, x_BxMxD, targets_BxM, weights_BxM):
     return jnp.sum(cross_entropy(logits_of(x_BxMxD, head), targets_BxM) * weights_BxM)
 
 
 def _sum_forward(logits_of, chunks, x_BxLxD, head, targets_BxL, weights_BxL):
+    # Each piece's gradient is taken while its logits exist, and only the gradient is kept: with several pieces the
+    # (B, L, V) logits never exist, and the backward pass recomputes nothing.
+    value_and_grad = jax.value_and_grad(_sum_piece, argnums=(1, 2))
+
     def add(carry, piece):
         total, head_gradient = carry
-        x_BxMxD, *rest = piece
-        loss, pull = jax.vjp(lambda head, x: _piece(logits_of, head, x, *rest), head, x_BxMxD)
-        of_head, x_gradient_BxMxD = pull(jnp.ones(()))
-        return (total + loss, jax.tree.map(jnp.add, head_gradient, of_head)), x_gradient_BxMxD
+        loss, (piece_gradient, x_gradient_BxMxD) = value_and_grad(logits_of, head, *piece)
+        return (total + loss, jax.tree.map(jnp.add, head_gradient, piece_gradient)), x_gradient_BxMxD
 
     start = jnp.zeros(()), jax.tree.map(jnp.zeros_like, head)
     pieces = _pieces(chunks, x_BxLxD, targets_BxL, weights_BxL)

@@ -1,14 +1,13 @@
-"""The transformer, behind `init_params`, `abstract_params`, `apply` and `sum_loss`. Nothing else sees a module.
+"""The transformer: tokens -> table -> N blocks of attention and MLP -> norm -> head -> logits. Read it top to bottom.
 
-Parameters are plain nested dicts. Every leaf under `blocks` is stacked over the layers on axis 0, however the layers
-are run, so a checkpoint doesn't depend on `unroll` or `remat`. Logical axis names (`vocab`, `embed`, `heads`, `ffn`,
-`layers`, `batch`, ...) meet the device mesh in `nca_jax.mesh` alone.
+Outside `nca_jax.model` it is plain functions and nested dicts of parameters; no one else sees a Flax module. Every leaf
+under `blocks` is stacked over the layers on axis 0, however the layers run, so a checkpoint does not depend on `unroll`
+or `remat`. Logical axis names (`batch`, `embed`, `heads`, ...) meet the device mesh in `nca_jax.mesh` alone.
 """
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,43 +16,122 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from nca_jax.batch import Batch, Vocab
-from nca_jax.model.attention import MASKED, Attend, causal_attention
+from nca_jax.model import attention
+from nca_jax.model.attention import MASKED, SAVED, Attend, Dropout
 from nca_jax.model.config import ModelConfig
-from nca_jax.model.dropout import Dropout, drop
-from nca_jax.model.fused_attention import SAVED, cudnn_attention, splash_attention
 from nca_jax.model.loss import sum_cross_entropy
-from nca_jax.model.product import product
-from nca_jax.model.rotary import rotate, rotation_at
+from nca_jax.model.product import KERNEL_AXES, operands, product
 
 
-class Projection(nn.Module):
-    """One matrix of shape `shape` with logical `axes`, contracted with its input as `equation` says."""
+def init_params(config: ModelConfig, vocab: Vocab, key: jax.Array) -> dict:
+    """Fresh parameters of the config's param_dtype, drawn as `InitConfig` says."""
+    return nn.meta.unbox(_boxed_params(config, vocab, key))
 
-    shape: tuple[int, ...]
-    axes: tuple[str, ...]
-    equation: str
-    std: float
-    dtype: str
+
+def abstract_params(config: ModelConfig, vocab: Vocab) -> dict:
+    """Shapes and dtypes of `init_params`, without computing anything."""
+    return jax.eval_shape(lambda: init_params(config, vocab, jax.random.key(0)))
+
+
+def logical_axes(config: ModelConfig, vocab: Vocab) -> dict:
+    """The logical axis names of every parameter, as a tree of PartitionSpecs of the same structure."""
+    return nn.get_partition_spec(jax.eval_shape(lambda: _boxed_params(config, vocab, jax.random.key(0))))
+
+
+def _boxed_params(config: ModelConfig, vocab: Vocab, key: jax.Array) -> dict:
+    """Parameters in the boxes in which Flax keeps their logical axes."""
+    # Any attention draws the same weights; this one runs anywhere and at any length.
+    model = Transformer(dataclasses.replace(config, attention='einsum'), vocab)
+    return model.init(key, jnp.zeros((1, 2), jnp.int32), None)['params']
+
+
+def apply(
+    config: ModelConfig, params: dict, tokens_BxL: jax.Array, vocab: Vocab, dropout: Dropout | None = None
+) -> jax.Array:
+    """Next-token logits (B, L, V padded), float32; with dropout if `dropout` is given."""
+    x_BxLxD = _states(config, params, tokens_BxL, vocab, dropout)
+    return logits_of(vocab, x_BxLxD, head_of(params))
+
+
+def sum_loss(
+    config: ModelConfig, params: dict, batch: Batch, vocab: Vocab, dropout: Dropout | None = None
+) -> jax.Array:
+    """The sum of weights * nll in nats, float32. Logits exist in `loss_chunks` pieces, one at a time."""
+    x_BxLxD = _states(config, params, batch.inputs_BxL, vocab, dropout)
+    logits = functools.partial(logits_of, vocab)
+    return sum_cross_entropy(logits, config.loss_chunks, x_BxLxD, head_of(params), batch.targets_BxL, batch.weights_BxL)
+
+
+def _states(
+    config: ModelConfig, params: dict, tokens_BxL: jax.Array, vocab: Vocab, dropout: Dropout | None
+) -> jax.Array:
+    rngs = None if dropout is None else {'dropout': dropout.key}
+    return Transformer(config, vocab).apply({'params': params}, tokens_BxL, dropout, rngs=rngs)
+
+
+class Transformer(nn.Module):
+    """Tokens (B, L) to the last layer's normed states (B, L, D), from which the head makes logits."""
+
+    config: ModelConfig
+    vocab: Vocab
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        init = _named(nn.initializers.normal(self.std), self.axes)
-        kernel = self.param('kernel', init, self.shape, jnp.dtype(self.dtype))
-        return product(self.equation, x, kernel, self.axes)
+    def __call__(self, tokens_BxL: jax.Array, dropout: Dropout | None) -> jax.Array:
+        c = self.config
+        x_BxLxD = Table(c, self.vocab.padded, name='embed')(tokens_BxL)
+        x_BxLxD = nn.with_logical_constraint(x_BxLxD, ('batch', 'length', 'residual'))
+        layers = nn.scan(
+            _rematerialised_block(c),
+            variable_axes={'params': 0},
+            split_rngs={'params': True, 'dropout': True},
+            in_axes=nn.broadcast,
+            length=c.layers,
+            unroll=c.unroll,
+            metadata_params={nn.PARTITION_NAME: 'layers'},
+        )
+        angles = attention.rotary_angles(c.head_width, c.rope_theta, jnp.arange(tokens_BxL.shape[1])[None])
+        x_BxLxD, _ = layers(c, name='blocks')(x_BxLxD, angles, dropout)
+        # The loss applies the head piece by piece, so it takes the weights alone; here they are only drawn.
+        if self.is_initializing() and not c.tied:
+            Head(c, self.vocab.padded, name='head')()
+        return RMSNorm(c, name='final_norm')(x_BxLxD)
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * scale over the last axis, computed in float32."""
+def _rematerialised_block(config: ModelConfig) -> type[nn.Module]:
+    if config.remat == 'none':
+        return Block
+    policies = jax.checkpoint_policies
+    policy = {
+        'full': policies.nothing_saveable,
+        'projections': policies.save_only_these_names(SAVED),
+        'dots': policies.dots_with_no_batch_dims_saveable,
+    }[config.remat]
+    # One layer at a time, the loop already keeps XLA from merging the two computations of a block.
+    return nn.remat(Block, policy=policy, prevent_cse=config.unroll > 1)
+
+
+class Block(nn.Module):
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x)). Returns (x, the cache that `attend` returned).
+
+    Training attends to the input alone; decoding passes an `attend` that reads and extends a cache.
+    """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        x_BxLxD: jax.Array,
+        angles: tuple[jax.Array, jax.Array],
+        dropout: Dropout | None,
+        attend: Attend | None = None,
+    ) -> tuple[jax.Array, Any]:
         c = self.config
-        scale_D = self.param('scale', _named(nn.initializers.ones, ('embed',)), (c.width,), jnp.dtype(c.param_dtype))
-        x32 = x.astype(jnp.float32)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + c.norm_eps)
-        return (normed * scale_D[(None,) * (x.ndim - 1)]).astype(x.dtype)
+        attended, cache = Attention(c, name='attn')(RMSNorm(c, name='attn_norm')(x_BxLxD), angles, dropout, attend)
+        x_BxLxD = nn.with_logical_constraint(x_BxLxD + attended, ('batch', 'length', 'residual'))
+        x_BxLxD = checkpoint_name(x_BxLxD, SAVED)
+        x_BxLxD = x_BxLxD + MLP(c, name='mlp')(RMSNorm(c, name='mlp_norm')(x_BxLxD))
+        return nn.with_logical_constraint(x_BxLxD, ('batch', 'length', 'residual')), cache
 
 
 class Attention(nn.Module):
@@ -65,35 +143,31 @@ class Attention(nn.Module):
     def __call__(
         self,
         x_BxLxD: jax.Array,
-        rotation: tuple[jax.Array, jax.Array],
+        angles: tuple[jax.Array, jax.Array],
         dropout: Dropout | None,
         attend: Attend | None,
     ) -> tuple[jax.Array, Any]:
         c = self.config
-        shape, axes = (c.width, c.heads, c.head_width), ('embed', 'heads', 'head')
-
-        def project(name: str) -> jax.Array:
-            return Projection(shape, axes, 'bld,dhk->bhlk', c.init.std, c.param_dtype, name=name)(x_BxLxD)
-
-        q_BxHxLxDh = rotate(project('q'), rotation) * (c.head_width**-0.5)
-        k_BxHxLxDh, v_BxHxLxDh = rotate(project('k'), rotation), project('v')
+        q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh = (
+            Projection(c, 'bld,dhk->bhlk', c.init.std, name=name)(x_BxLxD) for name in 'qkv'
+        )
+        q_BxHxLxDh = attention.rotate(q_BxHxLxDh, angles) * (c.head_width**-0.5)
+        k_BxHxLxDh = attention.rotate(k_BxHxLxDh, angles)
         qkv = tuple(checkpoint_name(x, SAVED) for x in (q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh))
         mixed_BxHxLxDh, cache = attend(*qkv) if attend else (self._attend(*qkv, dropout), None)
         mixed_BxHxLxDh = checkpoint_name(mixed_BxHxLxDh, SAVED)
-        out_shape, out_axes = (c.heads, c.head_width, c.width), ('heads', 'head', 'embed')
-        out = Projection(out_shape, out_axes, 'bhlk,hkd->bld', writer_std(c), c.param_dtype, name='o')
-        return out(mixed_BxHxLxDh), cache
+        return Projection(c, 'bhlk,hkd->bld', c.writer_std, name='o')(mixed_BxHxLxDh), cache
 
     def _attend(self, q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh, dropout: Dropout | None) -> jax.Array:
-        """Over the sequence itself, by the backend that the config names."""
-        c, qkv = self.config, (q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh)
-        if c.attention != 'einsum':
-            spec = nn.logical_to_mesh_axes(('batch', 'heads', 'length', 'head'))
-            return {'cudnn': cudnn_attention, 'splash': splash_attention}[c.attention](*qkv, spec)
-        if dropout is None:
-            return causal_attention(*qkv, lambda weights_BxHxRxM, start: weights_BxHxRxM)
-        draws = dropout._replace(key=self.make_rng('dropout'))  # the layer's own
-        return causal_attention(*qkv, lambda weights_BxHxRxM, start: drop(weights_BxHxRxM, c.dropout, draws, start))
+        qkv = q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh
+        if self.config.attention == 'cudnn':
+            return attention.cudnn_attention(*qkv)
+        if self.config.attention == 'splash':
+            return attention.splash_attention(*qkv)
+        if dropout is not None:
+            # Each layer has a key of its own.
+            dropout = dropout._replace(key=self.make_rng('dropout'))
+        return attention.causal_attention(*qkv, self.config.dropout, dropout)
 
 
 class MLP(nn.Module):
@@ -104,169 +178,90 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
         c = self.config
-        shape, axes = (c.width, c.ffn), ('embed', 'ffn')
-
-        def project(name: str) -> jax.Array:
-            projection = Projection(shape, axes, 'bld,df->blf', c.init.std, c.param_dtype, name=name)
-            return checkpoint_name(projection(x_BxLxD), SAVED)
-
-        hidden_BxLxF = nn.silu(project('gate')) * project('up')
-        hidden_BxLxF = nn.with_logical_constraint(hidden_BxLxF, ('batch', 'length', 'ffn'))
-        down = Projection(shape[::-1], axes[::-1], 'blf,fd->bld', writer_std(c), c.param_dtype, name='down')
-        return down(hidden_BxLxF)
-
-
-class Block(nn.Module):
-    """One layer, of training and of decoding. Its carry is the residual stream, as `nn.scan` wants it.
-
-    Without `attend` it sees its input alone; with it whatever that lets it see, and gives back what that returns.
-    """
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(
-        self,
-        x_BxLxD: jax.Array,
-        rotation: tuple[jax.Array, jax.Array],
-        dropout: Dropout | None,
-        attend: Attend | None = None,
-    ) -> tuple[jax.Array, Any]:
-        c = self.config
-        attended, cache = Attention(c, name='attn')(RMSNorm(c, name='attn_norm')(x_BxLxD), rotation, dropout, attend)
-        x_BxLxD = nn.with_logical_constraint(x_BxLxD + attended, ('batch', 'length', 'residual'))
-        x_BxLxD = checkpoint_name(x_BxLxD, SAVED)
-        x_BxLxD = x_BxLxD + MLP(c, name='mlp')(RMSNorm(c, name='mlp_norm')(x_BxLxD))
-        return nn.with_logical_constraint(x_BxLxD, ('batch', 'length', 'residual')), cache
-
-
-class Transformer(nn.Module):
-    """Tokens (B, L) to the last layer's normed states (B, L, D), of which the head makes logits."""
-
-    config: ModelConfig
-    vocab: Vocab
-
-    @nn.compact
-    def __call__(self, tokens_BxL: jax.Array, dropout: Dropout | None) -> jax.Array:
-        c = self.config
-        x_BxLxD = Table(self.vocab.padded, c, name='embed')(tokens_BxL).astype(jnp.dtype(c.dtype))
-        x_BxLxD = nn.with_logical_constraint(x_BxLxD, ('batch', 'length', 'residual'))
-        layers = nn.scan(
-            _rematerialised(c),
-            variable_axes={'params': 0},
-            split_rngs={'params': True, 'dropout': True},
-            in_axes=nn.broadcast,
-            length=c.layers,
-            unroll=c.unroll,
-            metadata_params={nn.PARTITION_NAME: 'layers'},
+        gate_BxLxF, up_BxLxF = (
+            checkpoint_name(Projection(c, 'bld,df->blf', c.init.std, name=name)(x_BxLxD), SAVED)
+            for name in ('gate', 'up')
         )
-        rotation = rotation_at(c, jnp.arange(tokens_BxL.shape[1])[None])
-        x_BxLxD, _ = layers(c, name='blocks')(x_BxLxD, rotation, dropout)
-        if self.is_initializing() and not c.tied:
-            Head(c, self.vocab.padded, name='head')()
-        return RMSNorm(c, name='final_norm')(x_BxLxD)
+        hidden_BxLxF = nn.with_logical_constraint(nn.silu(gate_BxLxF) * up_BxLxF, ('batch', 'length', 'ffn'))
+        return Projection(c, 'blf,fd->bld', c.writer_std, name='down')(hidden_BxLxF)
 
 
-def _rematerialised(config: ModelConfig) -> type[Block]:
-    policies = jax.checkpoint_policies
-    policy = {
-        'full': policies.nothing_saveable,
-        'projections': policies.save_only_these_names(SAVED),
-        'dots': policies.dots_with_no_batch_dims_saveable,
-    }
-    if config.remat == 'none':
-        return Block
-    return nn.remat(Block, policy=policy[config.remat], prevent_cse=config.unroll > 1)
+class Projection(nn.Module):
+    """The product with one matrix; shape and logical axes follow from the letters of `equation`."""
+
+    config: ModelConfig
+    equation: str
+    std: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        sizes = {'d': c.width, 'h': c.heads, 'k': c.head_width, 'f': c.ffn}
+        letters = operands(self.equation)[1]
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.std), tuple(KERNEL_AXES[x] for x in letters))
+        kernel = self.param('kernel', init, tuple(sizes[x] for x in letters), jnp.dtype(c.param_dtype))
+        return product(self.equation, x, kernel)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, computed in float32."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        init = nn.with_logical_partitioning(nn.initializers.ones, ('embed',))
+        scale_D = self.param('scale', init, (c.width,), jnp.dtype(c.param_dtype))
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + c.norm_eps)
+        return (normed * scale_D[(None,) * (x.ndim - 1)]).astype(x.dtype)
 
 
 class Table(nn.Module):
     """The input embedding."""
 
-    rows: int
     config: ModelConfig
+    rows: int
 
     @nn.compact
     def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
         c = self.config
-        init = _named(nn.initializers.normal(c.init.table_std), ('vocab', 'embed'))
-        return self.param('table', init, (self.rows, c.width), jnp.dtype(c.param_dtype))[tokens_BxL]
+        init = nn.with_logical_partitioning(nn.initializers.normal(c.init.table_std), ('vocab', 'embed'))
+        table_VxD = self.param('table', init, (self.rows, c.width), jnp.dtype(c.param_dtype))
+        return table_VxD[tokens_BxL].astype(jnp.dtype(c.dtype))
 
 
 class Head(nn.Module):
-    """Makes the weights of an untied head, with the bias of the release's NCA stage where the config asks for it."""
+    """Draws the weights of an untied head, with the bias of the release's first stage if the config has it."""
 
     config: ModelConfig
     rows: int
 
     @nn.compact
     def __call__(self) -> None:
-        c, bound, dtype = self.config, self.config.width**-0.5, jnp.dtype(self.config.param_dtype)
-        uniform = nn.initializers.uniform(2 * bound)
-        init = {
-            'normal': nn.initializers.normal(c.init.table_std),
-            'uniform': lambda *args: uniform(*args) - jnp.asarray(bound, dtype),
-        }[c.init.head]
-        self.param('kernel', _named(init, ('embed', 'vocab')), (c.width, self.rows), dtype)
+        c, dtype, bound = self.config, jnp.dtype(self.config.param_dtype), self.config.width**-0.5
+        init = nn.initializers.normal(c.init.table_std)
+        if c.init.head == 'uniform':
+            uniform = nn.initializers.uniform(2 * bound)
+            init = lambda *args: uniform(*args) - jnp.asarray(bound, dtype)  # noqa: E731
+        self.param('kernel', nn.with_logical_partitioning(init, ('embed', 'vocab')), (c.width, self.rows), dtype)
         if c.head_bias:
-            self.param('bias', _named(nn.initializers.zeros, ('vocab',)), (self.rows,), dtype)
-
-
-def init_params(config: ModelConfig, vocab: Vocab, key: jax.Array) -> dict:
-    """Fresh parameters of the config's param_dtype; see `InitConfig` for their distributions."""
-    return nn.meta.unbox(_boxed_init(config, vocab)(key))
-
-
-def abstract_params(config: ModelConfig, vocab: Vocab) -> dict:
-    """The shapes and dtypes of `init_params`, without computing anything."""
-    return jax.eval_shape(lambda: init_params(config, vocab, jax.random.key(0)))
-
-
-def logical_axes(config: ModelConfig, vocab: Vocab) -> dict:
-    """The logical axis names of every parameter, as a tree of PartitionSpecs of the same structure."""
-    return nn.get_partition_spec(jax.eval_shape(lambda: _boxed_init(config, vocab)(jax.random.key(0))))
-
-
-def apply(
-    config: ModelConfig, params: dict, tokens_BxL: jax.Array, vocab: Vocab, dropout: Dropout | None = None
-) -> jax.Array:
-    """Next-token logits, float32 (B, L, V padded), with dropout where it is given what to draw from."""
-    x_BxLxD = _states(config, params, tokens_BxL, vocab, dropout)
-    return logits_of(vocab, x_BxLxD, head_of(params))
-
-
-def sum_loss(
-    config: ModelConfig, params: dict, batch: Batch, vocab: Vocab, dropout: Dropout | None = None
-) -> jax.Array:
-    """The sum of weights * nll in nats, float32. Its logits exist in `loss_chunks` pieces, one at a time."""
-    x_BxLxD = _states(config, params, batch.inputs_BxL, vocab, dropout)
-    return sum_cross_entropy(
-        functools.partial(logits_of, vocab),
-        config.loss_chunks,
-        x_BxLxD,
-        head_of(params),
-        batch.targets_BxL,
-        batch.weights_BxL,
-    )
-
-
-def _states(
-    config: ModelConfig, params: dict, tokens_BxL: jax.Array, vocab: Vocab, dropout: Dropout | None
-) -> jax.Array:
-    rngs = None if dropout is None else {'dropout': dropout.key}
-    return Transformer(config, vocab).apply({'params': params}, tokens_BxL, dropout, rngs=rngs)
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ('vocab',))
+            self.param('bias', zeros, (self.rows,), dtype)
 
 
 def head_of(params: dict) -> dict:
-    """The weights that make logits: those of the head, or the input table where there is none."""
+    """The weights that make logits: those of the head, or the input table of a tied model."""
     return params['head'] if 'head' in params else params['embed']
 
 
 def logits_of(vocab: Vocab, x_BxLxD: jax.Array, head: dict) -> jax.Array:
-    """Float32 logits (B, L, V) of normed states; those of the vocabulary's padding are masked."""
+    """Float32 logits (B, L, V padded) of normed states; those of the padding are masked."""
     if 'table' in head:
-        logits_BxLxV = product('bld,vd->blv', x_BxLxD, head['table'], ('vocab', 'embed'), jnp.float32)
+        logits_BxLxV = product('bld,vd->blv', x_BxLxD, head['table'], jnp.float32)
     else:
-        logits_BxLxV = product('bld,dv->blv', x_BxLxD, head['kernel'], ('embed', 'vocab'), jnp.float32)
+        logits_BxLxV = product('bld,dv->blv', x_BxLxD, head['kernel'], jnp.float32)
     if 'bias' in head:
         logits_BxLxV = logits_BxLxV + head['bias'].astype(jnp.float32)[None, None]
     logits_BxLxV = nn.with_logical_constraint(logits_BxLxV, ('batch', 'length', 'vocab'))
@@ -276,16 +271,35 @@ def logits_of(vocab: Vocab, x_BxLxD: jax.Array, head: dict) -> jax.Array:
     return jnp.where(real_V[None, None], logits_BxLxV, MASKED)
 
 
-def writer_std(config: ModelConfig) -> float:
-    """The initial standard deviation of the projections that write into the residual stream."""
-    return config.init.std / (math.sqrt(2 * config.layers) if config.init.residual == 'scaled' else 1.0)
+def by_layer(config: ModelConfig, params: dict) -> dict:
+    """Parameters as decoding reads them: a tuple of layers under `blocks`, kernels and tables in the config's dtype."""
+
+    def cast(path: tuple, leaf: jax.Array) -> jax.Array:
+        # Norms and biases stay: they are applied in float32.
+        return leaf.astype(jnp.dtype(config.dtype)) if path[-1].key in ('kernel', 'table') else leaf
+
+    params = jax.tree_util.tree_map_with_path(cast, params)
+    layers = (jax.tree.map(lambda leaf, n=n: leaf[n], params['blocks']) for n in range(config.layers))
+    return params | {'blocks': tuple(layers)}
 
 
-def _boxed_init(config: ModelConfig, vocab: Vocab) -> Callable[[jax.Array], dict]:
-    module = Transformer(dataclasses.replace(config, attention='einsum'), vocab)  # runs anywhere
-    tokens_BxL = jnp.zeros((1, 2), jnp.int32)
-    return lambda key: module.init(key, tokens_BxL, None)['params']
+def apply_cached(
+    config: ModelConfig,
+    layers: dict,
+    tokens_BxL: jax.Array,
+    position_BxL: jax.Array,
+    attends: Sequence[Attend],
+    vocab: Vocab,
+) -> tuple[jax.Array, tuple]:
+    """Logits (B, L, V padded) of tokens at their positions and the cache of each layer, for decoding.
 
-
-def _named(init: Callable, axes: tuple[str, ...]) -> Callable:
-    return nn.with_logical_partitioning(init, axes)
+    `layers` comes from `by_layer`. `attends[n]` is the attention of layer n, over whatever its cache holds.
+    """
+    angles = attention.rotary_angles(config.head_width, config.rope_theta, position_BxL)
+    x_BxLxD = layers['embed']['table'][tokens_BxL].astype(jnp.dtype(config.dtype))
+    caches = []
+    for layer, attend in zip(layers['blocks'], attends, strict=True):
+        x_BxLxD, cache = Block(config).apply({'params': layer}, x_BxLxD, angles, None, attend)
+        caches.append(cache)
+    x_BxLxD = RMSNorm(config).apply({'params': layers['final_norm']}, x_BxLxD)
+    return logits_of(vocab, x_BxLxD, head_of(layers)), tuple(caches)

@@ -21,8 +21,8 @@ from nca_jax.batch import Vocab
 from nca_jax.checkpoint.manifest import leaf_table
 from nca_jax.data import tokenizer as bpe
 from nca_jax.decode.decoder import make_decoder
+from nca_jax.decode.sampling import cut, make_stops
 from nca_jax.decode.schedule import Prompt
-from nca_jax.decode.stops import cut, make_stops
 from nca_jax.errors import UserError, check
 from nca_jax.model.config import ModelConfig
 from nca_jax.problems import instruct, passk, records

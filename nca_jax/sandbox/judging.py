@@ -88,7 +88,7 @@ def judged_before(out: pathlib.Path, completions: Sequence[Completion], hashes: 
 
 def _names(completion: Completion) -> dict[str, Any]:
     """Returns the fields that a record begins with."""
-    return {'task_id': completion.task_id, 'sample': completion.sample}
+    return {'task_id': completion.task.task_id, 'sample': completion.sample}
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> str:

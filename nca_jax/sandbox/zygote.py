@@ -78,8 +78,8 @@ def find_problem(limits: layers.Limits, here: int, shared: layers.Shared) -> str
     ours, theirs = os.pipe()
     process = fork(lambda: proof.prove(limits, shared, theirs), here)
     os.close(theirs)
-    with open(ours, 'rb') as file:
-        missing = wire.receive(file)
+    missing = wire.receive(ours)
+    os.close(ours)
     status, _ = bury(process)
     if missing is None:
         return f'the self-test ended early, {layers.describe_status(status)}'

@@ -17,8 +17,8 @@ from nca_jax import trees
 from nca_jax.batch import Batch, Vocab
 from nca_jax.keys import key as named_key
 from nca_jax.model import transformer
+from nca_jax.model.attention import Dropout
 from nca_jax.model.config import ModelConfig
-from nca_jax.model.dropout import Dropout
 from nca_jax.train.state import TrainState, next_average
 
 SumLoss = Callable[[dict, Batch, Dropout | None], tuple[jax.Array, jax.Array]]
