@@ -23,7 +23,7 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['nca_jax*']),
-    package_data={'nca_jax.report': ['page.html']},
+    package_data={'nca_jax.report': ['page.html', 'figures.mplstyle']},
     install_requires=[
         'absl-py>=2.5.1',
         'array_record>=0.8.6',

@@ -224,7 +224,7 @@ def test_arms_without_a_partner_are_not_compared(tmp_path):
     assert [row['verdict'] for row in solved.result_rows(group, found, 'scratch')] == ['baseline', 'not compared']
     blocks_of(study)
     assert findings_of(study_of(tmp_path / 'b')) == [
-        'Only the baseline scratch was asked gsm_symbolic, so no arm is compared.'
+        'Only the baseline scratch has finished on gsm_symbolic, so no arm is compared.'
     ]
 
 

@@ -107,13 +107,10 @@ def comparison_rows(study: Study, comparisons: Comparisons) -> list[dict[str, st
 
 def findings(study: Study, comparisons: Comparisons) -> list[str]:
     """What the report says first: a sentence or two for each arm."""
-    if study.text and study.baseline not in study.text:
-        return [f'There is no finished run of the baseline {study.baseline}, so no arm is compared.']
-    if study.text and not comparisons:
-        return [f'Only the baseline {study.baseline} has finished, so no arm is compared.']
-    unpaired = f'shares no seed with {study.baseline}, so it is not compared.'
-    family = len(comparisons)
-    return [_finding(study, c, family) if c else f'**{arm}** {unpaired}' for arm, c in comparisons.items()]
+    if not study.text:
+        return []
+    compared = [_finding(study, c, len(comparisons)) for c in comparisons.values() if c]
+    return compared + words.uncompared(study.text, study.baseline)
 
 
 def _finding(study: Study, c: stats.Comparison, family: int) -> str:

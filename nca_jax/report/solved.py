@@ -123,27 +123,21 @@ def findings(study: Study, gains: Mapping[str, Gains]) -> list[str]:
     """What the report says first of solved problems: a sentence or two for each benchmark and arm."""
     sentences = []
     for name, group in study.solved.items():
-        sentences += _arm_findings(name, group, study.baseline, gains[name]) + _floor(name, group)
+        sentences += _arm_findings(name, study.baseline, gains[name])
+        sentences += words.uncompared(group, study.baseline, f' on {name}') + _floor(name, group)
     return sentences
 
 
-def _arm_findings(name: str, group: Group, baseline: str, gains: Gains) -> list[str]:
-    if baseline not in group:
-        return [f'There is no finished run of the baseline {baseline} on {name}, so no arm is compared.']
-    if not gains:
-        return [f'Only the baseline {baseline} was asked {name}, so no arm is compared.']
-    tested = sum(c is not None and not math.isnan(c.gain.p) for c in gains.values())
-    sentences = []
-    for arm in (arm for arm in group if arm != baseline):
-        if gains[arm, 1] is None:
-            sentences.append(f'**{arm}** shares no seed with {baseline} on {name}, so it is not compared.')
-            continue
-        sentence = _finding(name, baseline, gains[arm, 1], tested)
-        # One pair has nothing to say about larger k either.
-        for k in shown_ks(group)[1:] if gains[arm, 1].gain.n > 1 else ():
-            verdict = words.verdict(gains[arm, k], arm, baseline)
-            sentence += f' In pass@{k} the gain is {_points(gains[arm, k])} points: {verdict}.'
-        sentences.append(sentence)
+def _arm_findings(name: str, baseline: str, gains: Gains) -> list[str]:
+    made = [(k, c) for (_, k), c in gains.items() if c]
+    tested = sum(not math.isnan(c.gain.p) for _, c in made)
+    sentences: list[str] = []
+    for k, c in made:
+        if k == 1:
+            sentences.append(_finding(name, baseline, c, tested))
+        elif c.gain.n > 1:  # one pair has nothing to say about larger k either
+            verdict = words.verdict(c, c.arm, baseline)
+            sentences[-1] += f' In pass@{k} the gain is {_points(c)} points: {verdict}.'
     return sentences
 
 

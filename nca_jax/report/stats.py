@@ -55,12 +55,11 @@ def t_interval(values: Sequence[float]) -> Interval:
     n, mean = len(values), float(np.mean(values))
     if n < 2:
         return Interval(mean, math.nan, math.nan, math.nan, n, math.nan)
-    sd = float(np.std(values, ddof=1))
-    if sd == 0:  # scipy divides by it
-        return Interval(mean, mean, mean, sd, n, 1.0 if mean == 0 else 0.0)
+    if np.ptp(values) == 0:  # scipy divides by the spread
+        return Interval(mean, mean, mean, 0.0, n, 1.0 if mean == 0 else 0.0)
     test = stats.ttest_1samp(values, 0.0)
     low, high = test.confidence_interval(LEVEL)
-    return Interval(mean, float(low), float(high), sd, n, float(test.pvalue))
+    return Interval(mean, float(low), float(high), float(np.std(values, ddof=1)), n, float(test.pvalue))
 
 
 def compare(arm: str, ours: Mapping[int, float], baseline: Mapping[int, float]) -> Comparison | None:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from scipy import optimize
 
 DPI = 150
+STYLE_SHEET = Path(__file__).with_name('figures.mplstyle')
 ARMS = ('#3b82c4', '#e2803a', '#2a9d8f', '#c2567f', '#8b72cf', '#b8961f', '#5f9442', '#8c6d5a')
 DASHES = (0, (4, 3))
 # For logarithmic axes of less than three decades, where powers of ten alone are too few.
@@ -40,34 +42,11 @@ def score_name(measure: str) -> str:
 def settings(theme: Theme) -> dict:
     """Matplotlib's settings for a theme; use inside `matplotlib.rc_context`."""
     return {
-        'font.family': 'DejaVu Sans',
-        'font.size': 9,
-        'axes.titlesize': 10,
-        'axes.titleweight': 'bold',
-        'axes.titlelocation': 'left',
-        'axes.titlepad': 20,
-        'axes.labelsize': 9,
-        'axes.labelcolor': theme.muted,
-        'axes.titlecolor': theme.ink,
-        'axes.edgecolor': theme.rule,
-        'axes.spines.top': False,
-        'axes.spines.right': False,
-        'axes.grid': True,
-        'axes.axisbelow': True,
-        'axes.facecolor': theme.paper,
-        'figure.facecolor': theme.paper,
-        'savefig.facecolor': theme.paper,
-        'grid.color': theme.rule,
-        'grid.linewidth': 0.7,
-        'xtick.color': theme.muted,
-        'ytick.color': theme.muted,
-        'xtick.minor.size': 0,
-        'ytick.minor.size': 0,
-        'xtick.major.size': 0,
-        'ytick.major.size': 0,
-        'text.color': theme.ink,
-        'lines.linewidth': 1.8,
-        'lines.solid_capstyle': 'round',
+        **matplotlib.rc_params_from_file(STYLE_SHEET, use_default_template=False),
+        **dict.fromkeys(('text.color', 'axes.titlecolor'), theme.ink),
+        **dict.fromkeys(('axes.labelcolor', 'xtick.color', 'ytick.color'), theme.muted),
+        **dict.fromkeys(('axes.facecolor', 'figure.facecolor', 'savefig.facecolor'), theme.paper),
+        **dict.fromkeys(('axes.edgecolor', 'grid.color'), theme.rule),
     }
 
 
@@ -101,6 +80,7 @@ def cell_colours(count: int) -> np.ndarray:
 
 def panels(figure: Figure, count: int, longest_label: int) -> list[Axes]:
     """Panels side by side, each with room at its right for labels of so many characters."""
+    # By hand, since matplotlib's layouts leave no room for text outside the axes.
     width, height = figure.get_size_inches()
     # Inches: labels at the right, ticks and their title at the left.
     label, axis = 0.15 + 0.09 * longest_label, 0.62
@@ -123,6 +103,7 @@ def spread(positions: Sequence[float], gap: float) -> list[float]:
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """Writes (y, text, colour) labels just right of the axes at their curves' ends; call when limits are final."""
+    # Places are compared as they are seen, in the axis's own scale.
     scale = axes.yaxis.get_transform()
     low, high = scale.transform(np.array(axes.get_ylim()))
     height = axes.get_figure().get_size_inches()[1] * axes.get_position().height

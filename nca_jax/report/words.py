@@ -20,6 +20,16 @@ def verdict(c: stats.Comparison | None, arm: str, baseline: str) -> str:
     return word if c.holm < 1 - stats.LEVEL else f'{word}, not after Holm'
 
 
+def uncompared(group: Group, baseline: str, place: str = '') -> list[str]:
+    """A sentence for each arm that isn't compared, or one for all."""
+    if baseline not in group:
+        return [f'There is no finished run of the baseline {baseline}{place}, so no arm is compared.']
+    if len(group) == 1:
+        return [f'Only the baseline {baseline} has finished{place}, so no arm is compared.']
+    unpaired = [arm for arm, by_seed in group.items() if not by_seed.keys() & group[baseline].keys()]
+    return [f'**{arm}** shares no seed with {baseline}{place}, so it is not compared.' for arm in unpaired]
+
+
 def pairs(c: stats.Comparison) -> str:
     return f'{c.gain.n} paired seed{"s" if c.gain.n > 1 else ""}'
 
