@@ -134,7 +134,7 @@ def _asker(calls: int, answers: int, leave: Callable[..., None]) -> Callable[[by
 def _judge(request: dict[str, str], ask: Callable[[bytes], object]) -> str | None:
     """Returns None if the program was loaded and every test passed, else the reason."""
     try:
-        ask(wire.encode((request['program'], request['entry_point'])))
+        ask(wire.encode((request['source'], request['entry_point'])))
     except wire.NotPlainError as error:
         return f'source: {error}'
     except RaisedError as error:
