@@ -32,6 +32,7 @@ setuptools.setup(
         'grain>=0.2.18',
         'importlib_resources>=7.1',  # tensorflow-datasets imports it without saying so
         'jax>=0.10.2,<0.13',
+        'markdown-it-py>=4.3',
         'matplotlib>=3.11',
         'ml-collections>=1.1',
         'numpy>=2.4',

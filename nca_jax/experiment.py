@@ -46,9 +46,12 @@ def get_config(module: ModuleType, words: str, place: str) -> ml_collections.Con
     if not hasattr(module, 'get_config'):
         raise UserError(f'{place}: has no get_config')
     try:
-        return module.get_config(words)
+        config = module.get_config(words)
     except Exception as error:  # whatever the file's own code raises
         raise mistake(place, error) from None
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f'{place}: get_config must return a ConfigDict')
+    return config
 
 
 def load_module(file: pathlib.Path) -> ModuleType:

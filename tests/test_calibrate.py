@@ -1,4 +1,4 @@
-"""Texts on the automata's scale: ratios, ends, bands and what is proposed."""
+"""Texts on the automata's scale: ratios, relative ratios, bands and proposals."""
 
 import argparse
 import collections
@@ -14,24 +14,20 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from nca_jax import cli, command, experiment
+from nca_jax import cli, experiment
 from nca_jax.data import tokenizer
 from nca_jax.errors import UserError
-from nca_jax.experiment import from_dict
-from nca_jax.look import bands, calibrate, calibration, footing, raw
+from nca_jax.look import calibration, texts
 from nca_jax.nca import bank, score
+from nca_jax.progress import silent
 from nca_jax.report import style
 
 EXPERIMENT = f'{pathlib.Path(__file__).parents[1]}/experiments/nca_pretrain.py'
-PAPER = from_dict(experiment.load_values(EXPERIMENT, [])).data
+PAPER = experiment.load(EXPERIMENT).data
 # 6 x 6 grids of 10 colours: 9 tokens a grid, 90 a score.
-TINY = ['--config.data.rule.height=6', '--config.data.rule.width=6', '--config.data.burn_in=2']
-DATA = from_dict(experiment.load_values(EXPERIMENT, cli.split_changes(TINY)[1])).data
+TINY = [('data.rule.height', '6'), ('data.rule.width', '6'), ('data.burn_in', '2')]
+DATA = experiment.load(EXPERIMENT, TINY).data
 TOKENS = 90
-
-
-def silent(*_):
-    """Progress that nobody watches."""
 
 
 def packed(tokens, width: str) -> float:
@@ -40,14 +36,15 @@ def packed(tokens, width: str) -> float:
     return len(gzip.compress(content, 9, mtime=0)) / len(content)
 
 
-def write(path, content: bytes) -> raw.RawCorpus:
+def write(path, content: bytes) -> texts.ByteCorpus:
     path.write_bytes(content)
-    return raw.open_raw(str(path), silent)
+    return texts.open_corpus(str(path), silent)
 
 
 def run(tmp_path, *arguments) -> int:
-    common_arguments = [f'--config={EXPERIMENT}', *TINY, '--rules=64', '--windows=50', f'--out={tmp_path / "out"}']
-    return calibrate.main([*common_arguments, *arguments])
+    changes = [f'--config.{field}={text}' for field, text in TINY]
+    common_arguments = [f'--config={EXPERIMENT}', *changes, '--rules=64', '--windows=50', f'--out={tmp_path / "out"}']
+    return cli.main(['calibrate', *common_arguments, *arguments])
 
 
 @pytest.fixture(scope='module')
@@ -59,81 +56,79 @@ def bpe() -> Tokenizer:
 def test_ratios_are_those_of_gzip_files(tmp_path):
     content = bytes(np.random.default_rng(0).integers(97, 123, 20_000, np.uint8))
     corpus = write(tmp_path / 'letters.txt', content)
-    found = footing.measure(DATA, corpus, 10_000, 0, None, silent)
+    found = texts.measure_text(DATA, corpus, 10_000, 0, None)
     assert list(found) == ['bytes', 'raw', 'long']
     for name, length, width in (('bytes', TOKENS, '<i4'), ('raw', 4 * TOKENS, 'u1'), ('long', 20_000, 'u1')):
         cuts = np.frombuffer(content, np.uint8)[: len(content) // length * length].reshape(-1, length)
         expected = [packed(window, width) for window in cuts]
         np.testing.assert_array_equal(np.sort(found[name].ratios_W), np.sort(expected))
-        assert found[name].ends.alphabet == 26
-        assert found[name].ends.floor == pytest.approx(packed(np.full(length, 97), width), abs=2 / length)
+        assert found[name].scale.vocabulary == 26
+        assert found[name].scale.constant == pytest.approx(packed(np.full(length, 97), width), abs=2 / length)
 
 
-def test_constant_bytes_lie_at_the_floor_and_random_ones_at_the_ceiling(tmp_path, bpe):
+def test_constant_bytes_have_relative_ratio_0_and_uniform_ones_1(tmp_path, bpe):
     generator = np.random.default_rng(1)
     constant = write(tmp_path / 'constant', b'a' * 50_000)
-    positions = {
+    uniform = {
         'two': bytes(generator.integers(0, 2, 50_000, np.uint8)),
         'four': bytes(generator.choice(np.frombuffer(b'ACGT', np.uint8), 50_000)),
         'all': generator.bytes(50_000),
     }
-    for name, found in footing.measure(DATA, constant, 200, 0, bpe, silent).items():
-        # A tokenizer's floor is the mean over its vocabulary, of which some tokens take a byte more.
-        np.testing.assert_allclose(found.ends.position(found.ratios_W), 0, atol=0.02 if name == 'tokens' else 1e-9)
-    for name, content in positions.items():
-        for found in footing.measure(DATA, write(tmp_path / name, content), 500, 0, None, silent).values():
-            assert abs(np.mean(found.ends.position(found.ratios_W)) - 1) < 0.02, name
-            assert abs(found.ends.position(found.shuffled) - 1) < 0.02, name
+    for name, found in texts.measure_text(DATA, constant, 200, 0, bpe).items():
+        # A tokenizer's constant ratio is a mean over its vocabulary; some of its tokens take a byte more.
+        np.testing.assert_allclose(found.scale.relative(found.ratios_W), 0, atol=0.02 if name == 'tokens' else 1e-9)
+    for name, content in uniform.items():
+        for found in texts.measure_text(DATA, write(tmp_path / name, content), 500, 0, None).values():
+            assert abs(np.mean(found.scale.relative(found.ratios_W)) - 1) < 0.02, name
+            assert abs(found.scale.relative(found.shuffled) - 1) < 0.02, name
 
 
 def test_frequencies_alone_give_what_a_shuffled_text_does(tmp_path):
     generator = np.random.default_rng(6)
     content = np.repeat(generator.choice(np.array([97, 98, 99], np.uint8), 4000, p=[0.7, 0.2, 0.1]), 10)
-    found = footing.measure(DATA, write(tmp_path / 'runs', content.tobytes()), 500, 0, None, silent)['bytes']
+    found = texts.measure_text(DATA, write(tmp_path / 'runs', content.tobytes()), 500, 0, None)['bytes']
     cuts = generator.permutation(content)[: len(content) // TOKENS * TOKENS].reshape(-1, TOKENS)
     shuffled = np.mean([packed(window, '<i4') for window in cuts])
     assert found.shuffled == pytest.approx(shuffled, abs=0.005)
     assert shuffled > 1.3 * np.median(found.ratios_W)
 
 
-def test_a_position_is_the_same_for_automata_and_text():
-    ends = footing.automata_ends(DATA, 0)
+def test_the_automatas_scale_runs_from_constant_to_uniform_tokens():
+    scale = texts.make_scale(DATA.complexity, DATA.scored_tokens, np.arange(DATA.vocab.start), 0)
     drawn = np.random.default_rng(2).integers(0, 10**4, (50, TOKENS))
-    assert ends.alphabet == 10**4
+    assert scale.vocabulary == 10**4
     uniform = np.mean([packed(tokens, '<i4') for tokens in drawn])
-    assert abs(ends.position(uniform) - 1) < 0.02
-    assert abs(ends.position(packed(np.full(TOKENS, 1234), '<i4'))) < 0.01
-    np.testing.assert_allclose(ends.ratio(ends.position(np.array([0.1, 0.5]))), [0.1, 0.5])
+    assert abs(scale.relative(uniform) - 1) < 0.02
+    assert abs(scale.relative(packed(np.full(TOKENS, 1234), '<i4'))) < 0.01
+    np.testing.assert_allclose(scale.ratio(scale.relative(np.array([0.1, 0.5]))), [0.1, 0.5])
 
 
-def test_strays_are_no_part_of_the_alphabet():
+def test_rare_tokens_are_no_part_of_the_vocabulary():
     for counts, covering in (([499, 500, 1], [1, 0]), ([10, 500, 490], [1, 2, 0]), ([3], [0])):
         counter = collections.Counter(dict(enumerate(counts)))
-        assert footing.covering(counter).tolist() == covering
+        assert texts.covering(counter).tolist() == covering
 
 
-def test_the_numbers_of_an_alphabet_matter():
+def test_the_numbers_of_a_vocabulary_matter():
     config = DATA.complexity  # a compressor sees bytes: 256 tokens that differ in two of them take more
-    narrow, wide = (footing.measure_ends(config, 1000, np.arange(256) * step, 0).ceiling for step in (1, 37))
+    narrow, wide = (texts.make_scale(config, 1000, np.arange(256) * step, 0).uniform for step in (1, 37))
     assert wide > 1.2 * narrow
 
 
 def test_windows_of_a_tokenizer_are_its_tokens(tmp_path, bpe):
     text = ' '.join(f'word{i * 31 % 97}' for i in range(20_000))
     corpus = write(tmp_path / 'words.txt', text.encode())
-    told = []
-    found = footing.measure(DATA, corpus, 30, 0, bpe, lambda *now: told.append(now))
-    assert next(iter(found)) == 'tokens' == footing.main_footing(bpe)
-    assert told == [(done, 91) for done in range(92)]  # 30 of three footings and one long one
+    found = texts.measure_text(DATA, corpus, 30, 0, bpe)
+    assert next(iter(found)) == 'tokens'
     whole, ratios = ' '.join(map(str, bpe.encode(text).ids)), []
-    for start in raw.starts(corpus, 8 * TOKENS, 30, 0):
-        tokens = footing.read_tokens(corpus, bpe, start, TOKENS)
+    for start in texts.window_starts(corpus, 8 * TOKENS, 30, 0):
+        tokens = texts.read_tokens(corpus, bpe, start, TOKENS)
         ratios.append(packed(tokens, '<i4'))
         # Cut anywhere, text is tokenized as a whole but for a few tokens at its beginning.
         assert ' '.join(map(str, tokens[5:])) in whole
     np.testing.assert_array_equal(found['tokens'].ratios_W, ratios)
-    assert found['tokens'].ends.alphabet == 300
-    assert footing.measure(DATA, corpus, 60, 0, bpe, silent)['tokens'].ends == found['tokens'].ends
+    assert found['tokens'].scale.vocabulary == 300
+    assert texts.measure_text(DATA, corpus, 60, 0, bpe)['tokens'].scale == found['tokens'].scale
 
 
 def test_a_folder_is_its_files_in_order(tmp_path):
@@ -141,15 +136,15 @@ def test_a_folder_is_its_files_in_order(tmp_path):
     for name, content in (contents | {'.hidden': b'no', '.git/c': b'no'}).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    corpus = raw.open_raw(str(tmp_path), silent)
+    corpus = texts.open_corpus(str(tmp_path), silent)
     whole = b''.join(contents.values())
     assert corpus.size == len(whole)
     for start, stop in ((0, 10), (250, 260), (255, 256), (256, 257), (200, len(whole)), (600, 9999), (9999, 10_000)):
         assert corpus.read(start, stop) == whole[start:stop]
-    starts = list(raw.starts(corpus, 50, 5, 0))
+    starts = list(texts.window_starts(corpus, 50, 5, 0))
     assert len(set(starts)) == 5
-    assert starts == list(raw.starts(corpus, 50, 5, 0)) != list(raw.starts(corpus, 50, 5, 1))
-    assert sorted(raw.starts(corpus, 50, 1000, 0)) == list(range(0, len(whole) - 49, 50))
+    assert starts == list(texts.window_starts(corpus, 50, 5, 0)) != list(texts.window_starts(corpus, 50, 5, 1))
+    assert sorted(texts.window_starts(corpus, 50, 1000, 0)) == list(range(0, len(whole) - 49, 50))
 
 
 def test_a_file_that_shrinks_is_named(tmp_path):
@@ -161,13 +156,13 @@ def test_a_file_that_shrinks_is_named(tmp_path):
 
 def test_corpora_that_need_no_file(monkeypatch):
     monkeypatch.setitem(
-        raw.BUILT_IN, 'python_docs', lambda: [raw.python.Document('ü', 'a'), raw.python.Document('b', 'b')]
+        texts.BUILT_IN, 'python_docs', lambda: [texts.python.Document('ü', 'a'), texts.python.Document('b', 'b')]
     )
     told = []
-    corpus = raw.open_raw('python_docs', lambda *now: told.append(now[1:]))
-    assert told == [(0, None), (1, None), (2, None), (2, 2)]
+    corpus = texts.open_corpus('python_docs', lambda *now: told.append(now[1:]))
+    assert told == [(0, 1), (1, 1)]
     assert corpus.read(0, 9) == 'üb'.encode()
-    assert raw.BUILT_IN.keys() == {'python_stdlib', 'python_docs'}
+    assert texts.BUILT_IN.keys() == {'python_stdlib', 'python_docs'}
 
 
 def test_the_papers_thresholds_apply_where_experiments_take_them():
@@ -185,33 +180,33 @@ def test_the_papers_thresholds_apply_where_experiments_take_them():
         if (words['family'] == 'life' and words['colours'] != 2) or (words['colours'] == 15 and words['patch'] == 3):
             continue
         arg = ','.join(f'{name}={value}' for name, value in words.items())
-        data = from_dict(experiment.load_values(f'{EXPERIMENT}:{arg}', [])).data
-        assert bands.has_paper_bands(data) == (data.band == (0.5, 2.0)) == (data.band_by == 'score'), arg
-        applied += [arg] * bands.has_paper_bands(data)
+        data = experiment.load(f'{EXPERIMENT}:{arg}').data
+        assert calibration.has_paper_bands(data) == (data.band == (0.5, 2.0)) == (data.band_by == 'score'), arg
+        applied += [arg] * calibration.has_paper_bands(data)
     assert len(applied) == 2  # 12 x 12 and 6 x 24
     for change in (('level', 6), ('bytes_per_token', 2), ('frames', 9)):
         other = dataclasses.replace(PAPER, complexity=dataclasses.replace(PAPER.complexity, **dict([change])))
-        assert not bands.has_paper_bands(other)
+        assert not calibration.has_paper_bands(other)
 
 
 def test_shares_sum_to_all_and_an_edge_counts_above():
-    found = bands.shares(np.array([0.022, 0.1, 0.2, 0.29, 0.3, 0.35, 0.5, 0.9, 2.5, 0.499]))
+    found = calibration.summary(np.array([0.022, 0.1, 0.2, 0.29, 0.3, 0.35, 0.5, 0.9, 2.5, 0.499]))['shares']
     assert found == {'<10': 0.1, '10-20': 0.1, '20-30': 0.2, '30-40': 0.2, '40-50': 0.1, '50+': 0.3}
 
 
 def test_bands_of_the_paper_and_the_nearest():
-    found = bands.make_bands(PAPER, np.array([0.05, 0.15, 0.3, 0.35, 0.55, 0.6]), silent)
+    found = calibration.make_bands(PAPER, np.array([0.05, 0.15, 0.3, 0.35, 0.55, 0.6]), silent)
     # As training has them, 0.3 is in none.
     assert [band.share for band in found] == pytest.approx([1 / 6, 1 / 6, 0, 1 / 6, 0, 1 / 3])
     for place, name in ((0.05, '<10'), (0.3, '30-40'), (0.33, '30-40'), (0.44, '30-40'), (0.47, '50+'), (3, '50+')):
-        assert bands.nearest(found, place).name == name
+        assert calibration.nearest(found, place).name == name
 
 
 def test_fifths_are_those_of_training(tmp_path):
     other_rules = score.survey(DATA, 3, 64)  # of which nothing may depend
     data = dataclasses.replace(DATA, band_sample=256)
     told = []
-    found = bands.make_bands(data, other_rules, lambda *now: told.append(now))
+    found = calibration.make_bands(data, other_rules, lambda *now: told.append(now))
     assert told[-1] == (256, 256)
     assert [band.name for band in found] == ['q0-20', 'q20-40', 'q40-60', 'q60-80', 'q80-100']
     for number, band in enumerate(found):
@@ -224,37 +219,30 @@ def test_fifths_are_those_of_training(tmp_path):
 
 def test_equal_scores_leave_out_fifths(monkeypatch):
     monkeypatch.setattr(score, 'survey', lambda *_: np.array([0.1] * 50 + [0.2] * 50))
-    found = bands.make_bands(DATA, np.zeros(1), silent)
+    found = calibration.make_bands(DATA, np.zeros(1), silent)
     assert [(band.name, band.share) for band in found] == [('q0-20', 0.5), ('q40-60', 0.5)]
 
 
 @pytest.mark.parametrize(
-    ('chosen', 'changes', 'band', 'command_line'),
+    ('chosen', 'changes', 'band', 'band_by'),
     [
-        ('', [], ('50+', (0.5, 2.0), 'score'), '--config={file}:band=50+'),
+        ('', [], (0.5, 2.0), 'score'),
         (
             ':colours=15,band=50+,size=10m',
-            ['--config.data.burn_in=2', '--config.data.band=(0.1, 0.2)'],
-            ('q20-40', (0.2, 0.4), 'quantile'),
-            '--config={file}:colours=15,size=10m,band=q20-40 --config.data.burn_in=2',
-        ),
-        (
-            ':size=10m',
-            [],
-            ('<10', (0.0, 0.1), 'score'),
-            "--config={file}:size=10m '--config.data.band=(0.0, 0.1)' --config.data.band_by=score",
+            [('data.burn_in', '2'), ('data.band', '(0.1, 0.2)')],
+            (0.2, 0.4),
+            'quantile',
         ),
     ],
 )
-def test_what_to_type_asks_for_the_band(chosen, changes, band, command_line):
-    data = command.load(EXPERIMENT + chosen, changes, None).data
+def test_what_to_type_trains_on_the_band(chosen, changes, band, band_by):
+    data = experiment.load(EXPERIMENT + chosen, changes).data
     args = argparse.Namespace(config=EXPERIMENT + chosen, changes=changes)
-    name, fields, band_by = band
-    found = calibrate.asked(args, data, bands.Band(name, fields, band_by, 0, 1, 1))
-    assert found == command_line.format(file=EXPERIMENT)
-    typed, *more = shlex.split(found)
-    trained = command.load(typed.removeprefix('--config='), more, None).data
-    assert trained == dataclasses.replace(data, band=fields, band_by=band_by)
+    typed = calibration.training_arguments(args, calibration.Band('', band, band_by, 0, 1, 1))
+    [named], changes = cli.split_changes(shlex.split(typed))
+    assert experiment.load(named.removeprefix('--config='), changes).data == dataclasses.replace(
+        data, band=band, band_by=band_by
+    )
 
 
 @pytest.fixture(scope='module')
@@ -278,8 +266,8 @@ def measured(tmp_path_factory):
 def test_the_record_is_what_was_measured(measured):
     record, _, names, contents = measured
     scores_R, rules = score.survey(DATA, 1, 64), record['rules']
-    assert (record['seed'], record['rests_on'], rules['count'], rules['tokens']) == (1, 'bytes', 64, TOKENS)
-    assert [rules[of] for of in ('least', 'median', 'most')] == [scores_R.min(), np.median(scores_R), scores_R.max()]
+    assert (record['seed'], record['setting'], rules['count'], rules['tokens']) == (1, 'bytes', 64, TOKENS)
+    assert [rules[of] for of in ('min', 'median', 'max')] == [scores_R.min(), np.median(scores_R), scores_R.max()]
     assert rules['shares']['10-20'] == np.mean((scores_R >= 0.1) & (scores_R < 0.2))
     sampled = score.survey(DATA, 0, 128)
     first, *_, last = record['bands']
@@ -288,14 +276,14 @@ def test_the_record_is_what_was_measured(measured):
     assert [last['low'], last['high']] == [np.sort(sampled)[102], None]
     for name, content in zip(names, contents, strict=True):
         text = record['texts'][name]
-        found = text['footings']['bytes']
+        found = text['settings']['bytes']
         windows = np.frombuffer(content, np.uint8)[: len(content) // TOKENS * TOKENS].reshape(-1, TOKENS)
         ratios = [packed(window, '<i4') for window in windows]
         assert found['windows'] == len(ratios) == 222
         assert found['ratio_quartiles'] == np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
-        position = (np.median(ratios) - found['floor']) / (found['ceiling'] - found['floor'])
-        as_score = rules['floor'] + position * (rules['ceiling'] - rules['floor'])
-        assert (found['position'], text['score']) == pytest.approx((position, as_score))
+        relative = (np.median(ratios) - found['constant']) / (found['uniform'] - found['constant'])
+        as_score = rules['constant'] + relative * (rules['uniform'] - rules['constant'])
+        assert (found['relative_ratio'], text['score']) == pytest.approx((relative, as_score))
         assert (found['score'], found['band']) == (text['score'], text['band'])
         assert text['rules_below'] == sum(scores < as_score for scores in scores_R) / 64
         [band] = [band for band in record['bands'] if band['name'] == text['band']]
@@ -303,12 +291,13 @@ def test_the_record_is_what_was_measured(measured):
         assert sum(text['windows']['shares'].values()) == pytest.approx(1)
         assert text['windows']['median'] == pytest.approx(as_score)
     random, simple = (record['texts'][name] for name in names)
-    assert simple['score'] == pytest.approx(rules['floor'])
-    assert 0.4 < random['footings']['bytes']['position'] < 0.9 < random['footings']['bytes']['shuffled_position'] < 1.1
+    assert simple['score'] == pytest.approx(rules['constant'])
+    values = random['settings']['bytes']
+    assert 0.4 < values['relative_ratio'] < 0.9 < values['shuffled_relative_ratio'] < 1.1
     assert 0 < random['rules_below'] < 1
-    assert random['footings'].keys() == {'bytes', 'raw', 'long'}
-    assert 'score' not in random['footings']['raw']
-    assert 'band' not in random['footings']['long']
+    assert random['settings'].keys() == {'bytes', 'raw', 'long'}
+    assert 'score' not in random['settings']['raw']
+    assert 'band' not in random['settings']['long']
 
 
 def test_the_figure_draws_the_record(measured):
@@ -321,11 +310,11 @@ def test_the_figure_draws_the_record(measured):
     heights(top, scores_R)
     for axes, name, content in zip(panels, names, contents, strict=True):
         text = record['texts'][name]
-        found = text['footings']['bytes']
+        found = text['settings']['bytes']
         windows = np.frombuffer(content, np.uint8)[: len(content) // TOKENS * TOKENS].reshape(-1, TOKENS)
-        places = [(packed(window, '<i4') - found['floor']) / (found['ceiling'] - found['floor']) for window in windows]
-        floor, ceiling = (record['rules'][end] for end in ('floor', 'ceiling'))
-        heights(axes, floor + np.array(places) * (ceiling - floor))
+        rules_scale, scale = (texts.Scale(0, of['constant'], of['uniform']) for of in (record['rules'], found))
+        ratios_W = np.array([packed(window, '<i4') for window in windows])
+        heights(axes, rules_scale.ratio(scale.relative(ratios_W)))
         assert axes.get_title('left').endswith(name[-20:])
         [line] = axes.get_lines()
         assert line.get_xdata()[0] == text['score']
@@ -345,25 +334,27 @@ def heights(axes, scores):
 
 def test_the_table_tells_the_record(measured):
     record, _, names, _ = measured
-    text = calibration.tables(record)
+    text = calibration.describe_all(record)
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('|')]
     for name in names:
         found = record['texts'][name]
-        rows = text[text.index(f'{name}, 20,000 bytes') :].splitlines()
-        bytes_row, raw_row = found['footings']['bytes'], found['footings']['raw']
-        expected = ['position', 'score', 'shuffled_position', 'shuffled_score']
-        shown = [f'{bytes_row[of]:.{3 if "score" in of else 2}f}' for of in expected]
-        assert rows[1].split()[-4:] == shown
-        assert rows[2].split()[-2:] == [f'{raw_row[of]:.2f}' for of in ('position', 'shuffled_position')]
-        assert f'{name}: band {found["band"]}\n  {found["asked"]}\n' in text
+        [bytes_row], [raw_row] = ([row for row in rows if row[:2] == [name, setting]] for setting in ('bytes', 'raw'))
+        values = found['settings']['bytes']
+        expected = ['relative_ratio', 'score', 'shuffled_relative_ratio', 'shuffled_score']
+        assert bytes_row[-4:] == [f'{values[of]:.{3 if "score" in of else 2}f}' for of in expected]
+        relative, shuffled = (found['settings']['raw'][of] for of in expected[::2])
+        assert raw_row[-4:] == [f'{relative:.2f}', '-', f'{shuffled:.2f}', '-']
+        [band] = [band for band in record['bands'] if band['name'] == found['band']]
+        low, high = ('-' if band[end] is None else f'{band[end]:.3f}' for end in ('low', 'high'))
+        assert f'{name}: band {found["band"]}, scores {low} to {high}\n  {found["arguments"]}\n' in text
         said = ' '.join(text[text.index(f'{name}: band') :].split())
-        place = f'above {100 * found["rules_below"]:.0f} % of rules.' if found['within_reach'] else 'OUTSIDE'
-        assert f'automata score {found["score"]:.3f}, {place}' in said
-        assert found['within_reach'] == (name == names[0])
-    shares = next(line.split() for line in text.splitlines() if line.startswith('rules '))
+        place = f'above {100 * found["rules_below"]:.0f} % of rules.' if found['within_rules'] else 'OUTSIDE'
+        assert f'has the score {found["score"]:.3f}, {place}' in said
+        assert found['within_rules'] == (name == names[0])
+    [_, shares] = [row for row in rows if row[0] == 'rules']
     rules = record['rules']
-    assert shares[1:13:2] == [f'{100 * share:.1f}' for share in rules['shares'].values()]
-    assert shares[13:] == [f'{rules[of]:.3f}' for of in ('least', 'median', 'most')]
-    assert f'q0-20 up to {record["bands"][0]["high"]:.3f}' in ' '.join(text.split())
+    assert shares[1:7] == [f'{100 * share:.1f}' for share in rules['shares'].values()]
+    assert shares[7:] == [f'{rules[of]:.3f}' for of in ('min', 'median', 'max')]
 
 
 def test_a_text_beyond_all_rules_is_said_to_be(tmp_path, capsys):
@@ -382,8 +373,8 @@ def test_a_text_beyond_all_rules_is_said_to_be(tmp_path, capsys):
     [
         (['--text=nowhere'], "--text 'nowhere': no such file or folder, and no corpus of python_stdlib"),
         (['--text='], "--text '': no such file"),
-        (['--text={tmp}/empty'], 'empty: empty, there is not a byte in it'),
-        (['--text={tmp}/folder'], 'folder: empty, there is not a byte in it'),
+        (['--text={tmp}/empty'], "empty': must hold at least one byte"),
+        (['--text={tmp}/folder'], "folder': must hold at least one byte"),
         (['--text={tmp}/small'], 'small: too small, 100 bytes where it takes 3,600 for 10 windows'),
         (['--text={tmp}/enough', '--rules=3'], '--rules = 3: must be at least 50'),
         (['--text={tmp}/enough', '--windows=0'], '--windows = 0: must be at least 50'),
@@ -394,7 +385,7 @@ def test_a_text_beyond_all_rules_is_said_to_be(tmp_path, capsys):
         (['--text={tmp}/enough', '--tokenizer={tmp}/small'], 'no readable tokenizer.json'),
         (['--text={tmp}/enough', '--config=nowhere.py'], 'nowhere.py: no such experiment file'),
         (['--text={tmp}/enough', '--config.data.rules=3'], 'config.data.rules = 3: unknown field'),
-        (['--text={tmp}/enough', '--loud'], "unexpected argument '--loud'"),
+        (['--text={tmp}/enough', '--loud'], 'unrecognized arguments: --loud; see'),
         (['--text={tmp}/enough', '--config.data.complexity.level=0'], 'complexity.level = 0: must compress'),
         (
             [
@@ -416,7 +407,7 @@ def test_bad_input_is_one_line(arguments, said, tmp_path, capsys):
         (tmp_path / name).write_bytes(content)
     language = any('language' in argument for argument in arguments)
     filled = [argument.replace('{tmp}', str(tmp_path)) for argument in arguments]
-    assert (calibrate.main(filled) if language else run(tmp_path, *filled)) == 2
+    assert (cli.main(['calibrate', *filled]) if language else run(tmp_path, *filled)) == 2
     printed = capsys.readouterr()
     assert said in printed.err
     assert printed.err.count('\n') == 1
@@ -427,11 +418,3 @@ def test_tokens_must_fit_their_width(tmp_path, bpe, capsys):
     one_byte = ['--config.data.complexity.bytes_per_token=1', '--config.data.rule.colours=2']
     assert run(tmp_path, '--text=x', f'--tokenizer={tmp_path / "tokenizer.json"}', *one_byte) == 2
     assert 'bytes_per_token = 1: enough for 300 tokens' in capsys.readouterr().err
-
-
-def test_a_file_that_may_not_be_read_is_named_before_any_work(tmp_path, monkeypatch):
-    (tmp_path / 'open').write_bytes(b'x')
-    (tmp_path / 'secret').write_bytes(b'x')
-    monkeypatch.setattr(os, 'access', lambda path, mode: 'secret' not in str(path))
-    with pytest.raises(UserError, match=r'secret: Permission denied'):
-        raw.open_raw(str(tmp_path), silent)

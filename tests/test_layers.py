@@ -39,7 +39,6 @@ RANKS = {
     'experiment': 8,
     'run': 9,
     'finished': 10,
-    'command': 10,
     'jobs': 10,
     'cli': 0,
     '__main__': 11,

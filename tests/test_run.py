@@ -161,8 +161,10 @@ def test_a_watcher_that_cannot_be_had_stops_a_run_before_it_starts(cache, tmp_pa
     monkeypatch.setitem(sys.modules, 'wandb', None)
     wanted = dataclasses.replace(config(cache, 'arm=scratch'), track='wandb')
     refuse(wanted, tmp_path / 'run', "config.track = 'wandb': the package isn't installed")
-    late = dataclasses.replace(config(cache, 'arm=scratch'), profile='5-7')
-    refuse(late, tmp_path / 'run', "config.profile = '5-7': the last update is 6")
+    late = quickstart.get_config('arm=scratch,smoke')
+    late.profile = '5-7'
+    with pytest.raises(UserError, match=r"^config\.profile = '5-7': the last update is 6$"):
+        resolve(late)
 
 
 def test_named_steps_are_kept_for_good(cache, tmp_path):

@@ -211,8 +211,8 @@ def solutions():
 
 
 def whys(box, completions):
-    samples = [human_eval.Completion(task, 0, text) for task, text in zip(tasks(), completions, strict=True)]
-    return [verdict.why for verdict in box.run(sample.submission for sample in samples)]
+    submissions = [task.submission(text) for task, text in zip(tasks(), completions, strict=True)]
+    return [verdict.why for verdict in box.run(submissions)]
 
 
 def test_human_evals_own_solutions_pass(box):
@@ -450,9 +450,19 @@ with pool.Sandbox(2) as box:
 
 # A line of the sandbox's own code, what it becomes, and what the sandbox must then say when it starts.
 MUTATIONS = {
-    'seccomp': ('layers', 'seccomp.restrict(shared.filter)', 'pass', 'seccomp: ptrace'),
+    'seccomp': (
+        'layers',
+        "kernel.call('seccomp', seccomp.SECCOMP_SET_MODE_FILTER, 0, shared.filter)",
+        'pass',
+        'seccomp: ptrace',
+    ),
     'one call': ('kernel', 'read=0,', 'read=0, socket=41,', 'not in force on this machine: seccomp: socket'),
-    'Landlock': ('layers', 'landlock.restrict(3 + len(keep))', 'pass', 'Landlock: reading, Landlock: reading a file'),
+    'Landlock': (
+        'layers',
+        "kernel.call('landlock_restrict_self', 3 + len(keep), 0)",
+        'pass',
+        'Landlock: reading, Landlock: reading a file',
+    ),
     'Landlock for TCP': ('landlock', 'NETWORK if abi >= 4', '0 if abi >= 4', 'Landlock: TCP'),
     'network': ('layers', "'net', ", '', 'network namespace'),
     'ipc': ('kernel', 'ipc=0x08000000', 'ipc=0', 'namespace ipc: it is still'),
@@ -481,12 +491,17 @@ MUTATIONS = {
     'threads': ('layers', '(resource.RLIMIT_NPROC, limits.threads),', '', 'limit of threads'),
     'core files': ('layers', '(resource.RLIMIT_CORE, 0),', '', 'limit of core files'),
     'signals': ('layers', '(resource.RLIMIT_SIGPENDING, 64),', '', 'limit of signals that wait'),
-    'capabilities': ('layers', 'kernel.drop_capabilities()', 'pass', 'no capabilities'),
+    'capabilities': (
+        'layers',
+        "kernel.call('capset', kernel.CAPABILITY_HEADER, kernel.NO_CAPABILITIES)",
+        'pass',
+        'no capabilities',
+    ),
     'dumpable': ('layers', 'kernel.prctl(kernel.PR_SET_DUMPABLE, 0)', 'pass', 'not dumpable'),
     'nonce': (
         'pool',
-        'return report is not None and',
-        'return report is not None or',
+        'passed = report == sides.PASSED + nonce.encode()',
+        'passed = report is not None',
         "'return x' was judged 'passed'",
     ),
     'wall clock': (

@@ -1,144 +1,275 @@
-"""A calibration for people: the figure of what rules and texts score, on one axis, and the tables in words."""
+"""Measures texts and rules on one scale and proposes a band of rules for each text."""
 
+import argparse
+import dataclasses
+import functools
+import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from tokenizers import Tokenizer
 
-from nca_jax.report import figures, style
+from nca_jax.config import Config
+from nca_jax.data import tokenizer
+from nca_jax.errors import check
+from nca_jax.look import output, texts
+from nca_jax.nca import bank, complexity, score
+from nca_jax.nca.config import NCAConfig
+from nca_jax.progress import Progress
+from nca_jax.report import figures, style, tables
 
-LONGEST = 90  # characters of a path that fit
+# The least number of rules and windows that a histogram needs.
+LEAST = 50
+PAPER_BANDS = {
+    '<10': (0.0, 0.1),
+    '10-20': (0.1, 0.2),
+    '20-30': (0.2, 0.3),
+    '30-40': (0.3, 0.4),
+    '40-50': (0.4, 0.5),
+    '50+': (0.5, 2.0),
+}
+FIFTHS = {f'q{low}-{low + 20}': (low / 100, (low + 20) / 100) for low in range(0, 100, 20)}
 LEGEND = (
-    'position: 0 as constant tokens, 1 as uniform ones over so many kinds; score: what automata of that position have;'
-    " shuffled: the same for tokens drawn from the text's frequencies, without order. raw and long are for reference."
+    'Relative ratio: 0 for constant tokens, 1 for uniform ones over the vocabulary. Score: that of automata with this'
+    " relative ratio. Shuffled: the same for tokens drawn from the text's frequencies. raw and long are for reference."
 )
 
 
-def calibration(
-    scores_R: np.ndarray, windows: Mapping[str, np.ndarray], record: Mapping[str, Any], theme: style.Theme
-) -> Figure:
-    """Histograms of the rules' scores and, below them, of each text's windows on the same scale.
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """An interval of scores."""
 
-    windows: of each text its windows' scores; record: what `tables` tells.
-    """
+    name: str
+    # The config's fields that train on it.
+    band: tuple[float, float]
+    band_by: str
+    # Thresholds, and the share of unfiltered rules between them.
+    low: float
+    high: float
+    share: float
+
+
+def calibrate(
+    config: Config, args: argparse.Namespace, progress: Progress
+) -> tuple[dict[str, Any], dict[str, bytes], str]:
+    """The record of all measurements, the figure, and both as text."""
+    data, seed = config.data, config.seed
+    bpe = check_input(data, args)
+    corpora = [texts.open_corpus(name, progress) for name in dict.fromkeys(args.text)]
+    measured = {}
+    for corpus in corpora:
+        progress('texts', len(measured), len(corpora))
+        measured[corpus.name] = texts.measure_text(data, corpus, args.windows, seed, bpe)
+    progress('texts', len(corpora), len(corpora))
+    scores_R = score.survey(data, seed, args.rules, functools.partial(progress, 'rules'))
+    bands = make_bands(data, scores_R, functools.partial(progress, 'fifths'))
+    # The automata's vocabulary is all patches.
+    scale = texts.make_scale(data.complexity, data.scored_tokens, np.arange(data.vocab.start), seed)
+    rules = texts.TextRatios(data.scored_tokens, data.complexity.bytes_per_token, scores_R, np.nan, scale)
+    setting = 'bytes' if bpe is None else 'tokens'
+    windows = {}
+    for name, ratios in measured.items():
+        windows[name] = scale.ratio(ratios[setting].scale.relative(ratios[setting].ratios_W))
+    record = {
+        'config': args.config,
+        'spec': dataclasses.asdict(data),
+        'seed': seed,
+        'setting': setting,
+        'rules': describe(rules) | summary(scores_R),
+        'bands': [dataclasses.asdict(band) for band in bands],
+        'texts': {},
+    }
+    for corpus in corpora:
+        settings = {name: describe(ratios) for name, ratios in measured[corpus.name].items()}
+        # The other settings' windows are unlike those of automata.
+        for name in {'bytes', setting}:
+            for prefix in ('', 'shuffled_'):
+                settings[name][f'{prefix}score'] = scale.ratio(settings[name][f'{prefix}relative_ratio'])
+            settings[name]['band'] = nearest(bands, settings[name]['score']).name
+        text_score = settings[setting]['score']
+        band = nearest(bands, text_score)
+        record['texts'][corpus.name] = {
+            'bytes': corpus.size,
+            'compressed_files': corpus.compressed_files,
+            'windows': summary(windows[corpus.name]),
+            'settings': settings,
+            'score': text_score,
+            'band': band.name,
+            'rules_below': np.mean(scores_R < text_score),
+            'within_rules': scores_R.min() <= text_score <= scores_R.max(),
+            'arguments': training_arguments(args, band),
+        }
+    record = output.plain(record)
+    with matplotlib.rc_context(style.settings(style.LIGHT)):
+        picture = style.png(draw(scores_R, windows, record))
+    return record, {'calibration.png': picture}, describe_all(record)
+
+
+def check_input(data: NCAConfig, args: argparse.Namespace) -> Tokenizer | None:
+    """The tokenizer if one is given. Raises UserError for what can't be measured."""
+    compressors = complexity.COMPRESSED_SIZE
+    allowed = f'must be one of {", ".join(compressors)}: text has no cells that could change'
+    check(data.complexity.measure in compressors, 'config.data.complexity.measure', data.complexity.measure, allowed)
+    for flag in ('rules', 'windows'):
+        check(getattr(args, flag) >= LEAST, f'--{flag}', getattr(args, flag), f'must be at least {LEAST}')
+    bpe = tokenizer.load(args.tokenizer) if args.tokenizer else None
+    size, width = bpe.get_vocab_size() if bpe else 0, data.complexity.bytes_per_token
+    check(size <= 256**width, 'config.data.complexity.bytes_per_token', width, f'enough for {size} tokens')
+    return bpe
+
+
+def has_paper_bands(config: NCAConfig) -> bool:
+    """Whether the paper's thresholds apply: for its patches of ten colours, as many of them, scored as it does."""
+    scored, rule = config.complexity, config.rule
+    kind = rule.family, rule.colours, config.patch, scored.measure, scored.level, scored.bytes_per_token
+    return (*kind, config.scored_tokens) == ('random', 10, 2, 'gzip', 9, 4, 360)
+
+
+def make_bands(config: NCAConfig, scores_R: np.ndarray, progress: score.Progress) -> list[Band]:
+    """The paper's bands, or the fifths of unfiltered rules as training cuts them, except empty ones."""
+    if has_paper_bands(config):
+        band_by, thresholds = 'score', {name: (band, band) for name, band in PAPER_BANDS.items()}
+    else:
+        scores_R, band_by = score.survey(config, 0, config.band_sample, progress), 'quantile'
+        thresholds = {name: (band, bank.quantiles(scores_R, band)) for name, band in FIFTHS.items()}
+    bands = [
+        Band(name, band, band_by, low, high, complexity.in_band(scores_R, (low, high)).mean())
+        for name, (band, (low, high)) in thresholds.items()
+    ]
+    return [band for band in bands if band.share > 0 or band_by == 'score']
+
+
+def nearest(bands: Sequence[Band], score: float) -> Band:
+    """The band that holds a score, else the nearest one, among those with rules; the upper one on an edge."""
+    filled = [band for band in bands if band.share > 0]
+    return min(filled, key=lambda band: (max(band.low - score, score - band.high, 0.0), -band.low))
+
+
+def summary(scores: np.ndarray) -> dict[str, Any]:
+    """The number of scores, their range and median, and their shares in the paper's bands."""
+    least, median, most = np.quantile(scores, (0, 0.5, 1))
+    edges = [-np.inf, *(low for low, _ in PAPER_BANDS.values() if low), np.inf]
+    shares = dict(zip(PAPER_BANDS, np.histogram(scores, edges)[0] / len(scores), strict=True))
+    return {'count': len(scores), 'min': least, 'median': median, 'max': most, 'shares': shares}
+
+
+def describe(ratios: texts.TextRatios) -> dict[str, Any]:
+    """The record of a text in one setting, or of the rules."""
+    quartiles = np.quantile(ratios.ratios_W, (0.25, 0.5, 0.75))
+    return {
+        'windows': len(ratios.ratios_W),
+        'tokens': ratios.tokens,
+        'bytes_per_token': ratios.bytes_per_token,
+        'ratio_quartiles': quartiles,
+        **dataclasses.asdict(ratios.scale),
+        'relative_ratio': ratios.scale.relative(quartiles[1]),
+        'shuffled_relative_ratio': ratios.scale.relative(ratios.shuffled),
+    }
+
+
+def training_arguments(args: argparse.Namespace, band: Band) -> str:
+    """The arguments that train on a band; they override a band that the given ones name."""
+    changes = [*args.changes, ('data.band', str(band.band)), ('data.band_by', band.band_by)]
+    return shlex.join([f'--config={args.config}', *(f'--config.{field}={text}' for field, text in changes)])
+
+
+def draw(scores_R: np.ndarray, windows: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> Figure:
+    """Histograms of the rules' scores and, below on the same axis, of the windows' scores of each text."""
     highest = max(scores_R.max(), *(scores.max() for scores in windows.values()))
     width = 0.02 if highest > 0.4 else 0.01
     edges = width * np.arange(1 + np.ceil(1.001 * highest / width))
-    rows = 1 + len(windows)
-    height = 0.95 + 1.75 * rows
-    figure = Figure(figsize=(figures.WIDTH, height))
-    panels = figure.subplots(rows, sharex=True)
-    bottom, top = 0.5 / height, 1 - 0.65 / height
-    figure.subplots_adjust(left=0.07, right=0.97, top=top, bottom=bottom, hspace=0.55)
-    _histogram(panels[0], scores_R, edges, theme.muted, theme)
-    rule = record['spec']['rule']
+    figure = Figure(figsize=(figures.WIDTH, 0.95 + 1.75 * (1 + len(windows))), layout='constrained')
+    panels = figure.subplots(1 + len(windows), sharex=True)
+    rule, bands = record['spec']['rule'], {band['name']: band for band in record['bands']}
+    draw_histogram(panels[0], scores_R, edges, style.LIGHT.muted)
     panels[0].set(title=f'Rules of family {rule["family"]}, {rule["colours"]} colours', ylabel='% of rules')
-    style.subtitle(panels[0], f'{len(scores_R):,} of them, before filtering; shaded: proposed bands', theme)
-    by_name = {band['name']: band for band in record['bands']}
-    for name in {text['band']: None for text in record['texts'].values()}:
-        _shade(panels[0], by_name[name], edges, theme.muted)
+    style.subtitle(panels[0], f'{len(scores_R):,} of them, before filtering; shaded: proposed bands', style.LIGHT)
+    for name in {text['band'] for text in record['texts'].values()}:
+        shade(panels[0], bands[name], edges, style.LIGHT.muted)
     for number, (axes, (name, scores)) in enumerate(zip(panels[1:], windows.items(), strict=True)):
         colour, text = style.ARMS[number % len(style.ARMS)], record['texts'][name]
-        _histogram(axes, scores, edges, colour, theme)
-        axes.set_title(name if len(name) <= LONGEST else f'…{name[-LONGEST:]}', parse_math=False)
+        draw_histogram(axes, scores, edges, colour)
+        # The end of a long path tells more than its beginning; a $ is no formula.
+        axes.set_title(name[-90:], parse_math=False)
         axes.set(ylabel='% of windows')
         note = f'{len(scores):,} windows on the scale of the rules; dashed: their median; shaded: band {text["band"]}'
-        style.subtitle(axes, note, theme)
-        axes.axvline(text['score'], color=theme.ink, linewidth=1.2, linestyle=(0, (4, 3)))
-        _shade(axes, by_name[text['band']], edges, colour)
+        style.subtitle(axes, note, style.LIGHT)
+        axes.axvline(text['score'], color=style.LIGHT.ink, linewidth=1.2, linestyle=(0, (4, 3)))
+        shade(axes, bands[text['band']], edges, colour)
     measure = f'{record["spec"]["complexity"]["measure"]} ratio'
-    panels[-1].set(xlim=(0, edges[-1]), xlabel=f"{measure}; of texts: {record['rests_on']}, on the automata's scale")
+    panels[-1].set(xlim=(0, edges[-1]), xlabel=f"{measure}; of texts: {record['setting']}, on the automata's scale")
     return figure
 
 
-def _histogram(axes: Axes, scores: np.ndarray, edges: np.ndarray, colour: str, theme: style.Theme) -> None:
+def draw_histogram(axes: Axes, scores: np.ndarray, edges: np.ndarray, colour: str) -> None:
     shares = 100 * np.histogram(scores, edges)[0] / len(scores)
-    axes.bar(edges[:-1], shares, np.diff(edges), align='edge', color=colour, edgecolor=theme.paper, linewidth=0.8)
+    axes.bar(edges[:-1], shares, np.diff(edges), align='edge', color=colour, edgecolor=style.LIGHT.paper, linewidth=0.8)
     axes.set_ylim(0, 1.3 * shares.max())
     axes.grid(visible=False, axis='x')
 
 
-def _shade(axes: Axes, band: Mapping[str, Any], edges: np.ndarray, colour: str) -> None:
+def shade(axes: Axes, band: Mapping[str, Any], edges: np.ndarray, colour: str) -> None:
     low, high = band['low'] or 0, edges[-1] if band['high'] is None else min(band['high'], edges[-1])
     axes.axvspan(low, high, color=colour, alpha=0.18, linewidth=0, zorder=0)
 
 
-def tables(record: Mapping[str, Any]) -> str:
-    """What was measured, and in a few sentences a text what is proposed."""
-    rules, scored, texts = record['rules'], record['spec']['complexity'], record['texts']
-    summary = (
-        f'{rules["count"]:,} unfiltered rules in {record["seconds"]["rules"]:.0f} s, scored by {scored["measure"]} of'
-        f' {rules["tokens"]} tokens of {scored["bytes_per_token"]} bytes. Constant tokens have {rules["floor"]:.3f},'
-        f' uniform ones of {rules["alphabet"]:,} kinds {rules["ceiling"]:.3f}.'
-    )
-    head = ('', 'windows x tokens x width', 'ratio (quartiles)', 'constant', 'uniform', 'kinds')
-    rows = [(*head, 'position', 'score', 'shuffled', 'score')]
-    for name, text in texts.items():
-        rows.append((f'{name}, {text["bytes"]:,} bytes', *[''] * (len(rows[0]) - 1)))
-        rows += [footing_row(footing_name, found) for footing_name, found in text['footings'].items()]
-    shares = [('share of scores', *rules['shares'], 'least', 'median', 'most'), share_row('rules', rules)]
-    shares += [share_row(name, text['windows']) for name, text in texts.items()]
-    parts = [wrap(summary), columns_of(rows), wrap(LEGEND), columns_of(shares)]
-    if record['bands'][0]['name'] not in rules['shares']:
-        fifths = ', '.join(f'{band["name"]} {edges(band)}' for band in record['bands'])
-        parts.append(wrap(f"The paper's bands don't apply to these rules; the fifths of training: {fifths}."))
-    return '\n\n'.join([*parts, *(propose(name, text, record) for name, text in texts.items())])
+def describe_all(record: Mapping[str, Any]) -> str:
+    """The record as tables and, for each text, a proposal in words."""
+    by_text = record['texts']
+    ratios = [cells('rules', '', record['rules'])]
+    for name, text in by_text.items():
+        ratios += [cells(name, setting, values) for setting, values in text['settings'].items()]
+    summaries = {'rules': record['rules']} | {name: text['windows'] for name, text in by_text.items()}
+    shares = [
+        {'share of scores, %': name}
+        | {band: tables.percent(share) for band, share in values['shares'].items()}
+        | {statistic: tables.number(values[statistic]) for statistic in ('min', 'median', 'max')}
+        for name, values in summaries.items()
+    ]
+    proposals = [propose(name, text, record) for name, text in by_text.items()]
+    return '\n\n'.join([tables.table(ratios), wrap(LEGEND), tables.table(shares), *proposals])
 
 
-def footing_row(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
-    low, median, high = found['ratio_quartiles']
-    return (
-        f'  {name}',
-        f'{found["windows"]:,} x {found["tokens"]:,} x {found["bytes_per_token"]} B',
-        f'{median:.3f} ({low:.3f}-{high:.3f})',
-        f'{found["floor"]:.3f}',
-        f'{found["ceiling"]:.3f}',
-        f'{found["alphabet"]:,}',
-        f'{found["position"]:.2f}',
-        f'{found["score"]:.3f}' if 'score' in found else '',
-        f'{found["shuffled_position"]:.2f}',
-        f'{found["shuffled_score"]:.3f}' if 'score' in found else '',
-    )
-
-
-def share_row(name: str, summary: Mapping[str, Any]) -> tuple[str, ...]:
-    shares = (f'{100 * share:.1f} %' for share in summary['shares'].values())
-    return (name, *shares, *(f'{summary[of]:.3f}' for of in ('least', 'median', 'most')))
-
-
-def edges(band: Mapping[str, Any]) -> str:
-    low, high = (None if band[end] is None else f'{band[end]:.3f}' for end in ('low', 'high'))
-    return f'up to {high}' if low is None else f'above {low}' if high is None else f'{low}-{high}'
+def cells(text: str, setting: str, values: Mapping[str, Any]) -> dict[str, str]:
+    low, median, high = values['ratio_quartiles']
+    return {
+        'text': text,
+        'setting': setting,
+        'windows x tokens x width': f'{values["windows"]:,} x {values["tokens"]:,} x {values["bytes_per_token"]} B',
+        'ratio (quartiles)': f'{median:.3f} ({low:.3f}-{high:.3f})',
+        'constant': tables.number(values['constant']),
+        'uniform': tables.number(values['uniform']),
+        'vocabulary': f'{values["vocabulary"]:,}',
+        'relative': tables.number(values['relative_ratio'], 2),
+        'score': tables.number(values.get('score')),
+        'shuffled': tables.number(values['shuffled_relative_ratio'], 2),
+        'its score': tables.number(values.get('shuffled_score')),
+    }
 
 
 def propose(name: str, text: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    """The proposal in words, with what speaks against it."""
-    lines = [f'On {record["rests_on"]}, the median window lies where automata score {text["score"]:.3f},']
-    if text['within_reach']:
-        lines.append(f'above {100 * text["rules_below"]:.0f} % of rules.')
+    """The proposed band in words, with what speaks against it."""
+    sentences = [f'In {record["setting"]}, the median window has the score {text["score"]:.3f},']
+    if text['within_rules']:
+        sentences.append(f'above {100 * text["rules_below"]:.0f} % of rules.')
     else:
-        least, most = (record['rules'][end] for end in ('least', 'most'))
-        lines.append(f'OUTSIDE OF WHAT RULES SCORE ({least:.3f} to {most:.3f}): this is only the nearest band.')
-    for other, found in text['footings'].items():
-        if found.get('band', text['band']) != text['band']:
-            lines.append(f'On {other} it would be {found["band"]}.')
-    if text['packed_files']:
-        lines.append(f'{text["packed_files"]} of its files look compressed and were measured as they lie: unpack them.')
-    return '\n'.join([f'{name}: band {text["band"]}', f'  {text["asked"]}', wrap(' '.join(lines), '  ')])
+        least, most = record['rules']['min'], record['rules']['max']
+        sentences.append(f'OUTSIDE OF WHAT RULES SCORE ({least:.3f} to {most:.3f}): this is only the nearest band.')
+    for setting, values in text['settings'].items():
+        if values.get('band', text['band']) != text['band']:
+            sentences.append(f'In {setting} it would be {values["band"]}.')
+    if text['compressed_files']:
+        sentences.append(f'{text["compressed_files"]} of its files look compressed: decompress them first.')
+    [band] = [band for band in record['bands'] if band['name'] == text['band']]
+    limits = f'scores {tables.number(band["low"])} to {tables.number(band["high"])}'
+    heading = f'{name}: band {band["name"]}, {limits}'
+    return '\n'.join([heading, f'  {text["arguments"]}', wrap(' '.join(sentences), '  ')])
 
 
 def wrap(text: str, indent: str = '') -> str:
     return textwrap.fill(text, 118, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
-
-
-def columns_of(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as lines, the first column flush left; a row that names a text doesn't widen it."""
-    widths = [max(len(row[i]) for row in rows if any(row[1:])) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append('  '.join(cells).rstrip())
-    return '\n'.join(lines)

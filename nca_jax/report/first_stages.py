@@ -76,14 +76,14 @@ def blocks(study: Study) -> list[page.Block]:
     sections: list[page.Block] = []
     if study.nca:
         images = style.in_both_themes(lambda theme: figures.nca_stage(study, theme))
-        sections += [page.Heading('The automata'), page.Table(stage_rows(study.nca, NCA_COLUMNS))]
+        sections += ['## The automata', tables.table(stage_rows(study.nca, NCA_COLUMNS))]
         sections.append(page.Picture('nca_stage', STAGE_CAPTION, *images))
     # Seeds of one arm draw from the same kind of rules: the first shows them.
     shown = {run.arm: run for run in reversed(study.nca)}
     for arm, run in sorted(shown.items()):
         sections += _automata_pictures(run, suffix='' if len(shown) == 1 else '_' + re.sub(r'\W+', '_', arm))
     if study.controls:
-        sections += [page.Heading('In place of the automata'), page.Table(stage_rows(study.controls, CONTROL_COLUMNS))]
+        sections += ['## In place of the automata', tables.table(stage_rows(study.controls, CONTROL_COLUMNS))]
     return sections
 
 

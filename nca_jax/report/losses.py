@@ -82,16 +82,14 @@ def result_rows(study: Study, comparisons: Comparisons) -> list[dict[str, str]]:
                 'final loss, nats': tables.number(loss.mean) + ('' if loss.n < 2 else f' ± {loss.half:.3f}'),
                 'perplexity': tables.number(math.exp(loss.mean), 2),
                 'bits per byte': tables.number(None if None in bits else sum(bits) / len(bits)),
-                _gain_column(study): tables.ranged(c.gain.mean, c.gain.low, c.gain.high, 3) if c else tables.NONE,
+                f'gain over {study.baseline}, nats': tables.ranged(c.gain.mean, c.gain.low, c.gain.high, 3)
+                if c
+                else tables.NONE,
                 'lower perplexity, %': tables.ranged(*reduction(c.gain), 1) if c else tables.NONE,
                 'verdict': words.verdict(c, arm, study.baseline),
             }
         )
     return rows
-
-
-def _gain_column(study: Study) -> str:
-    return f'gain over {study.baseline}, nats'
 
 
 def comparison_rows(study: Study, comparisons: Comparisons) -> list[dict[str, str]]:
@@ -146,11 +144,10 @@ def blocks(study: Study, comparisons: Comparisons) -> list[page.Block]:
     """The section of the page; nothing without runs of text."""
     if not study.text:
         return []
-    results = page.Table(result_rows(study, comparisons), emphasis=_gain_column(study))
-    section: list[page.Block] = [page.Heading('Results'), results, page.Text(RESULT_NOTE, 'note')]
+    section: list[page.Block] = ['## Results', tables.table(result_rows(study, comparisons)), page.Note(RESULT_NOTE)]
     if rows := comparison_rows(study, comparisons):
-        section += [page.Table(rows), page.Text(COMPARISON_NOTE, 'note')]
+        section += [tables.table(rows), page.Note(COMPARISON_NOTE)]
     if caveats := words.caveats(study.text, study.baseline):
-        section.append(page.Text(' '.join(caveats), 'note'))
+        section.append(page.Note(' '.join(caveats)))
     images = style.in_both_themes(lambda theme: figures.learning_curves(study, theme))
     return [*section, page.Picture('learning_curves', CAPTION, *images)]

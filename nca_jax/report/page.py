@@ -8,36 +8,16 @@ import string
 from collections.abc import Sequence
 from pathlib import Path
 
-from nca_jax.report import tables
+import markdown_it
 
 TEMPLATE = Path(__file__).with_suffix('.html')
 
 
 @dataclasses.dataclass(frozen=True)
-class Heading:
-    text: str
-    level: int = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Text:
-    """A paragraph. **bold** and `code` are understood, nothing else."""
+class Note:
+    """Small print, in Markdown; the terminal leaves it out."""
 
     text: str
-    # text, note (small print, which the terminal leaves out) or warning.
-    kind: str = 'text'
-
-
-@dataclasses.dataclass(frozen=True)
-class Bullets:
-    items: Sequence[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    rows: tables.Rows
-    # The column to be read first.
-    emphasis: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +29,13 @@ class Picture:
     light: bytes
     dark: bytes
 
+    @property
+    def title(self) -> str:
+        return self.name.replace('_', ' ')
 
-Block = Heading | Text | Bullets | Table | Picture
+
+# A str is Markdown: a heading, a paragraph, a list or a table.
+Block = str | Note | Picture
 
 
 def as_markdown(blocks: Sequence[Block]) -> str:
@@ -60,82 +45,44 @@ def as_markdown(blocks: Sequence[Block]) -> str:
 
 def _markdown(block: Block) -> str:
     match block:
-        case Heading(text, level):
-            return '#' * level + ' ' + text
-        case Text(text, 'warning'):
-            return f'> **{plain(text)}**'
-        case Text(text, _):
+        case Picture(name, caption):
+            return f'![{block.title}]({name}.png)\n\n{caption}'
+        case Note(text):
             return text
-        case Bullets(items):
-            return '\n'.join(f'- {item}' for item in items)
-        case Table(rows, _):
-            return tables.table(rows)
-        case Picture(name, caption, _, _):
-            return f'![{name.replace("_", " ")}]({name}.png)\n\n{caption}'
+    return block
 
 
 def as_text(blocks: Sequence[Block]) -> str:
-    """The blocks for a terminal, without figures and small print."""
-    return '\n\n'.join(filter(None, map(_text, blocks)))
-
-
-def _text(block: Block) -> str:
-    match block:
-        case Text(_, 'note') | Picture():
-            return ''
-        case Table(rows, _):
-            return tables.table(rows)
-        case Bullets(items):
-            return plain('\n'.join(items))
-        case Heading(text) | Text(text):
-            return plain(text)
+    """The blocks for a terminal, without Markdown's marks, figures and small print."""
+    return plain('\n\n'.join(block for block in blocks if isinstance(block, str)))
 
 
 def plain(text: str) -> str:
-    """The text without its marks."""
-    return text.replace('**', '').replace('`', '')
+    return re.sub(r'\*\*|`|^(#+|-|>) ', '', text, flags=re.MULTILINE)
 
 
 def as_html(title: str, blocks: Sequence[Block]) -> str:
     """The blocks as one HTML file that needs nothing else: no script, no font, no link to anywhere."""
-    body = '\n'.join(map(_html, blocks))
+    # HTML in names is escaped, not obeyed.
+    parser = markdown_it.MarkdownIt('commonmark', {'html': False}).enable('table')
+    body = '\n'.join(_html(block, parser) for block in blocks)
     return string.Template(TEMPLATE.read_text('utf-8')).substitute(title=html.escape(title), body=body)
 
 
-def _html(block: Block) -> str:
+def _html(block: Block, parser: markdown_it.MarkdownIt) -> str:
     match block:
-        case Heading(text, level):
-            return f'<h{level}>{_inline(text)}</h{level}>'
-        case Text(text, kind):
-            return f'<p class="{kind}">{_inline(text)}</p>'
-        case Bullets(items):
-            return '<ul>' + ''.join(f'<li>{_inline(item)}</li>' for item in items) + '</ul>'
-        case Table(rows, emphasis):
-            return _html_table(rows, emphasis)
-        case Picture(name, caption, light, dark):
+        case Picture(_, caption, light, dark):
             return (
                 f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{_uri(dark)}">'
-                f'<img alt="{html.escape(name.replace("_", " "))}" src="{_uri(light)}"></picture>'
-                f'<figcaption>{_inline(caption)}</figcaption></figure>'
+                f'<img alt="{html.escape(block.title)}" src="{_uri(light)}"></picture>'
+                f'<figcaption>{parser.renderInline(caption)}</figcaption></figure>'
             )
-
-
-def _html_table(rows: tables.Rows, emphasis: str) -> str:
-    head = ''.join(f'<th>{html.escape(column)}</th>' for column in rows[0])
-    marks = {column: ' class="first"' if column == emphasis else '' for column in rows[0]}
-    lines = (''.join(f'<td{marks[column]}>{_cell(text)}</td>' for column, text in row.items()) for row in rows)
-    body = ''.join(f'<tr>{line}</tr>' for line in lines)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _cell(text: str) -> str:
-    """An interval in parentheses goes on a line of its own."""
-    return re.sub(r' (\([^()]* to [^()]*\))', r' <small>\1</small>', _inline(text)).replace(' ± ', '&nbsp;±&nbsp;')
-
-
-def _inline(text: str) -> str:
-    text = re.sub(r'\*\*(.+?)\*\*', r'<strong>\1</strong>', html.escape(text))
-    return re.sub(r'`(.+?)`', r'<code>\1</code>', text)
+        case Note(text):
+            return f'<div class="note">{parser.render(text)}</div>'
+    # An interval in parentheses goes on a line of its own in its cell.
+    text = re.sub(r' (\([^()]* to [^()]*\))</td>', r' <small>\1</small></td>', parser.render(block))
+    text = text.replace(' ± ', '&nbsp;±&nbsp;')
+    return f'<div class="scroll">{text}</div>' if '<table>' in text else text
 
 
 def _uri(png: bytes) -> str:

@@ -92,10 +92,10 @@ def _seconds(run: Run) -> dict[str, float]:
 
 def blocks(study: Study) -> list[page.Block]:
     """The last section of the page."""
-    section: list[page.Block] = [page.Heading('Where this comes from')]
+    section: list[page.Block] = ['## Where this comes from']
     if not study.runs:
-        return [*section, page.Text('No finished runs.')]
-    section.append(page.Table(run_rows(study)))
+        return [*section, 'No finished runs.']
+    section.append(tables.table(run_rows(study)))
     groups = {'Settings that differ between compared runs': study.text}
     shown = {run.folder for run in members(study.text)}
     for name, group in study.solved.items():
@@ -104,18 +104,18 @@ def blocks(study: Study) -> list[page.Block]:
             groups[f'Settings that differ between the runs on {name}'] = group
     optional = {'What was carried': plan_rows(study)} | {title: setting_rows(group) for title, group in groups.items()}
     for title, rows in optional.items():
-        section += [page.Heading(title, 3), page.Table(rows)] if rows else []
+        section += [f'### {title}', tables.table(rows)] if rows else []
     minutes, rest = divmod(sum(sum(_seconds(run).values()) for run in study.runs), 60)
-    spent = page.Text(f'{minutes:,.0f} min {rest:.0f} s in all.', 'note')
-    section += [page.Heading('Seconds by phase', 3), page.Table(seconds_rows(study)), spent]
-    return [*section, page.Heading('Versions', 3), *_versions(study)]
+    spent = page.Note(f'{minutes:,.0f} min {rest:.0f} s in all.')
+    section += ['### Seconds by phase', tables.table(seconds_rows(study)), spent]
+    return [*section, '### Versions', *_versions(study)]
 
 
-def _versions(study: Study) -> list[page.Text]:
+def _versions(study: Study) -> list[page.Note]:
     runs: dict[str, list[str]] = {}
     for run in study.runs:
         text = ', '.join(f'{package} {version}' for package, version in run.record['versions'].items())
         runs.setdefault(text, []).append(run.name)
     if len(runs) == 1:
-        return [page.Text(f'{text}.', 'note') for text in runs]
-    return [page.Text(f'{text} ({", ".join(names)}).', 'note') for text, names in runs.items()]
+        return [page.Note(f'{text}.') for text in runs]
+    return [page.Note(f'{text} ({", ".join(names)}).') for text, names in runs.items()]

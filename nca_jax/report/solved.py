@@ -65,13 +65,9 @@ def result_rows(group: Group, gains: Gains, baseline: str) -> list[dict[str, str
         if losses:
             ends = [run.results('held_out')[-1]['loss'] for run in by_seed.values()]
             row['held-out loss, nats'] = tables.number(stats.t_interval(ends).mean)
-        row[_gain_column(baseline)] = _points(c) if c else tables.NONE
+        row[f'pass@1 over {baseline}, points'] = _points(c) if c else tables.NONE
         rows.append(row | {'verdict': words.verdict(c, arm, baseline)})
     return rows
-
-
-def _gain_column(baseline: str) -> str:
-    return f'pass@1 over {baseline}, points'
 
 
 def gain_rows(gains: Gains, baseline: str) -> list[dict[str, str]]:
@@ -172,27 +168,21 @@ def blocks(study: Study, gains: Mapping[str, Gains]) -> list[page.Block]:
     """The section of the page; nothing where no run answered problems."""
     if not study.solved:
         return []
-    section: list[page.Block] = [page.Heading('Problems solved')]
+    section: list[page.Block] = ['## Problems solved']
     for name in study.solved:
         section += _benchmark_blocks(study, name, gains[name])
     notes = [NOTE]
     notes += [GAIN_NOTE] if any(gains.values()) else []
     notes += [CHANCE_NOTE] if any(map(chance_rows, study.solved.values())) else []
-    return section + [page.Text(note, 'note') for note in notes]
+    return section + [page.Note(note) for note in notes]
 
 
 def _benchmark_blocks(study: Study, name: str, gains: Gains) -> list[page.Block]:
     group, baseline = study.solved[name], study.baseline
-    results = page.Table(result_rows(group, gains, baseline), emphasis=_gain_column(baseline))
-    others = (gain_rows(gains, baseline), chance_rows(group), task_rows(group))
-    section = [
-        page.Heading(name, 3),
-        page.Text(describe(group)),
-        results,
-        *(page.Table(rows) for rows in others if rows),
-    ]
+    shown = result_rows(group, gains, baseline), gain_rows(gains, baseline), chance_rows(group), task_rows(group)
+    section = [f'### {name}', describe(group), *(tables.table(rows) for rows in shown if rows)]
     if caveats := words.caveats(group, baseline):
-        section.append(page.Text(' '.join(caveats), 'note'))
+        section.append(page.Note(' '.join(caveats)))
     if len(all_ks(group)) > 1:  # one k makes no curve
         suffix = '' if len(study.solved) == 1 else '_' + re.sub(r'\W+', '_', name)
         caption = (

@@ -31,7 +31,7 @@ def write(folders: Sequence[str | Path], out: Path, baseline: str | None) -> Non
     Raises UserError, before it touches `out`, where runs can't be read or compared.
     """
     sections = make_sections(make_study(find_runs(folders), baseline))
-    blocks = [page.Heading(TITLE, 1), *itertools.chain(*sections)]
+    blocks = [f'# {TITLE}', *itertools.chain(*sections)]
     files.make_folder(out, '--out')
     for block in blocks:
         if isinstance(block, page.Picture):
@@ -48,12 +48,12 @@ def make_sections(study: Study) -> Sections:
     comparisons = losses.compare(study)
     gains = {name: scores.compare(group, study.baseline) for name, group in study.solved.items()}
     sentences = losses.findings(study, comparisons) + first_stages.findings(study) + solved.findings(study, gains)
-    findings: list[page.Block] = [page.Bullets(sentences or ['No run has finished.'])]
+    findings: list[page.Block] = ['\n'.join(f'- {sentence}' for sentence in sentences or ['No run has finished.'])]
     if study.left_out:
         reasons = '; '.join(f'{run}: {reason}' for run, reason in study.left_out)
-        findings.append(page.Text(f'Left out: {reasons}.'))
+        findings.append(f'Left out: {reasons}.')
     return Sections(
-        warning=[page.Text(SMOKE, 'warning')] if study.smoke else [],
+        warning=[f'> **{SMOKE}**'] if study.smoke else [],
         findings=findings,
         results=losses.blocks(study, comparisons) + solved.blocks(study, gains),
         rest=first_stages.blocks(study) + provenance.blocks(study),

@@ -11,7 +11,7 @@ import pathlib
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from nca_jax import files
 from nca_jax.errors import FieldError, UserError
@@ -20,8 +20,7 @@ from nca_jax.sandbox import pool
 SHA256 = 'b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef'
 
 
-@dataclasses.dataclass(frozen=True)
-class HumanEvalTask:
+class HumanEvalTask(NamedTuple):
     """A line of HumanEval's file."""
 
     task_id: str
@@ -31,23 +30,20 @@ class HumanEvalTask:
     # Python that defines check(candidate).
     test: str
 
+    def submission(self, completion: str) -> pool.Submission:
+        return pool.Submission(self.prompt + completion, self.entry_point, self.prompt, self.test)
 
-@dataclasses.dataclass(frozen=True)
-class Completion:
+
+class Completion(NamedTuple):
     """The `sample`th answer to a task."""
 
-    task: HumanEvalTask
+    task_id: str
     sample: int
-    text: str
-
-    @property
-    def submission(self) -> pool.Submission:
-        task = self.task
-        return pool.Submission(task.prompt + self.text, task.entry_point, task.prompt, task.test)
+    submission: pool.Submission
 
     def hash(self, limits: pool.Limits) -> str:
         """Returns a hash of everything that decides the verdict."""
-        parts = [self.task.task_id, self.sample, dataclasses.asdict(self.submission), dataclasses.asdict(limits)]
+        parts = [self.task_id, self.sample, dataclasses.asdict(self.submission), dataclasses.asdict(limits)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -73,7 +69,7 @@ def read_tasks(path: pathlib.Path | None) -> dict[str, HumanEvalTask]:
     """Returns tasks by task_id; those of `installed` if path is None. Raises UserError naming a malformed line."""
     tasks: dict[str, HumanEvalTask] = {}
     for place, record in _read_lines(path or installed()):
-        task = HumanEvalTask(*(_text(place, record, field.name) for field in dataclasses.fields(HumanEvalTask)))
+        task = HumanEvalTask(*(_text(place, record, field) for field in HumanEvalTask._fields))
         # The tests' side runs both without the completion.
         for name in ('prompt', 'test'):
             _check_python(f'{place}: {name}', getattr(task, name))
@@ -96,7 +92,7 @@ def read_completions(path: pathlib.Path, tasks: Mapping[str, HumanEvalTask]) -> 
             raise UserError(f'{place}: {FieldError("sample", sample, "must be a whole number from 0")}')
         if (task_id, sample) in completions:
             raise UserError(f'{place}: {FieldError("sample", sample, f"of {task_id} is there twice")}')
-        completions[task_id, sample] = Completion(tasks[task_id], sample, text)
+        completions[task_id, sample] = Completion(task_id, sample, tasks[task_id].submission(text))
         counts[task_id] += 1
     if not completions:
         raise UserError(f'{path}: has no samples')

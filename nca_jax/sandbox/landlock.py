@@ -49,16 +49,10 @@ def rules(read: Iterable[str], write: str, abi: int) -> int:
     """
     rights = (1 << FILE_RIGHTS[max(version for version in FILE_RIGHTS if version <= abi)]) - 1
     ruleset = Ruleset(rights, NETWORK if abi >= 4 else 0, SCOPES if abi >= 6 else 0)
-    # Older kernels refuse a structure that is longer than theirs.
-    size = 24 if abi >= 6 else 16 if abi >= 4 else 8
-    number = kernel.call('landlock_create_ruleset', ruleset, size, 0)
+    # An older kernel takes a longer structure than its own if the rest is zero.
+    number = kernel.call('landlock_create_ruleset', ruleset, ctypes.sizeof(ruleset), 0)
     for path, allowed in [*((path, READ) for path in read), (write, WRITE & rights)]:
         folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
         kernel.call('landlock_add_rule', number, PATH_BENEATH, PathBeneath(allowed, folder), 0)
         os.close(folder)
     return number
-
-
-def restrict(number: int) -> None:
-    """Confines this process, which must have no_new_privs, by `rules` for good."""
-    kernel.call('landlock_restrict_self', number, 0)

@@ -3,11 +3,13 @@
 A worker calls `build` once. Each process that it forks calls `confine` before it reads anything of a program.
 """
 
+import contextlib
 import dataclasses
 import errno
 import os
 import resource
 import signal
+import socket
 import struct
 import sys
 from collections.abc import Callable, Sequence
@@ -92,23 +94,27 @@ def build() -> Shared:
 
     Root becomes an unprivileged user, too. Raises OSError where the kernel or its settings refuse a part.
     """
-    mapped, abi = addresses(), landlock.version()
-    _be_killed_first()
+    with open('/proc/self/statm') as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    # Where memory is short, the kernel should end programs rather than a trainer. No layer, so it may be refused.
+    with contextlib.suppress(OSError), open('/proc/self/oom_score_adj', 'w') as file:
+        file.write('1000')
+    abi = landlock.version()
     proc = os.open('/proc', os.O_PATH | os.O_CLOEXEC)  # the new root has none
     if os.geteuid() == 0:
         # Root's Python may lie where nobody else can look, so the folders are mounted before root is given up.
         kernel.unshare('mnt')
         _new_root()
-        kernel.call('setgroups', 0, None)
-        kernel.call('setresgid', NOBODY, NOBODY, NOBODY)
-        kernel.call('setresuid', NOBODY, NOBODY, NOBODY)
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
         kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # else its own /proc files would still be root's
         _new_namespaces(proc)
     else:
         _new_namespaces(proc)
         _new_root()
     os.close(proc)
-    kernel.call('sethostname', HOST, len(HOST))
+    socket.sethostname(HOST)
     _set_limits(
         (resource.RLIMIT_STACK, 8 * MIB),
         (resource.RLIMIT_CORE, 0),
@@ -118,22 +124,7 @@ def build() -> Shared:
         (resource.RLIMIT_NICE, 0),
         (resource.RLIMIT_SIGPENDING, 64),  # signals that wait, in the kernel's own memory
     )
-    return Shared(mapped, landlock.rules(readable(), AROUND, abi), seccomp.make_filter())
-
-
-def addresses() -> int:
-    """Returns how many bytes of addresses this process has now."""
-    with open('/proc/self/statm') as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
-
-
-def _be_killed_first() -> None:
-    """Asks the kernel to end programs, rather than a trainer, where memory is short."""
-    try:
-        with open('/proc/self/oom_score_adj', 'w') as file:
-            file.write('1000')
-    except OSError:
-        pass  # no layer: it only guides the kernel's choice
+    return Shared(mapped, landlock.rules(readable(), AROUND, abi), seccomp.Filter())
 
 
 def _new_namespaces(proc: int) -> None:
@@ -192,7 +183,10 @@ def confine(limits: Limits, keep: Sequence[int], shared: Shared, after: Callable
     Calls `after` with the name of each layer once it works.
     """
     os.setsid()
-    _private_folder(limits)
+    kernel.unshare('mnt')
+    options = f'size={limits.disk_mb}m,nr_inodes={limits.inodes},mode=0700'
+    kernel.call('mount', 'tmpfs', PRIVATE, 'tmpfs', UNTRUSTED | kernel.MS_NOEXEC, options)
+    os.chdir(PRIVATE)
     _keep_files((*keep, shared.rules))
     after('mounts')
     _set_limits(
@@ -205,21 +199,17 @@ def confine(limits: Limits, keep: Sequence[int], shared: Shared, after: Callable
     after('limits')
     # The kernel counts threads per user namespace, so one of its own keeps other programs' threads out of the count.
     kernel.unshare('user')
-    kernel.drop_capabilities()
+    kernel.prctl(kernel.PR_SET_SECUREBITS, kernel.LOCKED_SECUREBITS)
+    kernel.call('capset', kernel.CAPABILITY_HEADER, kernel.NO_CAPABILITIES)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     kernel.end_with_parent()
-    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)  # Landlock and seccomp demand it of an unprivileged process
     after('privileges')
-    landlock.restrict(3 + len(keep))
+    kernel.call('landlock_restrict_self', 3 + len(keep), 0)
     os.close(3 + len(keep))
     after('Landlock')
-    seccomp.restrict(shared.filter)
+    kernel.call('seccomp', seccomp.SECCOMP_SET_MODE_FILTER, 0, shared.filter)
     after('seccomp')
-
-
-def failed_layer(code: int) -> str | None:
-    """Returns the layer in which a process with this exit code failed; None for other codes."""
-    return LAYERS[code - FAILED] if 0 <= code - FAILED < len(LAYERS) else None
 
 
 def describe_status(status: int) -> str:
@@ -229,13 +219,6 @@ def describe_status(status: int) -> str:
         # Most real-time signals have no name, and Signals(number) raises for them.
         return f'killed: {next((named.name for named in signal.Signals if named == number), number)}'
     return f'exited: {os.WEXITSTATUS(status)}'
-
-
-def _private_folder(limits: Limits) -> None:
-    kernel.unshare('mnt')
-    options = f'size={limits.disk_mb}m,nr_inodes={limits.inodes},mode=0700'
-    kernel.call('mount', 'tmpfs', PRIVATE, 'tmpfs', UNTRUSTED | kernel.MS_NOEXEC, options)
-    os.chdir(PRIVATE)
 
 
 def _keep_files(keep: Sequence[int]) -> None:

@@ -36,7 +36,6 @@ Tried as root and as an ordinary user, who needs unprivileged user namespaces, w
 import concurrent.futures
 import contextlib
 import dataclasses
-import hmac
 import json
 import os
 import pathlib
@@ -94,8 +93,8 @@ class Verdict:
     cpu_seconds: float
 
 
-class Sandbox:
-    """Workers that judge submissions. A context manager, usable again and again until it is closed.
+class Sandbox(contextlib.AbstractContextManager):
+    """Workers that judge submissions, again and again until it is closed. A context manager.
 
     workers: how many submissions run at a time (one per core). Raises UserError, naming the layer, if this machine
     lacks one.
@@ -119,9 +118,6 @@ class Sandbox:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> 'Sandbox':
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -179,7 +175,7 @@ class WorkerProcess:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process = subprocess.Popen(
-                [*ZYGOTE, str(theirs.fileno()), to_json(limits)],
+                [*ZYGOTE, str(theirs.fileno()), json.dumps(dataclasses.asdict(limits))],
                 env={'PYTHONPATH': str(ROOT), 'PYTHONHASHSEED': '0'},  # the same order of sets in every run
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -195,21 +191,26 @@ class WorkerProcess:
 
     def judge(self, submission: Submission, limits: Limits) -> Verdict:
         nonce = secrets.token_hex(32)
-        request = dataclasses.asdict(submission) | {'nonce': nonce}
+        request = {
+            'program': submission.source,
+            'entry_point': submission.entry_point,
+            'setup': submission.setup,
+            'tests': submission.tests,
+            'nonce': nonce,
+        }
         tests, theirs = socket.socketpair()
         with tests:
             with theirs:
-                socket.send_fds(self.control, [to_json(limits).encode()], [theirs.fileno()])
+                order = json.dumps(dataclasses.asdict(limits)).encode()
+                socket.send_fds(self.control, [order], [theirs.fileno()])
             # Raised if the tests' process ended before it read the request; its status says why.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 wire.send(tests.fileno(), json.dumps(request).encode())
-            ended = self._receive()
-            try:
-                report = wire.receive(tests.fileno(), most=sides.REPORT_BYTES + 1)
-            except ConnectionResetError:
-                report = None
-        why = 'passed' if is_nonce(report, nonce) else explain(report, ended, limits)
-        return Verdict(why == 'passed', why, ended['cpu_seconds'])
+            ended, report = self._receive(), None
+            with contextlib.suppress(ConnectionResetError):
+                report = wire.receive(tests.makefile('rb'), most=sides.REPORT_BYTES + 1)
+        passed = report == sides.PASSED + nonce.encode()
+        return Verdict(passed, 'passed' if passed else explain(report, ended, limits), ended['cpu_seconds'])
 
     def close(self) -> None:
         # Ends what runs, and wakes a thread that waits for it; raised if the worker is gone already.
@@ -225,22 +226,14 @@ class WorkerProcess:
         return json.loads(data)
 
 
-def to_json(limits: Limits) -> str:
-    return json.dumps(dataclasses.asdict(limits))
-
-
-def is_nonce(report: bytes | None, nonce: str) -> bool:
-    return report is not None and hmac.compare_digest(report, sides.PASSED + nonce.encode())
-
-
 def explain(report: bytes | None, ended: dict, limits: Limits) -> str:
     """Returns why a submission failed, from the report of its tests' side and how its two processes ended."""
     tests = os.waitstatus_to_exitcode(ended['tests'])
     # The candidate's exit code tells of the sandbox only if the candidate never came to run; later it is its own.
     codes = [tests, os.waitstatus_to_exitcode(ended['candidate'])] if tests == sides.NEVER_READY else [tests]
     for code in codes:
-        if layer := layers.failed_layer(code):
-            raise RuntimeError(f'sandbox: a process could not be confined: {layer} failed')
+        if 0 <= (step := code - layers.FAILED) < len(layers.LAYERS):
+            raise RuntimeError(f'sandbox: a process could not be confined: {layers.LAYERS[step]} failed')
     reason = None if report is None else ADDRESS.sub('0x...', report[1:].decode('utf-8', 'ignore'))
     if ended['late']:
         return 'wall clock'

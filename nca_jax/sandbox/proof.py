@@ -56,12 +56,6 @@ def refusal(attempt: Callable[[], object]) -> int:
     return 0
 
 
-def connect(address: tuple[str, int]) -> None:
-    with socket.socket() as outwards:
-        outwards.settimeout(1)
-        outwards.connect(address)
-
-
 def namespaces() -> Iterator[Probe]:
     """Probes process, user, host name and network. `layers.build` itself compares namespaces with the machine's."""
     yield 'pid namespace', os.getpid() == 1
@@ -69,7 +63,8 @@ def namespaces() -> Iterator[Probe]:
     yield 'uts namespace', os.uname().nodename == layers.HOST
     yield 'network namespace', [name for _, name in socket.if_nameindex()] == ['lo']
     for address in UNREACHABLE:
-        yield 'network namespace: no route', refusal(lambda address=address: connect(address)) == errno.ENETUNREACH
+        refused = refusal(lambda address=address: socket.create_connection(address, 1))
+        yield 'network namespace: no route', refused == errno.ENETUNREACH
 
 
 def root_folder() -> Iterator[Probe]:
@@ -141,7 +136,7 @@ def private_folder(limits: layers.Limits) -> Iterator[Probe]:
 
 def privileges() -> Iterator[Probe]:
     yield 'no way back to root', refusal(lambda: os.setresuid(0, 0, 0)) != 0
-    yield 'no capabilities', refusal(lambda: kernel.call('sethostname', 'x', 1)) == errno.EPERM
+    yield 'no capabilities', refusal(lambda: socket.sethostname('x')) == errno.EPERM
     yield 'no capabilities: mount', refusal(lambda: kernel.unshare('mnt')) == errno.EPERM
     yield 'no_new_privs', kernel.prctl(kernel.PR_GET_NO_NEW_PRIVS) == 1
     yield 'not dumpable', kernel.prctl(kernel.PR_GET_DUMPABLE) == 0
@@ -177,7 +172,7 @@ def landlock_rules(abi: int) -> Iterator[Probe]:
     yield 'Landlock: reading a file', refusal(lambda: open(layers.EMPTY).close()) == errno.EACCES
     yield 'Landlock: private folder', refusal(lambda: os.mkdir('made')) == 0
     yield 'Landlock: programs', refusal(lambda: os.mkfifo('pipe')) == errno.EACCES
-    yield 'Landlock: TCP', abi < 4 or refusal(lambda: connect(UNREACHABLE[0])) == errno.EACCES
+    yield 'Landlock: TCP', abi < 4 or refusal(lambda: socket.create_connection(UNREACHABLE[0], 1)) == errno.EACCES
 
 
 def system_calls() -> Iterator[Probe]:

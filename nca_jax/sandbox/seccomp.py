@@ -26,9 +26,13 @@ FCNTLS = (0, 1, 2, 3, 4, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F
 
 
 class Filter(ctypes.Structure):
-    """struct sock_fprog: the number of instructions, and where they lie."""
+    """struct sock_fprog: the number of instructions of `program`, and where they lie."""
 
     _fields_ = (('count', ctypes.c_ushort), ('code', ctypes.c_char_p))
+
+    def __init__(self):
+        code = program()
+        super().__init__(len(code) // 8, code)
 
 
 def instruction(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
@@ -79,14 +83,3 @@ def search(borders: Sequence[int], inside: bool) -> list[bytes]:
     below = search(borders[:middle], inside)
     above = search(borders[middle + 1 :], inside ^ (middle % 2 == 0))
     return [instruction(JUMP_NOT_BELOW, borders[middle], yes=len(below)), *below, *above]
-
-
-def make_filter() -> Filter:
-    """Returns the filter as the kernel reads it. A worker makes it once, since each process would pay for it."""
-    code = program()
-    return Filter(len(code) // 8, code)
-
-
-def restrict(filter: Filter) -> None:
-    """Puts this process, which must have no_new_privs, behind a filter for good. Raises OSError if the kernel can't."""
-    kernel.call('seccomp', SECCOMP_SET_MODE_FILTER, 0, filter)

@@ -10,6 +10,7 @@ import os
 import sys
 import types
 from collections.abc import Callable
+from typing import NoReturn
 
 from nca_jax.sandbox import wire
 
@@ -43,7 +44,8 @@ class RaisedError(Exception):
 def candidate_side(calls: int, answers: int) -> None:
     """Loads the program, the first message of `calls`, then answers each call of its entry point, until its end."""
     wire.send(answers, READY)
-    source, entry_point = wire.decode(wire.receive(calls))
+    messages = os.fdopen(calls, 'rb')
+    source, entry_point = wire.decode(wire.receive(messages))
     module = types.ModuleType(NAME)
     sys.modules[NAME] = module
 
@@ -56,7 +58,7 @@ def candidate_side(calls: int, answers: int) -> None:
         return module.__dict__[entry_point](*arguments, **named)
 
     wire.send(answers, _answer(load))
-    while (message := wire.receive(calls)) is not None:
+    while (message := wire.receive(messages)) is not None:
         wire.send(answers, _answer(functools.partial(call, *wire.decode(message))))
 
 
@@ -83,36 +85,24 @@ def tests_side(judge: int, calls: int, answers: int) -> None:
     The candidate may send anything, so every exception becomes a report: it's no failure of the sandbox itself, which
     has exit codes of its own.
     """
-    if wire.receive(answers) != READY:
+    replies = os.fdopen(answers, 'rb')
+    if wire.receive(replies) != READY:
         os._exit(NEVER_READY)
-    leave = functools.partial(_leave, judge)
-    try:
-        request = json.loads(wire.receive(judge, most=1 << 30))
-        reason = _judge(request, _asker(calls, answers, leave))
-        if reason is not None:
-            leave(reason)
-        wire.send(judge, PASSED + request['nonce'].encode())
-    except BaseException as error:
-        leave(_reason(type(error).__name__, _text(error)))
 
-
-def _leave(judge: int, reason: str, code: int = 0) -> None:
-    """Ends this process with a report. It raises nothing, since tests may catch all exceptions."""
-    try:
-        line = ' '.join(reason.split()).encode('utf-8', 'backslashreplace')
-        wire.send(judge, FAILED + line[:REPORT_BYTES])
-    except BaseException:  # no memory is left, or nobody listens
-        code = SPEECHLESS
-    os._exit(code)
-
-
-def _asker(calls: int, answers: int, leave: Callable[..., None]) -> Callable[[bytes], object]:
-    """Returns a function that sends a message to the candidate and returns the value of its answer."""
+    def leave(reason: str, code: int = 0) -> NoReturn:
+        """Ends this process with a report. It raises nothing, since tests may catch all exceptions."""
+        try:
+            line = ' '.join(reason.split()).encode('utf-8', 'backslashreplace')
+            wire.send(judge, FAILED + line[:REPORT_BYTES])
+        except BaseException:  # no memory is left, or nobody listens
+            code = SPEECHLESS
+        os._exit(code)
 
     def ask(message: bytes) -> object:
+        """Sends a message to the candidate, and returns the value of its answer or raises RaisedError."""
         try:
             wire.send(calls, message)
-            reply = wire.receive(answers)
+            reply = wire.receive(replies)
         except BrokenPipeError:
             reply = None
         if reply is None:
@@ -128,13 +118,19 @@ def _asker(calls: int, answers: int, leave: Callable[..., None]) -> Callable[[by
         # Only text is reported: Python refuses to write an integer of many digits.
         leave(f'answer: {rest[0][:TEXT] if rest and type(rest[0]) is str else ""}')
 
-    return ask
+    try:
+        request = json.loads(wire.receive(os.fdopen(judge, 'rb', closefd=False), most=1 << 30))
+        if reason := _judge(request, ask):
+            leave(reason)
+        wire.send(judge, PASSED + request['nonce'].encode())
+    except BaseException as error:
+        leave(_reason(type(error).__name__, _text(error)))
 
 
 def _judge(request: dict[str, str], ask: Callable[[bytes], object]) -> str | None:
     """Returns None if the program was loaded and every test passed, else the reason."""
     try:
-        ask(wire.encode((request['source'], request['entry_point'])))
+        ask(wire.encode((request['program'], request['entry_point'])))
     except wire.NotPlainError as error:
         return f'source: {error}'
     except RaisedError as error:
@@ -148,11 +144,6 @@ def _judge(request: dict[str, str], ask: Callable[[bytes], object]) -> str | Non
             raised.append(error.as_builtin())
             raise raised[-1] from error
 
-    return _run_tests(request, candidate, raised)
-
-
-def _run_tests(request: dict[str, str], candidate: Callable, raised: list[BaseException]) -> str | None:
-    """Returns None if every test passed, else the reason."""
     names = {'__name__': 'tests'}
     try:
         exec(compile(request['setup'], '<setup>', 'exec', dont_inherit=True), names)

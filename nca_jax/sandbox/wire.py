@@ -7,6 +7,7 @@
 
 import os
 import struct
+from typing import BinaryIO
 
 DEPTH = 100  # of values in values
 MOST_BYTES = 8 << 20  # of one value or frame
@@ -43,45 +44,28 @@ def send(file: int, data: bytes) -> None:
         left = left[os.write(file, left) :]
 
 
-def receive(file: int, most: int = MOST_BYTES) -> bytes | None:
+def receive(file: BinaryIO, most: int = MOST_BYTES) -> bytes | None:
     """Returns the next frame; None if the other side is gone, cuts it short or announces more than `most` bytes."""
-    header = _read_exactly(file, 4)
-    if header is None or (size := struct.unpack('<I', header)[0]) > most:
+    header = file.read(4)
+    if len(header) < 4 or (size := struct.unpack('<I', header)[0]) > most:
         return None
-    return _read_exactly(file, size)
+    data = file.read(size)
+    return data if len(data) == size else None
 
 
-def _read_exactly(file: int, size: int) -> bytes | None:
-    parts = []
-    while size:
-        part = os.read(file, min(size, 1 << 20))
-        if not part:
-            return None
-        parts.append(part)
-        size -= len(part)
-    return b''.join(parts)
-
-
+TEXT = 'utf-8', 'surrogatepass'
 # Tag, and how a body is written and read. Unbound methods, so that a subclass's own don't run.
 SCALARS = {
     type(None): (b'n', lambda value: b'', lambda body: None),
     bool: (b'o', lambda value: b'\1' if value else b'', bool),
-    int: (
-        b'i',
-        lambda value: int.to_bytes(value, int.bit_length(value) // 8 + 1, 'little', signed=True),
-        lambda body: int.from_bytes(body, 'little', signed=True),
-    ),
+    int: (b'i', lambda value: b'%x' % value, lambda body: int(body, 16)),
     float: (b'f', lambda value: struct.pack('<d', value), lambda body: struct.unpack('<d', body)[0]),
     complex: (
         b'c',
         lambda value: struct.pack('<dd', value.real, value.imag),
         lambda body: complex(*struct.unpack('<dd', body)),
     ),
-    str: (
-        b's',
-        lambda value: str.encode(value, 'utf-8', 'surrogatepass'),
-        lambda body: body.decode('utf-8', 'surrogatepass'),
-    ),
+    str: (b's', lambda value: str.encode(value, *TEXT), lambda body: body.decode(*TEXT)),
     bytes: (b'b', lambda value: bytes.__getitem__(value, slice(None)), bytes),
     bytearray: (b'y', lambda value: bytes(bytearray.__getitem__(value, slice(None))), bytearray),
 }
@@ -100,10 +84,9 @@ def _write(value: object, parts: list[bytes], left: int, depth: int) -> int:
     if kind in SCALARS:
         tag, write, _ = SCALARS[kind]
         body, items = write(value), []
-    elif kind is dict:
-        tag, body, items = GROUPS[kind], b'', [part for pair in dict.items(value) for part in pair]
     else:
-        tag, body, items = GROUPS[kind], b'', list(kind.__iter__(value))
+        items = [part for pair in dict.items(value) for part in pair] if kind is dict else list(kind.__iter__(value))
+        tag, body = GROUPS[kind], b''
     left -= 5 + len(body)
     if left < 0:
         raise NotPlainError(f'more than {MOST_BYTES} bytes')

@@ -28,7 +28,7 @@ PRELOADED = (
     'hashlib itertools json math operator re statistics string struct sys textwrap time types typing unicodedata'
 )
 CRASHED = 1  # exit code of a process that raised once it was confined
-LINGER_SECONDS = 1.0
+LINGER_SECONDS = 1.0  # for a candidate that closed its pipes to end
 
 
 def main() -> None:
@@ -78,8 +78,8 @@ def find_problem(limits: layers.Limits, here: int, shared: layers.Shared) -> str
     ours, theirs = os.pipe()
     process = fork(lambda: proof.prove(limits, shared, theirs), here)
     os.close(theirs)
-    missing = wire.receive(ours)
-    os.close(ours)
+    with open(ours, 'rb') as file:
+        missing = wire.receive(file)
     status, _ = bury(process)
     if missing is None:
         return f'the self-test ended early, {layers.describe_status(status)}'
@@ -107,9 +107,10 @@ def run(control: socket.socket, judge: int, limits: layers.Limits, here: int, sh
         os.close(file)
     late = watch(control, tests, time.monotonic() + limits.wall_seconds)
     tests_status, _ = bury(tests)
-    # A candidate that closed its pipes may be about to end. The burial kills one that goes on.
-    gone = os.waitstatus_to_exitcode(tests_status) in (sides.CANDIDATE_GONE, sides.NEVER_READY)
-    ended = bool(select.select([candidate[1]], [], [], LINGER_SECONDS if gone else 0)[0])
+    if os.WIFEXITED(tests_status) and os.WEXITSTATUS(tests_status) in (sides.CANDIDATE_GONE, sides.NEVER_READY):
+        select.select([candidate[1]], [], [], LINGER_SECONDS)
+    # Asked before the burial, which kills a candidate that still runs.
+    ended = bool(select.select([candidate[1]], [], [], 0)[0])
     status, cpu_seconds = bury(candidate)
     return {'late': late, 'ended': ended, 'candidate': status, 'tests': tests_status, 'cpu_seconds': cpu_seconds}
 

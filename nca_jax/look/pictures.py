@@ -1,0 +1,177 @@
+"""Pictures of sequences of automata: still, moving, and what they are like."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from nca_jax.nca.config import NCAConfig
+from nca_jax.report import figures, style
+
+IN_BAND, UNFILTERED = 'in band', 'unfiltered'
+# Sequences of each set in the animation and in the film strips.
+MOVING, STRIPS = 16, 8
+# The set in the band, and the unfiltered one.
+SET_COLOURS = (style.ARMS[2], style.ARMS[1])
+# Fewer bits are drawn as this.
+MIN_BITS = 1e-3
+# The animation's layout, in pixels and milliseconds.
+COLUMNS, SIDE, GAP, LABEL, TITLE, BETWEEN, MARGIN, FOOT = 4, 96, 12, 18, 34, 36, 14, 26
+FRAME_MS, LAST_FRAME_MS = 160, 1200
+
+# Frames (R, T, Y, X) and scores (R) by title.
+Blocks = Mapping[str, tuple[np.ndarray, np.ndarray]]
+Sets = Mapping[str, Mapping[str, Any]]
+
+
+def draw_all(data: NCAConfig, moving: Blocks, strips: Blocks, measured: Sets) -> dict[str, bytes]:
+    """The files of `show` by name."""
+    frames = next(iter(moving.values()))[0].shape[1]
+    note = f'{style.score_name(data.complexity.measure)} of the sequence shown, {scored(data, frames)}'
+    with matplotlib.rc_context(style.settings(style.LIGHT)):
+        return {
+            'trajectories.gif': animation(moving, data.rule.colours, note),
+            'trajectories.png': style.png(figures.film_strips(strips, data.rule.colours, note, style.LIGHT)),
+            'rank_frequency.png': style.png(rank_frequency(measured, data.vocab.start)),
+            'information.png': style.png(information(measured, data.tokens_per_grid)),
+        }
+
+
+def title(name: str, data: NCAConfig) -> str:
+    """The title of a set's block. It names the band of the rules' scores; the labels are the sequences' own."""
+    if name == UNFILTERED:
+        return 'unfiltered rules'
+    low, high = data.band
+    if (low, high, data.band_by) == (0, 1, 'quantile'):
+        return 'all rules'
+    quantile = ' quantile' if data.band_by == 'quantile' else ''
+    return f'rules of {style.score_name(data.complexity.measure)}{quantile} {low:g} to {high:g}'
+
+
+def scored(data: NCAConfig, frames: int) -> str:
+    """The frames that a sequence's score is about, in words: a short one has fewer than rules are judged by."""
+    return f'first {min(frames, data.complexity.frames)} frames'
+
+
+def animation(blocks: Blocks, colours: int, note: str) -> bytes:
+    """A GIF of trajectories side by side, each below its score; all have the same number of frames."""
+    count = min(frames.shape[1] for frames, _ in blocks.values())
+    rows = max(-(-len(scores) // COLUMNS) for _, scores in blocks.values())
+    block_width = COLUMNS * (SIDE + GAP) - GAP
+    width = 2 * MARGIN + len(blocks) * (block_width + BETWEEN) - BETWEEN
+    height = TITLE + rows * (SIDE + LABEL + GAP) + FOOT
+    paper = Image.new('RGB', (width, height), style.LIGHT.paper)
+    pen, title_font, small = ImageDraw.Draw(paper), ImageFont.load_default(14), ImageFont.load_default(11)
+    places = []
+    for number, (title, (frames_RxTxYxX, scores_R)) in enumerate(blocks.items()):
+        left = MARGIN + number * (block_width + BETWEEN)
+        pen.text((left, 6), title, style.LIGHT.ink, title_font)
+        for index, (frames_TxYxX, score) in enumerate(zip(frames_RxTxYxX, scores_R, strict=True)):
+            x = left + index % COLUMNS * (SIDE + GAP)
+            y = TITLE + index // COLUMNS * (SIDE + LABEL + GAP) + LABEL
+            pen.text((x, y - 15), f'{score:.2f}', style.LIGHT.muted, small)
+            places.append((x, y, frames_TxYxX))
+    pen.text((MARGIN, height - 22), f'above each: {note}', style.LIGHT.muted, small)
+    palette, images = style.cell_colours(colours), []
+    for t in range(count):
+        image = paper.copy()
+        for x, y, frames_TxYxX in places:
+            cells = Image.fromarray(palette[frames_TxYxX[t]])
+            image.paste(cells.resize((SIDE, SIDE), Image.Resampling.NEAREST), (x, y))
+        # A bar of the time, without which Pillow would merge equal frames.
+        end = MARGIN + (t + 1) * (width - 2 * MARGIN) // count
+        ImageDraw.Draw(image).rectangle((MARGIN, height - 6, end, height - 4), style.LIGHT.muted)
+        images.append(image)
+    buffer, pauses = io.BytesIO(), [FRAME_MS] * (count - 1) + [LAST_FRAME_MS]
+    images[0].save(buffer, 'gif', save_all=True, append_images=images[1:], duration=pauses, loop=0)
+    return buffer.getvalue()
+
+
+def rank_frequency(sets: Sets, tokens: int) -> Figure:
+    """Share of tokens by rank: all sequences of each set together, and a few by themselves.
+
+    sets: as `sequences.measure` returns them. tokens: the size of the vocabulary.
+    """
+    figure = Figure(figsize=(figures.WIDTH, 4.3), layout='constrained')
+    together, alone = figure.subplots(1, 2)
+    for (name, values), colour in zip(sets.items(), SET_COLOURS, strict=False):
+        pooled, within, look = values['pooled'], values['within'], {'color': colour}
+        draw_ranks(together, pooled['counts'], **look, linewidth=2, label=f'{name}, all {values["tokens"]:,} tokens')
+        draw_ranks(together, pooled['counts_shuffled'], **look, linewidth=1.2, linestyle='dotted')
+        # Marked at the first rank, since a sequence of one token has no line.
+        look |= {'linewidth': 1.1, 'marker': 'o', 'markersize': 3.5, 'markevery': [0]}
+        for number, counts in enumerate(within['counts']):
+            label = None if number else f'{name}, {len(within["counts"])} sequences'
+            draw_ranks(alone, counts, **look, label=label)
+    muted = {'color': style.LIGHT.muted}
+    law = 1 / np.arange(1, tokens + 1)
+    draw_ranks(together, law, **muted, linewidth=1, linestyle='dashed', label='slope -1, about that of language')
+    uniform = next(iter(sets.values()))['within']['counts_uniform']
+    draw_ranks(alone, uniform, **muted, linewidth=2, label='uniform, as many kinds as the middle one')
+    for axes, title, note in (
+        (together, 'All sequences together', 'dotted: cells shuffled within each sequence'),
+        (alone, 'Sequences by themselves', 'from the lowest score to the highest'),
+    ):
+        axes.set(xscale='log', yscale='log', xlabel='rank', title=title)
+        style.subtitle(axes, note, style.LIGHT)
+        low, high = axes.get_ylim()
+        # Room for the legend, the words of which have the lines' colours and need no samples of them.
+        axes.set_ylim(low * (low / high) ** 0.3, high)
+        axes.legend(loc='lower left', frameon=False, labelcolor='linecolor', handlelength=0, markerscale=0)
+    together.set_ylabel('share of tokens')
+    return figure
+
+
+def draw_ranks(axes: Axes, counts: Sequence[float], **look: Any) -> None:
+    axes.plot(np.arange(1, len(counts) + 1), np.array(counts) / np.sum(counts), **look)
+
+
+def information(sets: Sets, tokens_per_grid: int) -> Figure:
+    """Information of cells, less chance, by distance in tokens, and as a chart by frames later and cells aside."""
+    figure = Figure(figsize=(figures.WIDTH, 6.4))
+    grid = figure.add_gridspec(2, 2, left=0.09, right=0.88, top=0.9, bottom=0.08, hspace=0.5, wspace=0.3)
+    axes = figure.add_subplot(grid[0, :])
+    ends = []
+    for (name, values), colour in zip(sets.items(), SET_COLOURS, strict=False):
+        bits = np.maximum(values['information_by_tokens'], MIN_BITS)
+        axes.plot(values['distances'], bits, color=colour, linewidth=1.4)
+        ends.append((bits[-1], name, colour))
+    drawn = np.concatenate([line.get_ydata() for line in axes.get_lines()])
+    low, high = np.nanmin(drawn) / 1.3, 1.3 * max(10 * MIN_BITS, np.nanmax(drawn))
+    axes.set(yscale='log', ylim=(low, high), xlabel='distance in tokens', ylabel='bits per cell')
+    axes.set_title('Mutual information along the sequence')
+    axes.xaxis.set_major_locator(ticker.MultipleLocator(tokens_per_grid))
+    axes.yaxis.set_major_locator(ticker.FixedLocator(style.LOG_TICKS))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
+    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
+    chance = 'less that of cells in permuted places: an upper bound'
+    style.subtitle(axes, f'of a cell and the same one in a later token, {chance}; ticks: one grid', style.LIGHT)
+    style.label_ends(axes, [end for end in ends if np.isfinite(end[0])])
+    charts = {name: np.log10(np.maximum(values['information_by_place'], MIN_BITS)) for name, values in sets.items()}
+    low = min(np.nanmin(chart) for chart in charts.values())
+    high = max(1 + np.log10(MIN_BITS), *(np.nanmax(chart) for chart in charts.values()))
+    for number, (name, chart_TxX) in enumerate(charts.items()):
+        axes = figure.add_subplot(grid[1, number])
+        axes.imshow(chart_TxX, cmap='YlGnBu', vmin=low, vmax=high, aspect='auto')
+        for (dt, dx), bits in np.ndenumerate(sets[name]['information_by_place']):
+            dark = chart_TxX[dt, dx] > 0.4 * low + 0.6 * high
+            label = 'itself' if np.isnan(bits) else short(bits)
+            axes.text(dx, dt, label, ha='center', va='center', fontsize=7, color='white' if dark else style.LIGHT.ink)
+        axes.set(xlabel='cells to the right', ylabel='frames later', title=f'Between cells, {name}')
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        style.subtitle(axes, 'bits, less those of permuted places: an upper bound', style.LIGHT)
+    return figure
+
+
+def short(bits: float) -> str:
+    """Bits in two significant digits: 2.1, .43, .021, and 0 for less than a thousandth."""
+    if bits < 5e-4:
+        return '0'
+    return f'{bits:.1f}' if bits >= 1 else f'{bits:.{2 if bits >= 0.095 else 3}f}'.removeprefix('0')

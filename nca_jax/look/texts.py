@@ -1,0 +1,245 @@
+"""How complex a text is on the scale of the automata's scores.
+
+Ratios of a text and of automata can't be compared as they are: they depend on the compressor's header, the width of a
+token and the vocabulary. 360 int32 tokens have 0.022 if they are constant and 0.67 if they are drawn uniformly from
+10,000 tokens, but at most 0.36 if they are drawn from the 87 characters of source code. So both become relative ratios.
+"""
+
+import bisect
+import collections
+import dataclasses
+import itertools
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from nca_jax.data import python
+from nca_jax.errors import UserError, check
+from nca_jax.nca import complexity
+from nca_jax.nca.complexity import ComplexityConfig
+from nca_jax.nca.config import NCAConfig
+from nca_jax.progress import Progress
+
+BUILT_IN = {'python_stdlib': python.sources, 'python_docs': python.docstrings}
+COMPRESSED = ('.gz', '.zst', '.xz', '.bz2', '.zip', '.7z', '.parquet', '.npz', '.png', '.jpg', '.jpeg', '.webp', '.mp4')
+MIN_WINDOWS = 10
+LONG_BYTES, LONG_WINDOWS = 2**20, 16
+# Share of a text's bytes that its vocabulary covers. Rare bytes come and go with the choice of windows.
+COVERED = 0.999
+# Random streams that a reference ratio averages: fewer if they are long, since those vary less.
+STREAMS, STREAM_TOKENS = 64, 100_000
+# Bytes to read for each token of a tokenizer, and twice as many where they don't suffice.
+BYTES_PER_TOKEN = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class ByteCorpus:
+    """Files, or bytes in memory, one after the other, as they are: nothing is decoded or decompressed."""
+
+    name: str
+    parts: tuple[Path | bytes, ...]
+    # The position in the corpus after each part.
+    ends: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return self.ends[-1]
+
+    @property
+    def compressed_files(self) -> int:
+        """Number of files whose names look compressed, so that their bytes say little about their content."""
+        return sum(isinstance(part, Path) and part.name.lower().endswith(COMPRESSED) for part in self.parts)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes start to stop - 1, fewer at the corpus's end. Raises UserError if a file can't be read."""
+        content, stop = b'', min(stop, self.size)
+        index = bisect.bisect_right(self.ends, start)
+        while start < stop:
+            begin = self.ends[index - 1] if index else 0
+            content += read_part(self.parts[index], start - begin, min(stop, self.ends[index]) - begin)
+            start, index = self.ends[index], index + 1
+        return content
+
+
+def read_part(part: Path | bytes, start: int, stop: int) -> bytes:
+    if isinstance(part, bytes):
+        return part[start:stop]
+    try:
+        with part.open('rb') as file:
+            file.seek(start)
+            content = file.read(stop - start)
+    except OSError as error:
+        raise UserError(f'{part}: {error.strerror}') from None
+    if len(content) < stop - start:
+        raise UserError(f'{part}: became shorter while it was read')
+    return content
+
+
+def open_corpus(name: str, progress: Progress) -> ByteCorpus:
+    """A corpus of BUILT_IN, a file, or a folder: all files in it by path, except hidden ones.
+
+    Raises UserError if nothing is there or it holds no bytes.
+    """
+    # A file's name may be no text.
+    shown = name.encode(errors='backslashreplace').decode()
+    if name in BUILT_IN:
+        progress(name, 0, 1)
+        parts = [b''.join(document.text.encode(errors='surrogatepass') for document in BUILT_IN[name]())]
+        sizes = [len(parts[0])]
+        progress(name, 1, 1)
+    else:
+        try:
+            root = Path(name).expanduser()
+            if not name or not root.exists():
+                raise UserError(f'--text {shown!r}: no such file or folder, and no corpus of {", ".join(BUILT_IN)}')
+            parts = [root] if root.is_file() else sorted(visible_files(root))
+            sizes = [file.stat().st_size for file in parts]
+        except (OSError, RuntimeError) as error:  # a RuntimeError is about ~ of an unknown user
+            raise UserError(f'--text {shown}: {getattr(error, "strerror", error)}') from None
+    check(sum(sizes) > 0, '--text', shown, 'must hold at least one byte')
+    return ByteCorpus(shown, tuple(parts), tuple(itertools.accumulate(sizes)))
+
+
+def visible_files(root: Path) -> list[Path]:
+    files = (file for file in root.rglob('*') if file.is_file())
+    return [file for file in files if not any(part.startswith('.') for part in file.relative_to(root).parts)]
+
+
+def window_starts(corpus: ByteCorpus, length: int, count: int, seed: int) -> Iterator[int]:
+    """Where `count` disjoint windows of `length` bytes begin: a seeded choice, or all windows if there are fewer."""
+    total = corpus.size // length
+    generator = np.random.default_rng([seed, zlib.crc32(b'windows')])
+    for index in generator.choice(total, min(count, total), replace=False):
+        yield int(index) * length
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Mean ratios of constant streams and of uniform ones over a vocabulary of so many tokens."""
+
+    vocabulary: int
+    constant: float
+    uniform: float
+
+    def relative(self, ratio: np.ndarray) -> np.ndarray:
+        """0 for the constant ratio, 1 for the uniform one."""
+        return (ratio - self.constant) / (self.uniform - self.constant)
+
+    def ratio(self, relative: np.ndarray) -> np.ndarray:
+        """The inverse of `relative`."""
+        return self.constant + relative * (self.uniform - self.constant)
+
+
+def make_scale(config: ComplexityConfig, tokens: int, vocabulary_V: np.ndarray, seed: int) -> Scale:
+    """The scale for streams of `tokens` tokens. The tokens' very numbers matter, since a compressor sees their bytes.
+
+    Raises FieldError if the two ratios don't differ, as for gzip at level 0.
+    """
+    generator = np.random.default_rng([seed, zlib.crc32(b'uniform')])
+    # Uniform tokens take two at least: a vocabulary of one gets a neighbour.
+    drawn_from = vocabulary_V if len(vocabulary_V) > 1 else np.append(vocabulary_V, vocabulary_V ^ 1)
+    uniform = mean_ratio(config, (generator.choice(drawn_from, tokens) for _ in range(streams(tokens))))
+    chosen = generator.choice(vocabulary_V, streams(tokens))
+    constant = mean_ratio(config, (np.full(tokens, token) for token in chosen))
+    differ = uniform > 1.01 * constant
+    check(differ, 'config.data.complexity.level', config.level, 'must compress a constant stream')
+    return Scale(len(vocabulary_V), constant, uniform)
+
+
+def shuffled_ratio(config: ComplexityConfig, tokens: int, counts: collections.Counter[int], seed: int) -> float:
+    """The mean ratio of streams with these frequencies and no order."""
+    generator = np.random.default_rng([seed, zlib.crc32(b'shuffled')])
+    vocabulary, times = np.array(list(counts.items())).T
+    shares = times / times.sum()
+    return mean_ratio(config, (generator.choice(vocabulary, tokens, p=shares) for _ in range(streams(tokens))))
+
+
+def mean_ratio(config: ComplexityConfig, streams_of_tokens: Iterator[np.ndarray]) -> float:
+    return float(np.mean([complexity.ratio(config, tokens_L) for tokens_L in streams_of_tokens]))
+
+
+def streams(tokens: int) -> int:
+    return max(2, min(STREAMS, STREAM_TOKENS // tokens))
+
+
+@dataclasses.dataclass(frozen=True)
+class TextRatios:
+    """One text in one setting: the ratios of W windows of `tokens` tokens each, and the scale they lie on."""
+
+    tokens: int
+    bytes_per_token: int
+    ratios_W: np.ndarray
+    # The mean ratio of tokens drawn from the text's frequencies.
+    shuffled: float
+    scale: Scale
+
+
+def measure_text(
+    config: NCAConfig, corpus: ByteCorpus, windows: int, seed: int, tokenizer: Tokenizer | None
+) -> dict[str, TextRatios]:
+    """The corpus in each setting (see `calibrate`), the deciding one first, by `windows` windows or as many as it has.
+
+    Raises UserError for a corpus of less than MIN_WINDOWS windows.
+    """
+    scored, tokens = config.complexity, config.scored_tokens
+    width = tokens * scored.bytes_per_token
+    if corpus.size < MIN_WINDOWS * width:
+        needed = f'{MIN_WINDOWS * width:,} for {MIN_WINDOWS} windows'
+        raise UserError(f'--text {corpus.name}: too small, {corpus.size:,} bytes where it takes {needed}')
+    results = {}
+    if tokenizer is not None:
+        results['tokens'] = measure_windows(corpus, scored, tokens, windows, seed, tokenizer)
+        count = len(results['tokens'].ratios_W)
+        if count < MIN_WINDOWS:
+            raise UserError(f'--text {corpus.name}: too small, {count} windows of {tokens} tokens')
+    one_byte = dataclasses.replace(scored, bytes_per_token=1)
+    return results | {
+        'bytes': measure_windows(corpus, scored, tokens, windows, seed),
+        'raw': measure_windows(corpus, one_byte, width, windows, seed),
+        'long': measure_windows(corpus, one_byte, min(LONG_BYTES, corpus.size), LONG_WINDOWS, seed),
+    }
+
+
+def measure_windows(
+    corpus: ByteCorpus,
+    config: ComplexityConfig,
+    tokens: int,
+    windows: int,
+    seed: int,
+    tokenizer: Tokenizer | None = None,
+) -> TextRatios:
+    """The ratios of at most `windows` windows of `tokens` tokens: the tokenizer's, or bytes."""
+    ratios, counts = [], collections.Counter()
+    for start in window_starts(corpus, tokens * (BYTES_PER_TOKEN if tokenizer else 1), windows, seed):
+        if tokenizer:
+            tokens_L = read_tokens(corpus, tokenizer, start, tokens)
+        else:
+            tokens_L = np.frombuffer(corpus.read(start, start + tokens), np.uint8)
+        # Near the corpus's end a window may hold too few tokens.
+        if len(tokens_L) == tokens:
+            ratios.append(complexity.ratio(config, tokens_L))
+            counts.update(dict(zip(*np.unique(tokens_L, return_counts=True), strict=True)))
+    vocabulary_V = np.arange(tokenizer.get_vocab_size()) if tokenizer else covering(counts)
+    scale = make_scale(config, tokens, vocabulary_V, seed)
+    shuffled = shuffled_ratio(config, tokens, counts, seed)
+    return TextRatios(tokens, config.bytes_per_token, np.array(ratios), shuffled, scale)
+
+
+def covering(counts: collections.Counter[int]) -> np.ndarray:
+    """The most frequent tokens that make up COVERED of all, the most frequent first."""
+    tokens, times = zip(*counts.most_common(), strict=True)
+    shares = np.cumsum(times) / counts.total()
+    return np.array(tokens[: int(np.searchsorted(shares, COVERED)) + 1])
+
+
+def read_tokens(corpus: ByteCorpus, tokenizer: Tokenizer, start: int, length: int) -> np.ndarray:
+    """`length` tokens from a byte on, fewer at the corpus's end. Bytes that aren't UTF-8 are replaced."""
+    size, tokens = BYTES_PER_TOKEN * length, []
+    while len(tokens) < length and size < 2 * corpus.size:
+        # The first and the last token may be cut.
+        tokens = tokenizer.encode(corpus.read(start, start + size).decode(errors='replace')).ids[1:-1]
+        size *= 2
+    return np.array(tokens[:length])
