@@ -34,7 +34,7 @@ def mesh(devices):
     return jax.make_mesh((devices,), ('data',), axis_types=(jax.sharding.AxisType.Auto,), devices=found)
 
 
-def whole():
+def on_one_device():
     """The layout of an array that lies on one device."""
     return NamedSharding(mesh(1), PartitionSpec())
 
@@ -167,7 +167,7 @@ def test_buffers_may_be_donated_as_soon_as_save_returns(tmp_path):
             jax.block_until_ready(big)
         checkpoints.wait()
     for step, values in enumerate(expected, 1):
-        params, _ = store.restore_params(tmp_path / 'checkpoints', step, {'w': whole()})
+        params, _ = store.restore_params(tmp_path / 'checkpoints', step, {'w': on_one_device()})
         np.testing.assert_array_equal(np.asarray(params['w']), values)
 
 
@@ -280,7 +280,7 @@ def test_a_flipped_bit_that_orbax_restores_without_a_word_is_found(folder):
     for path, leaf in trees.flatten(state(3)).items():
         assert np.sum(np.asarray(leaf) != np.asarray(silent[path])) == (path == KERNEL)
     with pytest.raises(UserError, match=f'step 3: {KERNEL} is damaged'):
-        store.restore_params(folder, 3, {'blocks/mlp/up/kernel': whole()})
+        store.restore_params(folder, 3, {'blocks/mlp/up/kernel': on_one_device()})
 
 
 def test_a_damaged_step_is_set_aside_and_can_be_written_again(folder):
@@ -305,7 +305,7 @@ def test_damage_prints_no_page_on_each_abandoned_read(tmp_path, monkeypatch):
     with store.Store(tmp_path / 'checkpoints', keep=3) as checkpoints:
         checkpoints.save(3, state, ABOUT, wait=True)
         truncate(tmp_path / 'checkpoints')
-        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole()), state)
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_one_device()), state)
         with pytest.raises(UserError, match='no valid checkpoint; step 3: '):
             checkpoints.restore(like)
     time.sleep(0.5)
@@ -363,17 +363,17 @@ def test_restore_params_reads_the_asked_leaves_alone(folder, monkeypatch):
     assert manifest['step'] == 3
     assert store.restore_params(folder, 3, {}) == ({}, manifest)
     with pytest.raises(UserError, match='params/head/kernel is not in it'):
-        store.restore_params(folder, 3, {'head/kernel': whole()})
+        store.restore_params(folder, 3, {'head/kernel': on_one_device()})
 
 
 def test_restore_params_goes_back_for_the_newest_and_never_for_a_given_step(folder, caplog):
     edit_manifest(folder, 3, lambda found: leaf_row(found, 'params/embed/table').update(checksum=0))
-    params, manifest = store.restore_params(folder, None, {'embed/table': whole()})
+    params, manifest = store.restore_params(folder, None, {'embed/table': on_one_device()})
     same(params['embed'], state(2).params['embed'])
     assert manifest['step'] == 2
     assert 'step 3: params/embed/table is damaged' in caplog.text
     with pytest.raises(UserError, match='step 3: params/embed/table is damaged: its checksum is wrong; there are'):
-        store.restore_params(folder, 3, {'embed/table': whole()})
+        store.restore_params(folder, 3, {'embed/table': on_one_device()})
     assert store.committed(folder) == [1, 2, 3]
 
 
@@ -393,7 +393,7 @@ def test_saved_params_describe_the_parent(folder):
 
 
 def test_a_parent_that_is_not_there_is_named(folder, tmp_path):
-    for read in (store.read_manifest, lambda *where: store.restore_params(*where, {'embed/table': whole()})):
+    for read in (store.read_manifest, lambda *where: store.restore_params(*where, {'embed/table': on_one_device()})):
         with pytest.raises(UserError, match='no such folder') as caught:
             read(tmp_path / 'elsewhere', None)
         assert str(tmp_path / 'elsewhere') in str(caught.value)
@@ -409,7 +409,7 @@ def test_a_parent_that_is_not_there_is_named(folder, tmp_path):
 def test_a_relative_folder_works(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     same(restore('checkpoints')[0], state(3))
-    params, _ = store.restore_params('checkpoints', None, {'embed/table': whole()})
+    params, _ = store.restore_params('checkpoints', None, {'embed/table': on_one_device()})
     same(params['embed'], state(3).params['embed'])
 
 
@@ -444,7 +444,7 @@ def test_a_kill_in_the_middle_of_a_write_leaves_the_step_before(tmp_path):
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert [path.name for path in folder.iterdir() if path.name.startswith('2')] == ['2.orbax-checkpoint-tmp']
     assert store.committed(folder) == [1]
-    like = {'params': {'w': jax.ShapeDtypeStruct((4096, 1024), jnp.float32, sharding=whole())}}
+    like = {'params': {'w': jax.ShapeDtypeStruct((4096, 1024), jnp.float32, sharding=on_one_device())}}
     found, manifest = restore(folder, like)
     assert manifest['step'] == 1
     assert np.all(np.asarray(found['params']['w']) == 1)

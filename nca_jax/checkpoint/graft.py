@@ -1,4 +1,4 @@
-"""Hands weights from one stage to the next: a plan says, leaf by leaf and layer by layer, what is carried.
+"""Hands weights from one stage to the next: a plan decides, leaf by leaf and layer by layer.
 
 A plan is a tuple of entries `(pattern, action)` or `(pattern, action, dict(layers=(a, b), scale=s))`. They are tried in
 order, per leaf and layer, and the first whose pattern matches the whole path decides:
@@ -27,8 +27,8 @@ from nca_jax.errors import UserError
 ACTIONS = ('carry', 'fresh', 'drop')
 # The leaves under it hold all layers, on axis 0.
 STACKED = 'blocks/'
+# The tables, whose padded sizes may differ between models of one vocabulary.
 VOCAB_AXIS = {'embed/table': 0, 'head/kernel': 1, 'head/bias': 0}
-HEADINGS = ('leaf', 'layers', 'action', 'scale', 'source norm', 'result norm')
 
 # A path and, for a stacked leaf, one layer: the smallest part that a plan decides about.
 Unit = tuple[str, int | None]
@@ -55,7 +55,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """What a plan does with a whole leaf (`layers` None), or with layers a..b-1 of a stacked one."""
+    """One action on one leaf: on all of it (`layers` None), or on layers a..b-1 of a stacked one."""
 
     path: str
     action: str
@@ -64,7 +64,7 @@ class Piece:
 
 
 def parse(plan: Iterable[Any]) -> tuple[Entry, ...]:
-    """The entries of a plan as a config or JSON has it. UserError names the malformed entry and what is wrong."""
+    """The entries of a plan as a config or JSON has it. UserError names the malformed entry."""
     return tuple(_parse_entry(f'plan entry {number} {entry!r}', entry) for number, entry in enumerate(plan))
 
 
@@ -87,6 +87,7 @@ def _parse_entry(place: str, entry: Any) -> Entry:
     if layers is not None:
         integers = isinstance(layers, tuple | list) and [type(bound) for bound in layers] == [int, int]
         demand(integers and 0 <= layers[0] < layers[1], 'layers must be (a, b) with 0 <= a < b')
+    # True is an int to Python, but no scale.
     number = isinstance(scale, int | float) and not isinstance(scale, bool)
     demand(number and math.isfinite(scale) and scale >= 0, 'scale must be a finite number, at least 0')
     demand(action == 'carry' or scale == 1.0, 'scale applies to carry only')
@@ -99,21 +100,21 @@ def resolve(
     """The plan applied to two parameter trees: the pieces of every target leaf, then the dropped source leaves.
 
     `source` and `target` are nested dicts (or `{path: leaf}`) of arrays or shape structs. Raises UserError when a leaf
-    is not accounted for, when an entry claims nothing, or when what is carried differs in shape, vocabulary or dtype.
+    is not accounted for, when an entry claims nothing, or when a carried leaf differs in shape, vocabulary or dtype.
     """
     source, target = trees.flatten(source), trees.flatten(target)
     of_target, of_source = _claims(plan, target), _claims(plan, source)
     claims = of_target | of_source
     for unit, entry in claims.items():
         _check_claim(unit, entry, unit in of_source, unit in of_target)
+    # By identity, since a plan may hold the same entry twice: then the second claims nothing.
     for number, entry in enumerate(plan):
         if not any(entry is claim for claim in claims.values()):
             raise UserError(f'plan: entry {number} {entry.to_json()} claims nothing: {_idle(entry, claims)}')
-    pieces = [piece for path, leaf in target.items() for piece in _pieces(path, leaf, claims)]
+    pieces = _pieces(of_target, target)
     for path in sorted(carried(pieces)):
         _check_leaf(path, source[path], target[path], source_vocab_size, target_vocab_size)
-    others = [piece for path, leaf in source.items() for piece in _pieces(path, leaf, claims)]
-    return (*pieces, *(piece for piece in others if piece.action == 'drop'))
+    return (*pieces, *(piece for piece in _pieces(of_source, source) if piece.action == 'drop'))
 
 
 def carries_layers(plan: Sequence[Entry], target: trees.Tree) -> bool:
@@ -152,7 +153,7 @@ def graft(
         return trees.map_with_path(lambda path, _: result[path], fresh), norms
 
     source, paths = trees.flatten(source), carried(pieces)
-    # One jitted function: nothing is gathered on a host, and the result is laid out as `out_shardings` says.
+    # One jitted function, so no leaf is gathered on a host.
     params, norms = jax.jit(apply, out_shardings=(out_shardings, None))({path: source[path] for path in paths}, fresh)
     report = []
     for piece, pair in zip(pieces, jax.device_get(norms), strict=True):
@@ -163,7 +164,8 @@ def graft(
 
 def lines(report: Iterable[Mapping[str, Any]]) -> list[str]:
     """A graft's report as an aligned table, with one line of counts at the end."""
-    cells, paths = [HEADINGS], {action: set() for action in ACTIONS}
+    cells = [('leaf', 'layers', 'action', 'scale', 'source norm', 'result norm')]
+    paths = {action: set() for action in ACTIONS}
     for row in report:
         layers = '' if row['layers'] is None else f'{row["layers"][0]}-{row["layers"][1] - 1}'
         scale = f'{row["scale"]:g}' if row['action'] == 'carry' else ''
@@ -175,13 +177,10 @@ def lines(report: Iterable[Mapping[str, Any]]) -> list[str]:
     return [*table, ', '.join(f'{action}: {len(leaves)} leaves' for action, leaves in paths.items())]
 
 
-def _layers(path: str, leaf: Any) -> Iterable[int | None]:
-    return range(leaf.shape[0]) if path.startswith(STACKED) else (None,)
-
-
 def _claims(plan: Sequence[Entry], leaves: Mapping[str, Any]) -> dict[Unit, Entry | None]:
-    """The first entry that claims each unit, if one does."""
-    units = [(path, layer) for path, leaf in leaves.items() for layer in _layers(path, leaf)]
+    """The first entry that claims each unit, if one does; units by leaf, then by layer."""
+    layers = {path: range(leaf.shape[0]) if path.startswith(STACKED) else [None] for path, leaf in leaves.items()}
+    units = [(path, layer) for path in leaves for layer in layers[path]]
     return {unit: next((entry for entry in plan if entry.claims(*unit)), None) for unit in units}
 
 
@@ -209,14 +208,16 @@ def _idle(entry: Entry, units: Iterable[Unit]) -> str:
     return 'its pattern matches no leaf'
 
 
-def _pieces(path: str, leaf: Any, entries: Mapping[Unit, Entry]) -> list[Piece]:
-    """The leaf cut where the action or the scale changes from one layer to the next."""
-    claims = [(layer, entries[path, layer]) for layer in _layers(path, leaf)]
-    runs = [list(run) for _, run in itertools.groupby(claims, lambda claim: (claim[1].action, claim[1].scale))]
-    return [
-        Piece(path, run[0][1].action, None if len(runs) == 1 else (run[0][0], run[-1][0] + 1), run[0][1].scale)
-        for run in runs
-    ]
+def _pieces(claims: Mapping[Unit, Entry], leaves: Mapping[str, Any]) -> list[Piece]:
+    """The leaves, cut where the action or the scale changes from one layer to the next."""
+    pieces = []
+    same = itertools.groupby(claims.items(), lambda claim: (claim[0][0], claim[1].action, claim[1].scale))
+    for (path, action, scale), run in same:
+        layers = [layer for (_, layer), _ in run]
+        # A leaf in one piece is treated as a whole, stacked or not.
+        complete = layers[0] is None or len(layers) == leaves[path].shape[0]
+        pieces.append(Piece(path, action, None if complete else (layers[0], layers[-1] + 1), scale))
+    return pieces
 
 
 def _check_leaf(path: str, source: Any, target: Any, source_vocab_size: int, target_vocab_size: int) -> None:
@@ -243,8 +244,8 @@ def _carry(piece: Piece, source: jax.Array, target: jax.Array, vocab_size: int) 
     values = jax.lax.slice(source, start, limit)
     # At scale 1 no arithmetic touches the bits, which it could alter in a NaN.
     scaled = values if piece.scale == 1.0 else values * piece.scale
-    whole = scaled.shape == target.shape
-    return scaled if whole else jax.lax.dynamic_update_slice(target, scaled, start), _norm(values)
+    complete = scaled.shape == target.shape
+    return scaled if complete else jax.lax.dynamic_update_slice(target, scaled, start), _norm(values)
 
 
 def _norm(x: jax.Array) -> jax.Array:

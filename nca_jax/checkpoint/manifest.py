@@ -55,7 +55,7 @@ def _mix(x: jax.Array) -> jax.Array:
 
 
 def environment() -> dict[str, Any]:
-    """What results depend on besides the config: the code, the versions of its packages, and the devices."""
+    """Code, versions of packages, and devices: results depend on them as on the config."""
     device = jax.devices()[0]
     return {
         'code': code_version(pathlib.Path(nca_jax.__file__).parent),

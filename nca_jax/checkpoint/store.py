@@ -25,7 +25,8 @@ from nca_jax.checkpoint.manifest import leaf_table
 from nca_jax.errors import UserError, check
 
 Manifest = dict[str, Any]
-ORBAX_DETAILS = ' See full TensorStore details'  # pages follow it in a message
+# Pages follow it in a message.
+ORBAX_DETAILS = ' See full TensorStore details'
 T = TypeVar('T')
 
 
@@ -52,7 +53,7 @@ class _Reader(ocp.type_handlers.ArrayHandler):
 
 
 class Store(contextlib.AbstractContextManager):
-    """The checkpoints of one run. It owns the thread that writes them: close it, or use it as a context.
+    """The checkpoints of one run, a context: it owns the thread that writes them.
 
     The newest `keep` stay, and the `named` steps for good. The training loop decides when to save.
     """
@@ -66,7 +67,7 @@ class Store(contextlib.AbstractContextManager):
         self._manager = _Manager(self.folder, options=options)
 
     def __exit__(self, *exception: object) -> None:
-        # Waits for the write in flight.
+        """Waits for the write in flight."""
         self._manager.close()
 
     def save(self, step: int, state: trees.Tree, manifest: Mapping[str, Any], wait: bool = False) -> None:
@@ -80,6 +81,7 @@ class Store(contextlib.AbstractContextManager):
             items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), manifest=ocp.args.JsonSave(content))
             # This copy to the host is meant, whatever guard the loop runs under.
             with jax.transfer_guard('allow'):
+                # Forced: the loop has decided, and Orbax has no say in when to save.
                 self._manager.save(step, args=items, force=True)
         if wait:
             self.wait()
@@ -113,6 +115,7 @@ class Store(contextlib.AbstractContextManager):
                 names = (f'{step}.damaged' + (f'-{again}' if again else '') for again in itertools.count())
                 free = next(name for name in names if not (self.folder / name).exists())
                 (self.folder / str(step)).rename(self.folder / free)
+        # The others must not list the folder before it's done.
         multihost_utils.sync_global_devices('damaged checkpoints are set aside')
         self._manager.reload()
 
@@ -150,6 +153,7 @@ def restore_params(
     naming the folder, when no such folder, no such step or no valid checkpoint exists.
     """
     shardings = trees.flatten(shardings)
+    # Orbax reads no empty tree.
     if not shardings:
         return {}, read_manifest(folder, step)
 
@@ -173,7 +177,7 @@ def _absolute(folder: epath.PathLike) -> epath.Path:
 def _newest(
     folder: epath.PathLike, steps: Iterable[int], read: Callable[[epath.Path], T], only: int | None = None
 ) -> tuple[T, list[int]]:
-    """What `read` returns for the newest step that it can read, and the newer steps that it can't; or for step `only`.
+    """The result of `read` for the newest step that it can read, and the newer steps that it can't; or for step `only`.
 
     A warning names the damaged steps. Raises UserError if no step can be read.
     """

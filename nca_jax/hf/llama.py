@@ -159,7 +159,7 @@ def to_config(model: ModelConfig, vocab: Vocab, end_of_text: int | None, dtype: 
 
 
 def from_config(given: Mapping[str, Any], place: object) -> tuple[ModelConfig, int]:
-    """The model of a config.json, and the rows of its tables. UserError names what this model can't have."""
+    """The model of a config.json, and the rows of its tables. UserError names a field that this model can't have."""
     config = DEFAULTS | given
 
     def demand(ok: bool, field: str, allowed: str) -> None:

@@ -106,7 +106,10 @@ def read_file(file: pathlib.Path, heads: int | None) -> Source:
     dtypes = {str(tensor.dtype) for tensor in tensors.values()}
     if rest := ', '.join(repr(key) for key in content if key != 'model'):
         notes += (f'not carried over: {rest[:200]}',)
-    read_tensor = lambda name: tensors[rename(name)].read()  # noqa: E731
+
+    def read_tensor(name: str) -> np.ndarray:
+        return tensors[rename(name)].read()
+
     return Source(file, 'checkpoint of PyTorch', model, rows, None, dtypes, read_tensor, None, notes)
 
 

@@ -96,7 +96,7 @@ class Tensor:
 
 
 def load(path: Path) -> Any:
-    """What `torch.save` was given: dicts, lists, tuples, numbers, strings, and a `Tensor` for every tensor.
+    """The content of the file: dicts, lists, tuples, numbers, strings, and a `Tensor` for every tensor.
 
     Raises UserError, naming the file and what is wrong, for a file that isn't such a zip file, is damaged, or holds
     anything else.
@@ -211,7 +211,7 @@ class _Machine:
                 pop()
                 self._top(dict)
             case _:
-                _demand(False, f'its data.pkl has the opcode {name}, which no dict of tensors needs')
+                raise UserError(f'its data.pkl has the opcode {name}, which no dict of tensors needs')
 
     def _since_mark(self) -> list[Any]:
         mark = self._marks.pop()
