@@ -22,8 +22,7 @@ STAGE_CAPTION = (
     'before it, by the number of grids of the same automaton in context; solid: single cells, dotted: all '
     'cells of the grid at once. A rise with context is the rule being inferred.'
 )
-
-
+# What each share that an evaluation records is called in tables.
 NCA_COLUMNS = {
     'cells right, %': 'cell_accuracy',
     'grids right, %': 'grid_accuracy',

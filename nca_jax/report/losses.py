@@ -80,6 +80,7 @@ def result_rows(study: Study, comparisons: Comparisons) -> list[dict[str, str]]:
                 'arm': arm,
                 'seeds': ' '.join(map(str, by_seed)),
                 'final loss, nats': tables.number(loss.mean) + ('' if loss.n < 2 else f' ± {loss.half:.3f}'),
+                # exp of the mean loss, the geometric mean of perplexities: gains in nats and in percent then agree.
                 'perplexity': tables.number(math.exp(loss.mean), 2),
                 'bits per byte': tables.number(None if None in bits else sum(bits) / len(bits)),
                 f'gain over {study.baseline}, nats': tables.ranged(c.gain.mean, c.gain.low, c.gain.high, 3)

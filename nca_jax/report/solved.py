@@ -62,6 +62,7 @@ def result_rows(group: Group, gains: Gains, baseline: str) -> list[dict[str, str
         if before:
             earlier = [run.solved_before for run in by_seed.values()]
             row |= {f'before: pass@{k}, %': _level_cell(earlier, f'pass@{k}') for k in shown_ks(group)}
+        # A loss tells more than a score where small models solve next to nothing.
         if losses:
             ends = [run.results('held_out')[-1]['loss'] for run in by_seed.values()]
             row['held-out loss, nats'] = tables.number(stats.t_interval(ends).mean)
@@ -159,7 +160,8 @@ def _floor(name: str, group: Group) -> list[str]:
     if all(run.solved[f'pass@{largest}'] == 0 for run in members(group)):
         return [f'**No problem of {name} was solved in any run: conclude nothing from it.**']
     chance = 100 * any_run(group).solved.get('chance_pass@1', 0.0)
-    if any(level(finals(by_seed), 'pass@1').low > chance for by_seed in group.values()) or not chance:
+    # Open answers can't be guessed, so their chance is 0; one arm above chance shows that the problems can be solved.
+    if not chance or any(level(finals(by_seed), 'pass@1').low > chance for by_seed in group.values()):
         return []
     return [f'**On {name} no arm is above guessing ({chance:.1f} % pass@1) by its interval: conclude little from it.**']
 

@@ -77,11 +77,13 @@ def make_study(runs: Iterable[Run], baseline: str | None = None) -> Study:
         name: _by_seed((run for run in answered if run.benchmark == name), f' on {name}')
         for name in sorted({run.benchmark for run in answered})
     }
+    # The baseline may have answered problems only.
     names = set(text).union(*solved.values())
     if baseline is not None and baseline not in names:
         known = ', '.join(sorted(names)) or 'none'
         raise UserError(f'--baseline {baseline}: no finished run of it; arms: {known}')
     baseline = baseline or 'scratch'
+    # Bytes per token are computed from recorded losses, so they agree to the digits that were recorded.
     _check_alike(members(text), _training, rel_tol=1e-4)
     for group in solved.values():
         _check_alike(members(group), _questions, rel_tol=0)
