@@ -51,17 +51,18 @@ def judge(
 
     with files.lock(out, busy) as file:
         records = judged_before(out, completions, hashes)
-        rest = range(len(records), len(completions))
-        if not rest:
+        done = len(records)
+        if done == len(completions):
             return records
         with pool.Sandbox(workers, limits) as box, progress.bars() as show:
-            verdicts = box.run(completions[number].submission for number in rest)
-            for number, verdict in zip(rest, verdicts, strict=True):
-                end = {'passed': verdict.passed, 'why': verdict.why, 'hash': hashes[number]}
-                records.append(_names(completions[number]) | end)
+            verdicts = box.run(completion.submission for completion in completions[done:])
+            for completion, hash, verdict in zip(completions[done:], hashes[done:], verdicts, strict=True):
+                names = {'task_id': completion.task_id, 'sample': completion.sample}
+                records.append(names | {'passed': verdict.passed, 'why': verdict.why, 'hash': hash})
+                # Line by line, so that little is lost if this process is killed.
                 file.write(json.dumps(records[-1]).encode() + b'\n')
                 file.flush()
-                show('judged', number + 1, len(completions))
+                show('judged', len(records), len(completions))
     return records
 
 
@@ -71,24 +72,22 @@ def judged_before(out: pathlib.Path, completions: Sequence[Completion], hashes: 
     Raises UserError, and cuts nothing, if the file holds anything else, since somebody may need it.
     """
     *lines, partial = out.read_bytes().split(b'\n')
-    starts = [json.dumps(_names(completion)).encode()[:-1] + b',' for completion in completions]
-    same = len(lines) + bool(partial) <= len(completions)
-    for line, start, hash in zip(lines, starts, hashes, strict=False):
-        same = same and line.startswith(start) and line.endswith(f'"hash": "{hash}"}}'.encode())
+    names = [{'task_id': completion.task_id, 'sample': completion.sample} for completion in completions]
+    starts = [json.dumps(record).encode()[:-1] + b',' for record in names]
+    ends = [f'"hash": "{hash}"}}'.encode() for hash in hashes]
+    pairs = zip(lines, starts, ends, strict=False)
+    same = len(lines) <= len(starts) and all(
+        line.startswith(start) and line.endswith(end) for line, start, end in pairs
+    )
+    # A killed writer can only have left the beginning of the next record.
     if same and partial:
-        start = starts[len(lines)]
-        same = partial.startswith(start) or start.startswith(partial)
+        start = next(iter(starts[len(lines) :]), None)
+        same = start is not None and (partial.startswith(start) or start.startswith(partial))
     if not same:
-        raise UserError(
-            f'{out}: holds verdicts of other samples, problems or limits; remove it or choose another --out'
-        )
+        place = f'{out}: holds verdicts of other samples, problems or limits'
+        raise UserError(f'{place}; remove it or choose another --out')
     files.cut_partial_line(out)
     return files.read_records(out)
-
-
-def _names(completion: Completion) -> dict[str, Any]:
-    """Returns the fields that a record begins with."""
-    return {'task_id': completion.task_id, 'sample': completion.sample}
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> str:

@@ -191,13 +191,7 @@ class WorkerProcess:
 
     def judge(self, submission: Submission, limits: Limits) -> Verdict:
         nonce = secrets.token_hex(32)
-        request = {
-            'program': submission.source,
-            'entry_point': submission.entry_point,
-            'setup': submission.setup,
-            'tests': submission.tests,
-            'nonce': nonce,
-        }
+        request = dataclasses.asdict(submission) | {'nonce': nonce}
         tests, theirs = socket.socketpair()
         with tests:
             with theirs:

@@ -130,7 +130,7 @@ def tests_side(judge: int, calls: int, answers: int) -> None:
 def _judge(request: dict[str, str], ask: Callable[[bytes], object]) -> str | None:
     """Returns None if the program was loaded and every test passed, else the reason."""
     try:
-        ask(wire.encode((request['program'], request['entry_point'])))
+        ask(wire.encode((request['source'], request['entry_point'])))
     except wire.NotPlainError as error:
         return f'source: {error}'
     except RaisedError as error:

@@ -28,7 +28,7 @@ PRELOADED = (
     'hashlib itertools json math operator re statistics string struct sys textwrap time types typing unicodedata'
 )
 CRASHED = 1  # exit code of a process that raised once it was confined
-LINGER_SECONDS = 1.0  # for a candidate that closed its pipes to end
+LINGER_SECONDS = 1.0
 
 
 def main() -> None:
@@ -107,10 +107,9 @@ def run(control: socket.socket, judge: int, limits: layers.Limits, here: int, sh
         os.close(file)
     late = watch(control, tests, time.monotonic() + limits.wall_seconds)
     tests_status, _ = bury(tests)
-    if os.WIFEXITED(tests_status) and os.WEXITSTATUS(tests_status) in (sides.CANDIDATE_GONE, sides.NEVER_READY):
-        select.select([candidate[1]], [], [], LINGER_SECONDS)
-    # Asked before the burial, which kills a candidate that still runs.
-    ended = bool(select.select([candidate[1]], [], [], 0)[0])
+    # A candidate that closed its pipes may be about to end. The burial kills one that goes on.
+    gone = os.waitstatus_to_exitcode(tests_status) in (sides.CANDIDATE_GONE, sides.NEVER_READY)
+    ended = bool(select.select([candidate[1]], [], [], LINGER_SECONDS if gone else 0)[0])
     status, cpu_seconds = bury(candidate)
     return {'late': late, 'ended': ended, 'candidate': status, 'tests': tests_status, 'cpu_seconds': cpu_seconds}
 
