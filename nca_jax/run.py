@@ -14,12 +14,13 @@ from nca_jax import distributed, folders, keys, stages, transfer, trees
 from nca_jax import mesh as meshes
 from nca_jax.batch import Vocab
 from nca_jax.checkpoint.manifest import environment
-from nca_jax.checkpoint.store import Store
+from nca_jax.checkpoint.store import Store, read_manifest, restore_params, saved_params
 from nca_jax.config import Config
-from nca_jax.errors import check
+from nca_jax.errors import UserError, check
+from nca_jax.hf import llama
 from nca_jax.model import transformer
 from nca_jax.model.attention import check_cudnn
-from nca_jax.model.config import step_flops
+from nca_jax.model.config import ModelConfig, step_flops
 from nca_jax.progress import Progress, bars, silent
 from nca_jax.train import loop, tracking
 from nca_jax.train.metrics import MetricWriter, SilentWriter, evaluated
@@ -228,3 +229,24 @@ def open_writer(
     title = f'{config.name}/{config.arm}/{config.seed}'
     tracker = tracking.make_tracker(config.track, about, folder, print)
     return MetricWriter(folder, step, program.timetable.stop, title, tracker)
+
+
+def load_model(
+    folder: pathlib.Path, mesh: jax.sharding.Mesh, weights: str = 'params'
+) -> tuple[ModelConfig, Vocab, dict, dict[str, Any]]:
+    """The model of a run or of adopted weights: (config, vocabulary, parameters or their 'ema', manifest).
+
+    The config is for reading: no dropout, and what runs on every platform.
+    """
+    manifest = read_manifest(folders.checkpoints(folder))
+    model, saved = manifest['config']['model'], saved_params(manifest, weights)
+    if not saved:
+        raise UserError(f'{folder}: kept no average of its weights (its optimizer.ema is None)')
+    param_dtype = str(next(iter(saved.values())).dtype)
+    # Adopted weights name no dtype of activations.
+    config = llama.model_config(model, ({'dtype': param_dtype} | model)['dtype'], param_dtype)
+    vocab = Vocab(manifest['vocab_size'])
+    axes, abstract = transformer.logical_axes(config, vocab), transformer.abstract_params(config, vocab)
+    shardings = meshes.param_shardings(mesh, axes, abstract)
+    params, manifest = restore_params(folders.checkpoints(folder), manifest['step'], shardings, weights)
+    return config, vocab, params, manifest

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from experiments import quickstart
-from nca_jax import cli, finished
+from nca_jax import cli, run
 from nca_jax import mesh as meshes
 from nca_jax.batch import Vocab
 from nca_jax.data import tokenizer as bpe
@@ -29,6 +29,7 @@ from nca_jax.evals import harness, requests
 from nca_jax.evals.requests import Answering, Model, Window
 from nca_jax.model import transformer
 from nca_jax.report.tables import NONE
+from tests.runs import load_program
 from tests.test_export import write_corpus
 from tests.test_hf import GOLDEN
 from tests.test_model import CONFIG
@@ -254,7 +255,7 @@ def test_bad_input_is_told_in_one_line(capsys, tmp_path, monkeypatch):
 def test_adopted_weights(tmp_path):
     """They are read as they were, and refused here, since no tokenizer came with them."""
     assert cli.main(['adopt', str(GOLDEN / 'hf_llama'), f'--out={tmp_path / "in"}']) == 0
-    config, vocab, params, _ = finished.load_model(tmp_path / 'in', meshes.make_mesh(meshes.MeshConfig(-1, 1, 1)))
+    config, vocab, params, _ = run.load_model(tmp_path / 'in', meshes.make_mesh(meshes.MeshConfig(-1, 1, 1)))
     golden = np.load(GOLDEN / 'llama.npz')
     found = reader(config, vocab)(params, golden['tokens'])[..., : vocab.size]
     np.testing.assert_allclose(found, golden['logits'], rtol=1e-4, atol=1e-4)
@@ -282,12 +283,12 @@ def trained(tmp_path_factory) -> pathlib.Path:
 @pytest.mark.parametrize('weights', ['params', 'ema'])
 def test_a_run_without_its_data_is_the_run(trained, weights):
     mesh = meshes.make_mesh(meshes.MeshConfig(-1, 1, 1))
-    program, expected, manifest = finished.load(trained, mesh, weights)
-    config, vocab, params, same = finished.load_model(trained, mesh, weights)
+    config_of_run, program, expected, manifest = load_program(trained, mesh, weights)
+    config, vocab, params, same = run.load_model(trained, mesh, weights)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), jax.device_get(expected))
     assert (vocab, same) == (program.vocab, manifest)
     tokens_BxL = np.random.default_rng(0).integers(0, vocab.size, (2, 64))
-    found, logits = (transformer.apply(c, params, tokens_BxL, vocab) for c in (config, program.config.model))
+    found, logits = (transformer.apply(c, params, tokens_BxL, vocab) for c in (config, config_of_run.model))
     np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-5)
 
 

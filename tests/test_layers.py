@@ -38,7 +38,6 @@ RANKS = {
     'stages': 7,
     'experiment': 8,
     'run': 9,
-    'finished': 10,
     'jobs': 10,
     'cli': 0,
     '__main__': 11,

@@ -11,13 +11,14 @@ import pytest
 
 from experiments import baselines, bigbench, gsm8k, humaneval, language, nca_pretrain, quickstart
 from nca_jax import config as configs
-from nca_jax import finished, folders
+from nca_jax import folders
 from nca_jax import mesh as meshes
 from nca_jax.checkpoint.store import read_manifest
 from nca_jax.data import tokenizer
 from nca_jax.errors import FieldError, UserError
 from nca_jax.experiment import resolve
 from nca_jax.problems import answers, benchmark
+from tests.runs import load_program
 from tests.test_export import write_corpus
 from tests.test_run import CrashError, adjusted, checksums, config, crash, interrupt, metrics, refuse, train
 
@@ -128,7 +129,7 @@ def test_evaluation_alone_is_a_run_of_zero_steps(child, tmp_path):
 
 def test_a_tuned_run_is_read_like_any_other(child):
     """By what it holds itself: its parent isn't needed."""
-    program, params, _ = finished.load(child, meshes.make_mesh(meshes.MeshConfig(-1, 1, 1)))
+    _, program, params, _ = load_program(child, meshes.make_mesh(meshes.MeshConfig(-1, 1, 1)))
     found = {name: evaluate(params, 6) for name, evaluate in program.evaluators.items()}
     assert found['benchmark']['pass@1'] == evaluated(child, 'benchmark')[-1]['pass@1']
     np.testing.assert_allclose(found['held_out']['loss'], evaluated(child, 'held_out')[-1]['loss'], rtol=1e-5)

@@ -15,12 +15,13 @@ import pytest
 
 from experiments import baselines, language, nca_pretrain, quickstart
 from nca_jax import config as configs
-from nca_jax import finished, folders, run, stages, transfer, trees
+from nca_jax import folders, run, stages, transfer, trees
 from nca_jax import mesh as meshes
 from nca_jax.checkpoint.store import committed, read_manifest
 from nca_jax.errors import NotFiniteError, UserError
 from nca_jax.experiment import resolve
 from nca_jax.train import loop
+from tests.runs import load_program
 
 WALL_CLOCK = ('time', 'tokens_per_s', 'data_wait', 'seconds')
 
@@ -282,7 +283,7 @@ def test_a_loss_that_is_not_finite_names_its_step(cache, tmp_path):
 
 def params_of(folder: pathlib.Path) -> dict:
     mesh = meshes.make_mesh(meshes.MeshConfig(-1, 1, 1))
-    return trees.flatten(jax.device_get(finished.load(folder, mesh)[1]))
+    return trees.flatten(jax.device_get(load_program(folder, mesh)[2]))
 
 
 def test_a_transfer_carries_what_its_plan_says(cache, automata, tmp_path):

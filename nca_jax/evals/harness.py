@@ -21,7 +21,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nca_jax import files, finished
+from nca_jax import files, run
 from nca_jax import mesh as meshes
 from nca_jax.data import tokenizer as bpe
 from nca_jax.errors import UserError, check
@@ -144,7 +144,7 @@ def load(
     rows = ROWS * devices if batch is None else batch
     check(rows > 0 and rows % devices == 0, '--batch', rows, f'must be a multiple of {devices} devices')
     check(0 <= seed < 2**32, '--seed', seed, 'must be in 0..2^32 - 1')
-    config, vocab, params, manifest = finished.load_model(folder, mesh, weights)
+    config, vocab, params, manifest = run.load_model(folder, mesh, weights)
     found = bpe.load_of_run(folder, manifest, tokenizer)
     if found is None:
         raise UserError(f'{folder}: was trained on no text, so it has no tokenizer to read tasks with')
