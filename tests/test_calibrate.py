@@ -279,7 +279,7 @@ def test_the_record_is_what_was_measured(measured):
         found = text['settings']['bytes']
         windows = np.frombuffer(content, np.uint8)[: len(content) // TOKENS * TOKENS].reshape(-1, TOKENS)
         ratios = [packed(window, '<i4') for window in windows]
-        assert found['windows'] == len(ratios) == 222
+        assert found['count'] == len(ratios) == 222
         assert found['ratio_quartiles'] == np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
         relative = (np.median(ratios) - found['constant']) / (found['uniform'] - found['constant'])
         as_score = rules['constant'] + relative * (rules['uniform'] - rules['constant'])
@@ -288,8 +288,8 @@ def test_the_record_is_what_was_measured(measured):
         assert text['rules_below'] == sum(scores < as_score for scores in scores_R) / 64
         [band] = [band for band in record['bands'] if band['name'] == text['band']]
         assert (band['low'] or 0) < as_score < (band['high'] or 9)
-        assert sum(text['windows']['shares'].values()) == pytest.approx(1)
-        assert text['windows']['median'] == pytest.approx(as_score)
+        assert sum(found['shares'].values()) == pytest.approx(1)
+        assert found['median'] == pytest.approx(as_score)
     random, simple = (record['texts'][name] for name in names)
     assert simple['score'] == pytest.approx(rules['constant'])
     values = random['settings']['bytes']
@@ -335,15 +335,17 @@ def heights(axes, scores):
 def test_the_table_tells_the_record(measured):
     record, _, names, _ = measured
     text = calibration.describe_all(record)
-    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('|')]
-    for name in names:
+    for name, table in zip(names, text.split('\n\n|')[:2], strict=True):
         found = record['texts'][name]
-        [bytes_row], [raw_row] = ([row for row in rows if row[:2] == [name, setting]] for setting in ('bytes', 'raw'))
-        values = found['settings']['bytes']
-        expected = ['relative_ratio', 'score', 'shuffled_relative_ratio', 'shuffled_score']
-        assert bytes_row[-4:] == [f'{values[of]:.{3 if "score" in of else 2}f}' for of in expected]
-        relative, shuffled = (found['settings']['raw'][of] for of in expected[::2])
-        assert raw_row[-4:] == [f'{relative:.2f}', '-', f'{shuffled:.2f}', '-']
+        lines = [line for line in table.splitlines() if line.startswith('|') or line.startswith(' ')]
+        rows = {row[0]: row[1:] for row in ([cell.strip() for cell in line.strip('|').split('|')] for line in lines)}
+        columns = [record['rules'], *(found['settings'][setting] for setting in ('bytes', 'raw', 'long'))]
+        for field in ('relative_ratio', 'score', 'shuffled_relative_ratio', 'shuffled_score', 'uniform', 'median'):
+            shown = ['-' if column.get(field) is None else f'{column[field]:.3f}' for column in columns]
+            assert rows[field.replace('_', ' ')] == shown
+        shares = [column['shares']['10-20'] for column in columns[:2]]
+        assert rows['shares, 10-20'] == [*(f'{share:.3f}' for share in shares), '-', '-']
+        assert rows['count'] == [f'{column["count"]:,}' for column in columns]
         [band] = [band for band in record['bands'] if band['name'] == found['band']]
         low, high = ('-' if band[end] is None else f'{band[end]:.3f}' for end in ('low', 'high'))
         assert f'{name}: band {found["band"]}, scores {low} to {high}\n  {found["arguments"]}\n' in text
@@ -351,10 +353,6 @@ def test_the_table_tells_the_record(measured):
         place = f'above {100 * found["rules_below"]:.0f} % of rules.' if found['within_rules'] else 'OUTSIDE'
         assert f'has the score {found["score"]:.3f}, {place}' in said
         assert found['within_rules'] == (name == names[0])
-    [_, shares] = [row for row in rows if row[0] == 'rules']
-    rules = record['rules']
-    assert shares[1:7] == [f'{100 * share:.1f}' for share in rules['shares'].values()]
-    assert shares[7:] == [f'{rules[of]:.3f}' for of in ('min', 'median', 'max')]
 
 
 def test_a_text_beyond_all_rules_is_said_to_be(tmp_path, capsys):

@@ -14,7 +14,7 @@ from PIL import Image
 from nca_jax import cli, experiment
 from nca_jax import mesh as meshes
 from nca_jax.errors import FieldError
-from nca_jax.look import pictures, sequences
+from nca_jax.look import output, pictures, sequences
 from nca_jax.nca import bank, complexity, patches, stream
 from nca_jax.progress import silent
 from nca_jax.report import figures, style
@@ -232,7 +232,7 @@ def test_the_files_open_and_the_animation_has_all_grids(shown):
 
 def test_the_numbers_are_the_samples(shown, drawn):
     record = json.loads((shown / 'statistics.json').read_text())
-    found, unfiltered = record['sets'][pictures.IN_BAND], record['sets'][pictures.UNFILTERED]
+    found, unfiltered = record['sets'][sequences.IN_BAND], record['sets'][sequences.UNFILTERED]
     tokens = drawn.tokens_SxTxP
     assert found['sequences'] == 12
     assert found['tokens'] == tokens.size == 12 * 36
@@ -251,33 +251,26 @@ def test_one_json_object_and_nothing_else(file, tmp_path, capsys):
     assert cli.main(['show', f'--config={file}', *whole, '--sequences=4', f'--out={tmp_path}', '--json']) == 0
     record = json.loads(capsys.readouterr().out)
     assert record == json.loads((tmp_path / 'statistics.json').read_text())
-    assert list(record['sets']) == [pictures.IN_BAND]  # a band that takes all needs no second set
+    assert list(record['sets']) == [sequences.IN_BAND]  # a band that takes all needs no second set
     assert (record['seed'], record['rules'], record['spec']['rule']['temperature']) == (3, 4, 0)
 
 
 def test_the_table_tells_both_sets(shown):
-    record = json.loads((shown / 'statistics.json').read_text())
-    *lines, _, _, _ = sequences.describe(CONFIG, record['sets']).splitlines()
+    sets = json.loads((shown / 'statistics.json').read_text())['sets']
+    lines = output.table(sets).splitlines()
     assert len({len(line) for line in lines}) == 1
     cells = {row[0]: row[1:] for row in ([cell.strip() for cell in line.split('|')[1:-1]] for line in lines)}
-    assert cells[''] == [pictures.IN_BAND, pictures.UNFILTERED]
-    found = list(record['sets'].values())
-    assert cells['token entropy, bits'] == [f'{v["token_entropy"]:.1f} (432 tokens)' for v in found]
-    assert cells['nothing changes'] == [f'{100 * v["still_share"]:.1f} %' for v in found]
-    assert cells['Zipf exponent; of shuffled cells'] == [
-        f'{v["pooled"]["exponent"]:.2f}; {v["pooled"]["exponent_shuffled"]:.2f}' for v in found
+    assert cells[''] == list(sets) == [sequences.IN_BAND, sequences.UNFILTERED]
+    values = list(sets.values())
+    assert cells['tokens'] == ['432', '432']
+    for name in ('token_entropy', 'still_share', 'next_cell_information'):
+        assert cells[name.replace('_', ' ')] == [f'{v[name]:.3f}' for v in values]
+    for name in ('exponent', 'exponent_shuffled'):
+        assert cells[f'pooled, {name.replace("_", " ")}'] == [f'{v["pooled"][name]:.3f}' for v in values]
+    assert cells['sequence score quantiles'] == [
+        ' / '.join(f'{q:.3f}' for q in v['sequence_score_quantiles']) for v in values
     ]
-    assert cells['gzip ratio, first 4 frames, 5 / 50 / 95 %'] == [
-        ' / '.join(f'{q:.3f}' for q in v['sequence_score_quantiles']) for v in found
-    ]
-
-
-def test_a_short_sequences_score_says_of_how_few_frames_it_is():
-    assert [pictures.scored(CONFIG, frames) for frames in (2, 4, 9)] == [
-        'first 2 frames',
-        'first 4 frames',
-        'first 4 frames',
-    ]
+    assert 'information by place' not in cells
 
 
 @pytest.mark.filterwarnings('error')
@@ -286,7 +279,7 @@ def test_automata_that_stand_still_are_drawn(tmp_path, capsys, number):
     """Of one colour for ever after the first step, or each cell as it was."""
     words = f'experiments/nca_pretrain.py:family=elementary:{number},smoke'
     assert cli.main(['show', f'--config={words}', '--sequences=4', f'--out={tmp_path}', '--json']) == 0
-    found = json.loads(capsys.readouterr().out)['sets'][pictures.IN_BAND]
+    found = json.loads(capsys.readouterr().out)['sets'][sequences.IN_BAND]
     assert found['still_share'] == 1
     assert found['cell_entropy'] == pytest.approx(0 if number == 0 else 1, abs=0.1)
     assert found['next_cell_information'] == pytest.approx(0 if number == 0 else 1, abs=0.1)
@@ -298,8 +291,10 @@ def test_each_sets_stages_are_told_from_their_beginning(file):
     config = experiment.load(str(file))
     sequences.show(config, argparse.Namespace(rules=4, sequences=4), lambda *now: told.append(now))
     stages = {stage: [now for now in told if now[0] == stage] for stage, _, _ in told}
-    drawn = [f'{stage} {name}' for name in (pictures.IN_BAND, pictures.UNFILTERED) for stage in ('rules', 'sequences')]
-    assert list(stages) == [*drawn, f'measured {pictures.IN_BAND}', f'measured {pictures.UNFILTERED}', 'pictures']
+    drawn = [
+        f'{stage} {name}' for name in (sequences.IN_BAND, sequences.UNFILTERED) for stage in ('rules', 'sequences')
+    ]
+    assert list(stages) == [*drawn, f'measured {sequences.IN_BAND}', f'measured {sequences.UNFILTERED}', 'pictures']
     for ticks in stages.values():
         assert ticks[0][1] == 0
         assert ticks[-1][1] == ticks[-1][2]
@@ -338,8 +333,3 @@ def test_bad_input_is_one_line_with_exit_code_2(file, tmp_path, capsys, argument
     said = capsys.readouterr().err
     assert message in said
     assert said.count('\n') == 1
-
-
-def test_bits_are_told_in_two_digits():
-    found = [pictures.short(bits) for bits in (2.31, 0.43, 0.0996, 0.0213, 0.0004, -0.2)]
-    assert found == ['2.3', '.43', '.10', '.021', '0', '0']

@@ -34,10 +34,9 @@ PAPER_BANDS = {
     '50+': (0.5, 2.0),
 }
 FIFTHS = {f'q{low}-{low + 20}': (low / 100, (low + 20) / 100) for low in range(0, 100, 20)}
-LEGEND = (
-    'Relative ratio: 0 for constant tokens, 1 for uniform ones over the vocabulary. Score: that of automata with this'
-    " relative ratio. Shuffled: the same for tokens drawn from the text's frequencies. raw and long are for reference."
-)
+NOTE = """
+Relative ratio: 0 for constant tokens, 1 for uniform ones over the vocabulary. Score: that of automata with this relative
+ratio. Shuffled: the same for tokens drawn from the text's frequencies. raw and long are for reference."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +90,12 @@ def calibrate(
             for prefix in ('', 'shuffled_'):
                 settings[name][f'{prefix}score'] = scale.ratio(settings[name][f'{prefix}relative_ratio'])
             settings[name]['band'] = nearest(bands, settings[name]['score']).name
+        settings[setting] |= summary(windows[corpus.name])
         text_score = settings[setting]['score']
         band = nearest(bands, text_score)
         record['texts'][corpus.name] = {
             'bytes': corpus.size,
             'compressed_files': corpus.compressed_files,
-            'windows': summary(windows[corpus.name]),
             'settings': settings,
             'score': text_score,
             'band': band.name,
@@ -151,18 +150,18 @@ def nearest(bands: Sequence[Band], score: float) -> Band:
 
 
 def summary(scores: np.ndarray) -> dict[str, Any]:
-    """The number of scores, their range and median, and their shares in the paper's bands."""
+    """The range and median of scores, and their shares in the paper's bands."""
     least, median, most = np.quantile(scores, (0, 0.5, 1))
     edges = [-np.inf, *(low for low, _ in PAPER_BANDS.values() if low), np.inf]
     shares = dict(zip(PAPER_BANDS, np.histogram(scores, edges)[0] / len(scores), strict=True))
-    return {'count': len(scores), 'min': least, 'median': median, 'max': most, 'shares': shares}
+    return {'min': least, 'median': median, 'max': most, 'shares': shares}
 
 
 def describe(ratios: texts.TextRatios) -> dict[str, Any]:
     """The record of a text in one setting, or of the rules."""
     quartiles = np.quantile(ratios.ratios_W, (0.25, 0.5, 0.75))
     return {
-        'windows': len(ratios.ratios_W),
+        'count': len(ratios.ratios_W),
         'tokens': ratios.tokens,
         'bytes_per_token': ratios.bytes_per_token,
         'ratio_quartiles': quartiles,
@@ -207,9 +206,9 @@ def draw(scores_R: np.ndarray, windows: Mapping[str, np.ndarray], record: Mappin
 
 
 def draw_histogram(axes: Axes, scores: np.ndarray, edges: np.ndarray, colour: str) -> None:
-    shares = 100 * np.histogram(scores, edges)[0] / len(scores)
-    axes.bar(edges[:-1], shares, np.diff(edges), align='edge', color=colour, edgecolor=style.LIGHT.paper, linewidth=0.8)
-    axes.set_ylim(0, 1.3 * shares.max())
+    percent = np.full(len(scores), 100 / len(scores))
+    axes.hist(scores, edges, weights=percent, color=colour, edgecolor=style.LIGHT.paper, linewidth=0.8)
+    axes.margins(y=0.3)
     axes.grid(visible=False, axis='x')
 
 
@@ -219,37 +218,11 @@ def shade(axes: Axes, band: Mapping[str, Any], edges: np.ndarray, colour: str) -
 
 
 def describe_all(record: Mapping[str, Any]) -> str:
-    """The record as tables and, for each text, a proposal in words."""
-    by_text = record['texts']
-    ratios = [cells('rules', '', record['rules'])]
-    for name, text in by_text.items():
-        ratios += [cells(name, setting, values) for setting, values in text['settings'].items()]
-    summaries = {'rules': record['rules']} | {name: text['windows'] for name, text in by_text.items()}
-    shares = [
-        {'share of scores, %': name}
-        | {band: tables.percent(share) for band, share in values['shares'].items()}
-        | {statistic: tables.number(values[statistic]) for statistic in ('min', 'median', 'max')}
-        for name, values in summaries.items()
-    ]
-    proposals = [propose(name, text, record) for name, text in by_text.items()]
-    return '\n\n'.join([tables.table(ratios), wrap(LEGEND), tables.table(shares), *proposals])
-
-
-def cells(text: str, setting: str, values: Mapping[str, Any]) -> dict[str, str]:
-    low, median, high = values['ratio_quartiles']
-    return {
-        'text': text,
-        'setting': setting,
-        'windows x tokens x width': f'{values["windows"]:,} x {values["tokens"]:,} x {values["bytes_per_token"]} B',
-        'ratio (quartiles)': f'{median:.3f} ({low:.3f}-{high:.3f})',
-        'constant': tables.number(values['constant']),
-        'uniform': tables.number(values['uniform']),
-        'vocabulary': f'{values["vocabulary"]:,}',
-        'relative': tables.number(values['relative_ratio'], 2),
-        'score': tables.number(values.get('score')),
-        'shuffled': tables.number(values['shuffled_relative_ratio'], 2),
-        'its score': tables.number(values.get('shuffled_score')),
-    }
+    """A table and a proposal in words for each text."""
+    parts = []
+    for name, text in record['texts'].items():
+        parts += [output.table({'rules': record['rules']} | text['settings']), propose(name, text, record)]
+    return '\n\n'.join(parts) + '\n' + NOTE
 
 
 def propose(name: str, text: Mapping[str, Any], record: Mapping[str, Any]) -> str:
@@ -267,9 +240,5 @@ def propose(name: str, text: Mapping[str, Any], record: Mapping[str, Any]) -> st
         sentences.append(f'{text["compressed_files"]} of its files look compressed: decompress them first.')
     [band] = [band for band in record['bands'] if band['name'] == text['band']]
     limits = f'scores {tables.number(band["low"])} to {tables.number(band["high"])}'
-    heading = f'{name}: band {band["name"]}, {limits}'
-    return '\n'.join([heading, f'  {text["arguments"]}', wrap(' '.join(sentences), '  ')])
-
-
-def wrap(text: str, indent: str = '') -> str:
-    return textwrap.fill(text, 118, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    words = textwrap.fill(' '.join(sentences), 118, initial_indent='  ', subsequent_indent='  ', break_on_hyphens=False)
+    return f'{name}: band {band["name"]}, {limits}\n  {text["arguments"]}\n{words}'

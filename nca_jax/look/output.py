@@ -3,11 +3,12 @@
 import argparse
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from nca_jax import cli, files, progress
 from nca_jax.errors import UserError, check
+from nca_jax.report import tables
 
 EXPERIMENT = 'experiments/nca_pretrain.py'
 
@@ -52,3 +53,30 @@ def plain(record: dict[str, Any]) -> dict[str, Any]:
     """The record as JSON holds it: lists for arrays, null for NaN and infinity."""
     text = json.dumps(record, default=lambda value: value.tolist())
     return json.loads(text, parse_constant=lambda name: None)
+
+
+def table(columns: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table of plain records, one a column: their single numbers and quantiles, by the names that JSON has."""
+    flat = {heading: dict(flatten(record, '')) for heading, record in columns.items()}
+    names = dict.fromkeys(name for column in flat.values() for name in column)
+    return tables.table(
+        [{'': name} | {heading: column.get(name, '-') for heading, column in flat.items()} for name in names]
+    )
+
+
+def flatten(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for name, value in record.items():
+        words = prefix + name.replace('_', ' ')
+        if isinstance(value, dict):
+            yield from flatten(value, f'{words}, ')
+        elif not isinstance(value, list):
+            yield words, cell(value)
+        # Longer lists are arrays.
+        elif len(value) <= 3 and not any(isinstance(entry, list) for entry in value):
+            yield words, ' / '.join(map(cell, value))
+
+
+def cell(value: Any) -> str:
+    if value is None or isinstance(value, float):
+        return tables.number(value)
+    return f'{value:,}' if isinstance(value, int) else value

@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw, ImageFont
 from nca_jax.nca.config import NCAConfig
 from nca_jax.report import figures, style
 
-IN_BAND, UNFILTERED = 'in band', 'unfiltered'
 # Sequences of each set in the animation and in the film strips.
 MOVING, STRIPS = 16, 8
 # The set in the band, and the unfiltered one.
@@ -32,8 +31,10 @@ Sets = Mapping[str, Mapping[str, Any]]
 
 def draw_all(data: NCAConfig, moving: Blocks, strips: Blocks, measured: Sets) -> dict[str, bytes]:
     """The files of `show` by name."""
-    frames = next(iter(moving.values()))[0].shape[1]
-    note = f'{style.score_name(data.complexity.measure)} of the sequence shown, {scored(data, frames)}'
+    # A short sequence has fewer frames than rules are judged by.
+    frames = min(next(iter(moving.values()))[0].shape[1], data.complexity.frames)
+    score, (low, high) = style.score_name(data.complexity.measure), data.band
+    note = f'{score} of the sequence shown, first {frames} frames; band by {data.band_by}: {low:g} to {high:g}'
     with matplotlib.rc_context(style.settings(style.LIGHT)):
         return {
             'trajectories.gif': animation(moving, data.rule.colours, note),
@@ -41,22 +42,6 @@ def draw_all(data: NCAConfig, moving: Blocks, strips: Blocks, measured: Sets) ->
             'rank_frequency.png': style.png(rank_frequency(measured, data.vocab.start)),
             'information.png': style.png(information(measured, data.tokens_per_grid)),
         }
-
-
-def title(name: str, data: NCAConfig) -> str:
-    """The title of a set's block. It names the band of the rules' scores; the labels are the sequences' own."""
-    if name == UNFILTERED:
-        return 'unfiltered rules'
-    low, high = data.band
-    if (low, high, data.band_by) == (0, 1, 'quantile'):
-        return 'all rules'
-    quantile = ' quantile' if data.band_by == 'quantile' else ''
-    return f'rules of {style.score_name(data.complexity.measure)}{quantile} {low:g} to {high:g}'
-
-
-def scored(data: NCAConfig, frames: int) -> str:
-    """The frames that a sequence's score is about, in words: a short one has fewer than rules are judged by."""
-    return f'first {min(frames, data.complexity.frames)} frames'
 
 
 def animation(blocks: Blocks, colours: int, note: str) -> bytes:
@@ -161,17 +146,10 @@ def information(sets: Sets, tokens_per_grid: int) -> Figure:
         axes.imshow(chart_TxX, cmap='YlGnBu', vmin=low, vmax=high, aspect='auto')
         for (dt, dx), bits in np.ndenumerate(sets[name]['information_by_place']):
             dark = chart_TxX[dt, dx] > 0.4 * low + 0.6 * high
-            label = 'itself' if np.isnan(bits) else short(bits)
+            label = 'itself' if np.isnan(bits) else f'{max(0.0, round(bits, 3)):.2g}'
             axes.text(dx, dt, label, ha='center', va='center', fontsize=7, color='white' if dark else style.LIGHT.ink)
         axes.set(xlabel='cells to the right', ylabel='frames later', title=f'Between cells, {name}')
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         style.subtitle(axes, 'bits, less those of permuted places: an upper bound', style.LIGHT)
     return figure
-
-
-def short(bits: float) -> str:
-    """Bits in two significant digits: 2.1, .43, .021, and 0 for less than a thousandth."""
-    if bits < 5e-4:
-        return '0'
-    return f'{bits:.1f}' if bits >= 1 else f'{bits:.{2 if bits >= 0.095 else 3}f}'.removeprefix('0')

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,6 @@ from nca_jax.nca import complexity, patches, stream
 from nca_jax.nca.bank import Bank
 from nca_jax.nca.config import NCAConfig
 from nca_jax.progress import Progress
-from nca_jax.report import style, tables
 
 BATCH = 64
 # Occurrences that a rank needs in the fit of Zipf's law, in all sequences together and in one.
@@ -29,9 +28,12 @@ RANKS_WITHIN = 5
 FEW = 5
 # Frames and cells of the chart of information.
 CHART = 7
+IN_BAND, UNFILTERED = 'in band', 'unfiltered'
 NOTE = """
-Entropies have Miller and Madow's correction. A Zipf exponent describes a slope and shows no power law: that of all
-sequences depends on their number, and beside each stands what comes without any dependence between cells."""
+
+Scores' quantiles are at 5, 50 and 95 %. Entropies, in bits, have Miller and Madow's correction. A Zipf exponent
+describes a slope and shows no power law: the pooled one depends on the number of sequences, and beside each stands what
+comes without any dependence between cells."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +63,9 @@ def show(config: Config, args: argparse.Namespace, progress: Progress) -> tuple[
     # Quantiles 0 to 1 accept every score and need no survey.
     unfiltered = dataclasses.replace(data, band=(0.0, 1.0), band_by='quantile')
     sets, measured = {}, {}
-    for name, source in ((pictures.IN_BAND, data), (pictures.UNFILTERED, unfiltered)):
+    for name, source in ((IN_BAND, data), (UNFILTERED, unfiltered)):
         sets[name] = draw(source, config.seed, rules, count, config.model.length, named(progress, name))
-        if sets[pictures.IN_BAND].bank.candidates == rules:
+        if sets[IN_BAND].bank.candidates == rules:
             # The band took every candidate, so that the second set would be the same.
             break
     for name, sequences in sets.items():
@@ -77,13 +79,13 @@ def show(config: Config, args: argparse.Namespace, progress: Progress) -> tuple[
     }
     progress('pictures', 0, 1)
     moving, strips = (
-        {pictures.title(name, data): sequences.spaced(number) for name, sequences in sets.items()}
+        {name: sequences.spaced(number) for name, sequences in sets.items()}
         for number in (pictures.MOVING, pictures.STRIPS)
     )
     files = pictures.draw_all(data, moving, strips, measured)
     progress('pictures', 1, 1)
     record = output.plain(record)
-    return record, files, describe(data, record['sets'])
+    return record, files, output.table(record['sets']) + NOTE
 
 
 def named(progress: Progress, name: str) -> Progress:
@@ -212,39 +214,3 @@ def spaced(scores_S: np.ndarray, count: int) -> np.ndarray:
     """The indices of `count` sequences, evenly spaced in the order of their scores."""
     order_S = np.argsort(scores_S, kind='stable')
     return order_S[np.linspace(0, len(order_S) - 1, min(count, len(order_S))).round().astype(int)]
-
-
-def describe(data: NCAConfig, sets: Mapping[str, Mapping[str, Any]]) -> str:
-    """The statistics that are single numbers as a table with a column for each set, and how to read them."""
-    columns = {name: cells_of_set(data, values) for name, values in sets.items()}
-    rows = [{'': row} | {name: cells[row] for name, cells in columns.items()} for row in columns[pictures.IN_BAND]]
-    return f'{tables.table(rows)}\n{NOTE}'
-
-
-def cells_of_set(data: NCAConfig, v: Mapping[str, Any]) -> dict[str, str]:
-    score = style.score_name(data.complexity.measure)
-    pooled, within = v['pooled'], v['within']
-    laws = [pooled['exponent'], pooled['exponent_shuffled']]
-    return {
-        'ALL SEQUENCES TOGETHER': '',
-        'sequences': f'{v["sequences"]:,} of {v["frames"]} frames',
-        'rules accepted': f'{100 * v["accepted_share"]:.1f} % of {v["candidates"]:,}',
-        f"rules' {score}, first {data.complexity.frames} frames, 5 / 50 / 95 %": quantiles(v['rule_score_quantiles']),
-        'nothing changes': f'{100 * v["still_share"]:.1f} %',
-        'distinct tokens': f'{v["distinct_tokens"]:,} of {data.vocab.start:,}',
-        'token entropy, bits': f'{v["token_entropy"]:.1f} ({v["tokens"]:,} tokens)',
-        'Zipf exponent; of shuffled cells': '; '.join('too few tokens' if a is None else f'{a:.2f}' for a in laws),
-        'MEAN OF A SEQUENCE, OR QUANTILES': '',
-        f'{score}, {pictures.scored(data, v["frames"])}, 5 / 50 / 95 %': quantiles(v['sequence_score_quantiles']),
-        'cells changing, per frame': f'{100 * v["change_rate"]:.1f} %',
-        'cell entropy, bits': f'{v["cell_entropy"]:.3f}',
-        'shared with the next frame, at most': f'{max(0.0, v["next_cell_information"]):.3f}',
-        'Zipf exponent, 25 / 50 / 75 %': quantiles(within['exponent_quartiles'], 2),
-        'of its cells shuffled': quantiles(within['exponent_shuffled_quartiles'], 2),
-        'of uniform tokens, as many kinds': quantiles(within['exponent_uniform_quartiles'], 2),
-        'sequences with enough ranks to fit': f'{within["fitted"]:,}',
-    }
-
-
-def quantiles(values: Sequence[float] | None, digits: int = 3) -> str:
-    return 'none' if values is None else ' / '.join(f'{value:.{digits}f}' for value in values)
