@@ -35,8 +35,9 @@ PAPER_BANDS = {
 }
 FIFTHS = {f'q{low}-{low + 20}': (low / 100, (low + 20) / 100) for low in range(0, 100, 20)}
 NOTE = """
-Relative ratio: 0 for constant tokens, 1 for uniform ones over the vocabulary. Score: that of automata with this relative
-ratio. Shuffled: the same for tokens drawn from the text's frequencies. raw and long are for reference."""
+Relative ratio: 0 for constant tokens, 1 for uniform ones over the vocabulary. Score: that of automata with this
+relative ratio. Shuffled: the same for tokens drawn from the text's frequencies. raw and long are for reference.
+Shares, min, median and max are of scores."""
 
 
 @dataclasses.dataclass(frozen=True)
