@@ -29,7 +29,9 @@ SAMPLED = Sampling(temperature=0.8, top_p=0.9, top_k=40)
 
 @functools.partial(jax.jit, static_argnums=0)
 def prefilled(config, tree, tokens_BxL):
-    return programs.prefill(config, VOCAB, transformer.by_layer(config, tree), tokens_BxL)
+    layers, position_1xL = transformer.by_layer(config, tree), jnp.arange(tokens_BxL.shape[1])[None]
+    attends = [programs.attend_and_keep] * config.layers
+    return transformer.apply_cached(config, layers, tokens_BxL, position_1xL, attends, VOCAB)
 
 
 @jax.jit

@@ -14,7 +14,7 @@ def play(prompts: list[Prompt], rows: int, share: int) -> tuple[dict[tuple[int, 
     schedule, found, steps = Schedule(prompts, rows, share), {}, 0
     while True:
         places = list(schedule.fill())
-        assert len({place.group for place in places}) == len(places)
+        assert len({group for group, _ in places}) == len(places)
         state = schedule.rows
         if not state.live_B.any():
             return found, steps

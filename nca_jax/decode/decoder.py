@@ -6,8 +6,10 @@ gets the next prompt. See `schedule` for what the host decides and `programs` fo
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -18,6 +20,7 @@ from nca_jax.decode.sampling import Sampling
 from nca_jax.decode.schedule import Answer, Prompt, Schedule, idle_rows
 from nca_jax.errors import check
 from nca_jax.model import transformer
+from nca_jax.model.attention import Cache
 from nca_jax.model.config import ModelConfig
 
 # Prompts that are read together.
@@ -66,39 +69,37 @@ def make_decoder(
     """
     shards, groups = meshes.row_shards(mesh), batch.rows // batch.share
     check(groups % shards == 0, 'rows', batch.rows, f'/ share = {batch.share} must be a multiple of {shards} devices')
-    p = programs.make_programs(config, vocab, mesh, sampling, batch.chunk)
+    of_layers, whole = programs.layer_shardings(config, vocab, mesh), meshes.replicated(mesh)
+    by_layer = jax.jit(functools.partial(transformer.by_layer, config), out_shardings=of_layers)
+    replicate = jax.jit(lambda x: x, out_shardings=whole)
     together = -(-READ_TOGETHER // shards) * shards
 
     def decode(params: dict, prompts: Sequence[Prompt], seed: int) -> Iterator[Answer]:
         longest, slots = _sizes(config, prompts)
-        schedule, read_ahead, slot = Schedule(prompts, batch.rows, batch.share), {}, 0
+        schedule, slot = Schedule(prompts, batch.rows, batch.share), 0
         with _on(mesh):
-            stops = jax.jit(lambda x: x, out_shardings=meshes.replicated(mesh))(next_SxV)
-            layers, held = p.by_layer(params), p.empty(groups, bucket(longest))
+            layers, stops = by_layer(params), replicate(next_SxV)
+            held = programs.empty_caches(config, groups, bucket(longest))
+        read = _read(config, vocab, layers, prompts, together)
         while True:
             with _on(mesh):
                 was_live = schedule.rows.live_B.any()
-                for place in schedule.fill():
-                    if place.source is not None:
-                        held = p.copy(held, place.source, place.group)
-                        continue
-                    if place.prompt not in read_ahead:
-                        numbers = [place.prompt, *schedule.next_unread(together - 1)]
-                        caches = p.prefill(layers, _padded([prompts[i].tokens[:-1] for i in numbers], together))
-                        read_ahead = {number: (caches, row) for row, number in enumerate(numbers)}
-                    held = p.place(held, *read_ahead.pop(place.prompt), place.group)
+                for group, source in schedule.fill():
+                    if source is None:
+                        held = programs.place(held, *next(read), group)
+                    else:
+                        held = programs.copy(held, source, group)
                 if not schedule.rows.live_B.any():
                     return
                 if not was_live:
                     slot = used = 0
-                    ring = p.empty(batch.rows, _slots_for(batch.chunk, slots))
-                elif (wanted := _slots_for(used + batch.chunk, slots)) > ring[0].k_BxHxTxDh.shape[2]:
-                    ring = p.grow(ring, wanted)
+                    ring = programs.empty_caches(config, batch.rows, _slots_for(batch.chunk, slots))
+                elif (needed := _slots_for(used + batch.chunk, slots)) > ring[0].k_BxHxTxDh.shape[2]:
+                    ring = programs.grow(ring, needed)
                 # While answers wait, a few idle rows are worth a look of the host.
                 patience = max(1, batch.rows // IMPATIENCE) if schedule.waits else batch.rows
-                ring, *host = p.write(
-                    layers, held, schedule.lengths_Q, ring, schedule.rows, np.uint32(seed), stops, slot, patience
-                )
+                state = layers, held, schedule.lengths_Q, ring, schedule.rows, np.uint32(seed), stops, slot, patience
+                ring, *host = programs.write_tokens(config, vocab, sampling, batch.chunk, *state)
                 rows, tokens_BxC, steps = jax.device_get(host)
                 slot, used = int(slot + steps) % slots, int(used + steps)
             yield from schedule.collect(tokens_BxC[:, :steps], rows)
@@ -106,24 +107,40 @@ def make_decoder(
     return decode
 
 
+def _read(
+    config: ModelConfig, vocab: Vocab, layers: dict, prompts: Sequence[Prompt], together: int
+) -> Iterator[tuple[programs.Caches, int]]:
+    """The cache of each prompt in turn, as (caches, row): `together` are read when the first of them is needed."""
+    tokens = [prompt.tokens[:-1] for prompt in prompts if len(prompt.samples)]
+    for start in range(0, len(tokens), together):
+        part = tokens[start : start + together]
+        caches = programs.prefill(config, vocab, layers, _padded(part, together))
+        yield from ((caches, row) for row in range(len(part)))
+
+
 def lower_decoding(
     config: ModelConfig, vocab: Vocab, mesh: jax.sharding.Mesh, batch: DecodeConfig, sampling: Sampling, answer: int
 ) -> jax.stages.Lowered:
     """A step of decoding at its largest, without data: answers of `answer` tokens, prompts that leave them room."""
     groups = batch.rows // batch.share
-    layers = jax.eval_shape(
-        lambda params: transformer.by_layer(config, params), transformer.abstract_params(config, vocab)
+    shapes = jax.eval_shape(
+        lambda params: (
+            transformer.by_layer(config, params),
+            programs.empty_caches(config, groups, bucket(config.length - answer)),
+            programs.empty_caches(config, batch.rows, answer),
+        ),
+        transformer.abstract_params(config, vocab),
     )
-    held, ring = (
-        jax.eval_shape(lambda size=size: programs.empty_caches(config, *size))
-        for size in ((groups, bucket(config.length - answer)), (batch.rows, answer))
-    )
-    no_stops = np.zeros((2, vocab.size), np.int32)
-    write = programs.make_programs(config, vocab, mesh, sampling, chunk=1).write
     with meshes.use(mesh):
-        return write.lower(
-            layers, held, np.zeros(groups, np.int32), ring, idle_rows(batch.rows), np.uint32(0), no_stops, 0, 1
+        by_row = jax.NamedSharding(mesh, nn.logical_to_mesh_axes(programs.CACHE_AXES))
+        of_caches = (Cache(by_row, by_row),) * config.layers
+        shardings = programs.layer_shardings(config, vocab, mesh), of_caches, of_caches
+        layers, held, ring = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
         )
+        no_stops = np.zeros((2, vocab.size), np.int32)
+        state = layers, held, np.zeros(groups, np.int32), ring, idle_rows(batch.rows), np.uint32(0), no_stops, 0, 1
+        return programs.write_tokens.lower(config, vocab, sampling, 1, *state)
 
 
 @contextlib.contextmanager
@@ -138,8 +155,6 @@ def _sizes(config: ModelConfig, prompts: Sequence[Prompt]) -> tuple[int, int]:
     prompts = [prompt for prompt in prompts if len(prompt.samples)]
     for prompt in prompts:
         most = max(prompt.limits)
-        check(len(prompt.tokens) > 0, 'prompt', prompt.number, 'must have a token')
-        check(most > 0, 'limits', most, 'must be positive')
         allowed = f'must leave room for an answer of {most} in length {config.length}'
         check(len(prompt.tokens) + most <= config.length, 'prompt of tokens', len(prompt.tokens), allowed)
     longest = max((len(prompt.tokens) - 1 for prompt in prompts), default=0)

@@ -5,9 +5,8 @@ keeps the keys and values of its own answer in a ring, and at one step all rows 
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -20,56 +19,11 @@ from nca_jax.model import transformer
 from nca_jax.model.attention import Cache, causal_attention, shared_attention
 from nca_jax.model.config import ModelConfig
 
+# The axes of a cache; the mesh splits rows (or groups of rows) and heads.
+CACHE_AXES = ('batch', 'heads', 'length', 'head')
+
 # One cache for each layer: separate arrays, which the loop can update in place.
 Caches = tuple[Cache, ...]
-
-# How caches (B, H, T, Dh) are split: rows or groups, and heads.
-BY_ROW = jax.P(('data', 'fsdp'), 'tensor')
-
-
-class Programs(NamedTuple):
-    """The functions of this file, jitted for one model, sampling and mesh."""
-
-    # (params) -> layers, see `transformer.by_layer`
-    by_layer: Callable
-    # (rows, length) -> caches
-    empty: Callable
-    # (caches, length) -> longer caches
-    grow: Callable
-    # (layers, tokens_BxL) -> caches
-    prefill: Callable
-    # (caches, source, row, group) -> caches with that row of the source at that group
-    place: Callable
-    # (caches, from_group, group) -> caches with one group copied to another
-    copy: Callable
-    # (layers, prompts, lengths_Q, ring, rows, seed, next_SxV, slot, patience) -> see `write_tokens`
-    write: Callable
-
-
-def make_programs(
-    config: ModelConfig, vocab: Vocab, mesh: jax.sharding.Mesh, sampling: Sampling, chunk: int
-) -> Programs:
-    """Programs whose `write` takes at most `chunk` steps."""
-    by_row, by_head, whole = (jax.NamedSharding(mesh, spec) for spec in (BY_ROW, jax.P(None, 'tensor'), jax.P()))
-    of_layers = layer_shardings(config, vocab, mesh)
-
-    def copy(caches: Caches, from_group: jax.Array, group: jax.Array) -> Caches:
-        return place(caches, caches, from_group, group)
-
-    return Programs(
-        by_layer=jax.jit(functools.partial(transformer.by_layer, config), out_shardings=of_layers),
-        empty=jax.jit(functools.partial(empty_caches, config), static_argnums=(0, 1), out_shardings=by_row),
-        grow=jax.jit(grow, static_argnums=1, out_shardings=by_row),
-        prefill=jax.jit(lambda *args: prefill(config, vocab, *args)[1], out_shardings=by_head),
-        place=jax.jit(place, donate_argnums=0, out_shardings=by_row),
-        copy=jax.jit(copy, donate_argnums=0, out_shardings=by_row),
-        write=jax.jit(
-            functools.partial(write_tokens, config, vocab, sampling, chunk),
-            in_shardings=(of_layers, by_row, whole, by_row, *(whole,) * 5),
-            out_shardings=(by_row, whole, whole, whole),
-            donate_argnums=3,
-        ),
-    )
 
 
 def layer_shardings(config: ModelConfig, vocab: Vocab, mesh: jax.sharding.Mesh) -> dict:
@@ -86,34 +40,51 @@ def layer_shardings(config: ModelConfig, vocab: Vocab, mesh: jax.sharding.Mesh) 
     return jax.tree.map(over_tensor, shardings) | {'blocks': (layer,) * config.layers}
 
 
+def _split(caches: Caches, axes: tuple[str | None, ...] = CACHE_AXES) -> Caches:
+    return jax.tree.map(lambda x: nn.with_logical_constraint(x, axes), caches)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def empty_caches(config: ModelConfig, rows: int, length: int) -> Caches:
     shape = rows, config.heads, length, config.head_width
-    return tuple(Cache(*(jnp.zeros(shape, jnp.dtype(config.dtype)) for _ in 'kv')) for _ in range(config.layers))
+    return _split(tuple(Cache(*(jnp.zeros(shape, config.dtype) for _ in 'kv')) for _ in range(config.layers)))
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def grow(caches: Caches, length: int) -> Caches:
-    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0))), caches)
+    return _split(jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0))), caches))
 
 
+@functools.partial(jax.jit, donate_argnums=0)
 def place(caches: Caches, source: Caches, row: jax.Array, group: jax.Array) -> Caches:
     """`caches` with `row` of the source, which may be shorter, at the place of `group`."""
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(old, jax.lax.dynamic_slice_in_dim(new, row, 1), (group, 0, 0, 0))
 
-    return jax.tree.map(put, caches, source)
+    return _split(jax.tree.map(put, caches, source))
 
 
-def prefill(config: ModelConfig, vocab: Vocab, layers: dict, tokens_BxL: jax.Array) -> tuple[jax.Array, Caches]:
-    """Logits (B, L, V) and caches of prompts, which may be padded on the right: nothing sees what follows it."""
-
-    def attend(q_BxHxLxDh: jax.Array, k_BxHxLxDh: jax.Array, v_BxHxLxDh: jax.Array) -> tuple[jax.Array, Cache]:
-        return causal_attention(q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh), Cache(k_BxHxLxDh, v_BxHxLxDh)
-
-    position_1xL = jnp.arange(tokens_BxL.shape[1])[None]
-    return transformer.apply_cached(config, layers, tokens_BxL, position_1xL, [attend] * config.layers, vocab)
+@functools.partial(jax.jit, donate_argnums=0)
+def copy(caches: Caches, source: jax.Array, group: jax.Array) -> Caches:
+    """`caches` with one group copied to another. Apart from `place`, which may not donate its own source."""
+    return place(caches, caches, source, group)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def prefill(config: ModelConfig, vocab: Vocab, layers: dict, tokens_BxL: jax.Array) -> Caches:
+    """The caches of prompts, which may be padded on the right: no position sees what follows it."""
+    position_1xL, attends = jnp.arange(tokens_BxL.shape[1])[None], [attend_and_keep] * config.layers
+    _, caches = transformer.apply_cached(config, layers, tokens_BxL, position_1xL, attends, vocab)
+    # Rows stay whole: each goes to one group, on whichever device that is.
+    return _split(caches, (None, *CACHE_AXES[1:]))
+
+
+def attend_and_keep(q_BxHxLxDh: jax.Array, k_BxHxLxDh: jax.Array, v_BxHxLxDh: jax.Array) -> tuple[jax.Array, Cache]:
+    return causal_attention(q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh), Cache(k_BxHxLxDh, v_BxHxLxDh)
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'vocab', 'sampling', 'chunk'), donate_argnames='ring')
 def write_tokens(
     config: ModelConfig,
     vocab: Vocab,
@@ -151,7 +122,8 @@ def write_tokens(
 
     tokens_BxC = jnp.full((rows.token_B.shape[0], chunk), -1, jnp.int32)
     steps, ring, rows, tokens_BxC = jax.lax.while_loop(goes_on, step, (jnp.int32(0), ring, rows, tokens_BxC))
-    return ring, rows, tokens_BxC, steps
+    # The host reads everything but the ring, so each process must have all of it.
+    return _split(ring), *jax.lax.with_sharding_constraint((rows, tokens_BxC, steps), jax.P())
 
 
 def next_logits(

@@ -1,6 +1,5 @@
 """Which row of a decoding batch answers which prompt: a row that finishes gets more work at once. Host arrays only."""
 
-import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -50,15 +49,6 @@ def idle_rows(count: int) -> Rows:
     return Rows(*(np.zeros(count, dtype) for dtype in dtypes))
 
 
-class Place(NamedTuple):
-    """A group that needs the cache of a prompt."""
-
-    group: int
-    prompt: int
-    # A group that has this cache; None if the prompt must be read.
-    source: int | None
-
-
 class Schedule:
     """Deals the wanted answers to `rows` rows in groups of `share`, one prompt to a group at a time."""
 
@@ -79,12 +69,12 @@ class Schedule:
         """Whether a row that finishes would get work."""
         return any(self._waiting)
 
-    def next_unread(self, count: int) -> list[int]:
-        """At most `count` of the prompts that groups get next."""
-        return list(itertools.islice(self._unread, count))
+    def fill(self) -> Iterator[tuple[int, int | None]]:
+        """Gives work to every idle row while any is left, and yields the groups that need another cache.
 
-    def fill(self) -> Iterator[Place]:
-        """Gives work to every idle row while any is left. The caller places each yielded cache before it goes on."""
+        Each comes as (group, source): a group that has the cache already, or None for the next unread prompt. Prompts
+        are read in their order, without those that want no answer.
+        """
         for group in range(len(self._prompt_of)):
             rows = range(group * self._share, (group + 1) * self._share)
             idle = [row for row in rows if not self.rows.live_B[row]]
@@ -92,25 +82,25 @@ class Schedule:
             if len(idle) == self._share and (prompt is None or not self._waiting[prompt]):
                 # No row needs this group's cache any more.
                 self._prompt_of[group] = None
-                place = self._next_place(group)
-                if place is None:
+                prompt, source = self._next_prompt()
+                if prompt is None:
                     continue
-                prompt = self._prompt_of[group] = place.prompt
+                self._prompt_of[group] = prompt
                 self.lengths_Q[group] = len(self._prompts[prompt].tokens) - 1
-                yield place
+                yield group, source
             for row in idle:
                 if self._waiting[prompt]:
                     self._begin(row, prompt, *self._waiting[prompt].popleft())
 
-    def _next_place(self, group: int) -> Place | None:
-        """The next unread prompt, or else that of the other group with the most answers waiting."""
+    def _next_prompt(self) -> tuple[int | None, int | None]:
+        """A prompt and the group that has its cache: an unread one, or else the one with the most answers waiting."""
         if self._unread:
-            return Place(group, self._unread.popleft(), None)
-        held = [other for other, prompt in enumerate(self._prompt_of) if prompt is not None]
-        source = max(held, key=lambda other: len(self._waiting[self._prompt_of[other]]), default=None)
+            return self._unread.popleft(), None
+        held = [group for group, prompt in enumerate(self._prompt_of) if prompt is not None]
+        source = max(held, key=lambda group: len(self._waiting[self._prompt_of[group]]), default=None)
         if source is None or not self._waiting[self._prompt_of[source]]:
-            return None
-        return Place(group, self._prompt_of[source], source)
+            return None, None
+        return self._prompt_of[source], source
 
     def _begin(self, row: int, prompt: int, sample: int, limit: int) -> None:
         tokens, number = self._prompts[prompt].tokens, self._prompts[prompt].number

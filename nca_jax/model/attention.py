@@ -26,6 +26,9 @@ LARGEST_TILE = 1024
 # The name of the activations that remat 'projections' saves.
 SAVED = 'saved'
 
+# Cosines and sines of `rotary_angles`.
+Angles = tuple[jax.Array, jax.Array]
+
 # attend(q, k, v) -> (mixed (B, H, L, Dh), the layer's new cache): how decoding replaces attention over the input alone.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
@@ -56,14 +59,14 @@ def drop(x_Bx: jax.Array, rate: float, dropout: Dropout, block: int) -> jax.Arra
     return jax.vmap(drop_row)(dropout.rows_B, x_Bx)
 
 
-def rotary_angles(head_width: int, theta: float, position_BxL: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rotary_angles(head_width: int, theta: float, position_BxL: jax.Array) -> Angles:
     """Cosines and sines (B, 1, L, Dh/2) of rotary position embedding, float32."""
     exponents = jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width
     angles = position_BxL[:, None, :, None].astype(jnp.float32) * (theta**-exponents)[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x_BxHxLxDh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+def rotate(x_BxHxLxDh: jax.Array, angles: Angles) -> jax.Array:
     """Rotates each half-split pair (x[i], x[i + Dh/2]) by the angle of its position, as Llama does."""
     cos, sin = (table.astype(x_BxHxLxDh.dtype) for table in angles)
     first, second = jnp.split(x_BxHxLxDh, 2, axis=-1)

@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from nca_jax.batch import Batch, Vocab
 from nca_jax.model import attention
-from nca_jax.model.attention import MASKED, SAVED, Attend, Dropout
+from nca_jax.model.attention import MASKED, SAVED, Angles, Attend, Dropout
 from nca_jax.model.config import ModelConfig
 from nca_jax.model.loss import sum_cross_entropy
 from nca_jax.model.product import KERNEL_AXES, operands, product
@@ -49,8 +49,7 @@ def apply(
     config: ModelConfig, params: dict, tokens_BxL: jax.Array, vocab: Vocab, dropout: Dropout | None = None
 ) -> jax.Array:
     """Next-token logits (B, L, V padded), float32; with dropout if `dropout` is given."""
-    x_BxLxD = _states(config, params, tokens_BxL, vocab, dropout)
-    return logits_of(vocab, x_BxLxD, head_of(params))
+    return logits_of(vocab, _states(config, params, tokens_BxL, vocab, dropout), head_of(params))
 
 
 def sum_loss(
@@ -120,11 +119,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x_BxLxD: jax.Array,
-        angles: tuple[jax.Array, jax.Array],
-        dropout: Dropout | None,
-        attend: Attend | None = None,
+        self, x_BxLxD: jax.Array, angles: Angles, dropout: Dropout | None, attend: Attend | None = None
     ) -> tuple[jax.Array, Any]:
         c = self.config
         attended, cache = Attention(c, name='attn')(RMSNorm(c, name='attn_norm')(x_BxLxD), angles, dropout, attend)
@@ -141,11 +136,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x_BxLxD: jax.Array,
-        angles: tuple[jax.Array, jax.Array],
-        dropout: Dropout | None,
-        attend: Attend | None,
+        self, x_BxLxD: jax.Array, angles: Angles, dropout: Dropout | None, attend: Attend | None
     ) -> tuple[jax.Array, Any]:
         c = self.config
         q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh = (
@@ -241,10 +232,11 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self) -> None:
         c, dtype, bound = self.config, jnp.dtype(self.config.param_dtype), self.config.width**-0.5
-        init = nn.initializers.normal(c.init.table_std)
-        if c.init.head == 'uniform':
-            uniform = nn.initializers.uniform(2 * bound)
-            init = lambda *args: uniform(*args) - jnp.asarray(bound, dtype)  # noqa: E731
+
+        def uniform(*args) -> jax.Array:
+            return nn.initializers.uniform(2 * bound)(*args) - jnp.asarray(bound, dtype)
+
+        init = uniform if c.init.head == 'uniform' else nn.initializers.normal(c.init.table_std)
         self.param('kernel', nn.with_logical_partitioning(init, ('embed', 'vocab')), (c.width, self.rows), dtype)
         if c.head_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, ('vocab',))
