@@ -27,8 +27,7 @@ from nca_jax.train.metrics import MetricWriter, SilentWriter, evaluated
 from nca_jax.train.optimizer import check_paths, make_optimizer
 from nca_jax.train.profiler import Profiler
 from nca_jax.train.program import Program
-from nca_jax.train.state import TrainState, first_average, init_state
-from nca_jax.train.step import hold, make_sum_loss, make_train_step
+from nca_jax.train.step import TrainState, freeze, init_ema, init_state, make_sum_loss, make_train_step
 
 Say = Callable[[str], None]
 # Attention kernels of each platform; every platform has einsum.
@@ -143,7 +142,7 @@ def make_update(config: Config, mesh: jax.sharding.Mesh, vocab: Vocab) -> tuple[
     abstract, moments = abstract_state(config, mesh, vocab, initialise)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     step = make_train_step(
-        hold(make_sum_loss(config.model, vocab), config.optimizer.frozen),
+        freeze(make_sum_loss(config.model, vocab), config.optimizer.frozen),
         optimizer,
         seed=config.seed,
         dropout=config.model.dropout > 0,
@@ -193,7 +192,7 @@ def start(
     if state.ema is not None:
         # The average begins at the carried weights.
         layout = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.ema)
-        state = state.replace(ema=jax.jit(first_average, out_shardings=layout)(params))
+        state = state.replace(ema=jax.jit(init_ema, out_shardings=layout)(params))
     return state.replace(params=params), lineage
 
 

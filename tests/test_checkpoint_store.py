@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from nca_jax import trees
 from nca_jax.checkpoint import store
 from nca_jax.errors import UserError
-from nca_jax.train.state import TrainState, init_state
+from nca_jax.train.step import TrainState, init_state
 
 ABOUT = {'identity': 'abc', 'vocab_size': 30, 'parent': None}
 

@@ -11,7 +11,7 @@ import pytest
 from nca_jax.errors import NotFiniteError
 from nca_jax.scale import chips
 from nca_jax.train import logger as logger_lib
-from nca_jax.train.state import init_state
+from nca_jax.train.step import init_state
 
 TOKENS, FLOPS = 64, 4e6
 WAIT, UPDATE = 3.0, 4.0  # seconds that an update waits for its batch, and takes in all

@@ -16,10 +16,10 @@ from nca_jax.checkpoint.store import Store
 from nca_jax.errors import FieldError
 from nca_jax.train import loop
 from nca_jax.train.metrics import MetricWriter
-from nca_jax.train.profiler import Profiler, updates
+from nca_jax.train.profiler import Profiler
 from nca_jax.train.program import Program
-from nca_jax.train.state import TrainState, init_state
-from nca_jax.train.timetable import Timetable
+from nca_jax.train.step import TrainState, init_state
+from nca_jax.train.timetable import Timetable, to_updates
 
 TIMETABLE = Timetable(
     stop=6, log_every=2, eval_every=4, save_every=6, keep=frozenset(), traced=range(0), tokens_per_step=64
@@ -46,7 +46,7 @@ def train(folder: pathlib.Path, profile: str = '', stream=stream, said=None) -> 
     folder.mkdir()
     state = init_state({'w': jnp.zeros(3)}, optax.identity())
     writer = MetricWriter(folder, 0, TIMETABLE.stop, 'toy')
-    profiler = Profiler(updates(profile), folder / 'profile', [].append if said is None else said.append)
+    profiler = Profiler(to_updates(profile), folder / 'profile', [].append if said is None else said.append)
     program = Program(
         mesh=None,
         vocab=None,
@@ -136,9 +136,9 @@ def test_a_trace_is_written_even_if_the_run_ends_within_it(tmp_path):
 
 
 def test_updates_to_trace():
-    assert list(updates('10-12')) == [10, 11, 12]
-    assert list(updates('7')) == [7]
-    assert list(updates('')) == []
+    assert list(to_updates('10-12')) == [10, 11, 12]
+    assert list(to_updates('7')) == [7]
+    assert list(to_updates('')) == []
     for wrong in ('0-2', '5-3', '3-', '1,2', 'all', '-3'):
         with pytest.raises(FieldError, match=r"profile = .*: must be updates, first-last, such as '10-12'"):
-            updates(wrong)
+            to_updates(wrong)

@@ -22,7 +22,6 @@ from nca_jax.errors import FieldError
 from nca_jax.experiment import resolve
 from nca_jax.model import transformer
 from nca_jax.train import loop
-from nca_jax.train.duration import to_steps
 from nca_jax.train.optimizer import (
     MATRICES,
     MuonConfig,
@@ -32,8 +31,8 @@ from nca_jax.train.optimizer import (
     make_optimizer,
     make_schedule,
 )
-from nca_jax.train.state import TrainState, init_state
-from nca_jax.train.step import hold, make_sum_loss, make_train_step
+from nca_jax.train.step import TrainState, freeze, init_state, make_sum_loss, make_train_step
+from nca_jax.train.timetable import to_steps
 from tests.test_model import CONFIG as SHAPES
 from tests.test_model import VOCAB
 
@@ -370,7 +369,7 @@ def trained(shape: tuple[int, int, int]):
 
     of_params = meshes.param_shardings(mesh, transformer.logical_axes(MODEL, VOCAB), params())
     layout = meshes.state_shardings(mesh, jax.eval_shape(initialise), of_params, of_params)
-    sum_loss = hold(make_sum_loss(MODEL, VOCAB), FULL.frozen)
+    sum_loss = freeze(make_sum_loss(MODEL, VOCAB), FULL.frozen)
     step = make_train_step(sum_loss, optimizer, seed=0, dropout=False, ema=FULL.ema)
     with meshes.use(mesh):
         state = jax.jit(initialise, out_shardings=layout)()

@@ -15,8 +15,7 @@ from nca_jax.batch import Batch
 from nca_jax.errors import FieldError, UserError
 from nca_jax.model import transformer
 from nca_jax.train.optimizer import ScheduleConfig, make_optimizer, make_schedule
-from nca_jax.train.state import init_state
-from nca_jax.train.step import loss_and_grads, make_sum_loss, make_train_step
+from nca_jax.train.step import init_state, loss_and_grads, make_sum_loss, make_train_step
 from tests import test_optimizer
 from tests.test_model import CONFIG, VOCAB
 

@@ -18,7 +18,7 @@ from nca_jax.decode.sampling import Sampling
 from nca_jax.evals import held_out
 from nca_jax.nca import stream
 from nca_jax.scale.topology import Slice
-from nca_jax.train.state import TrainState
+from nca_jax.train.step import TrainState
 
 
 @dataclasses.dataclass(frozen=True)

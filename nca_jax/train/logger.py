@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,31 +11,24 @@ import optax
 
 from nca_jax.errors import NotFiniteError
 from nca_jax.scale import chips
-from nca_jax.train.state import TrainState
-
-Metrics = dict[str, jax.Array]
-
-
-class Writer(Protocol):
-    """What the logger needs of a MetricWriter."""
-
-    def write(self, record: dict) -> None: ...
-
-    def advance(self, step: int) -> None: ...
+from nca_jax.train.metrics import MetricWriter
+from nca_jax.train.step import Metrics, TrainState
 
 
 class Mark(NamedTuple):
-    """A moment: updates known to be done by then, its time, and the seconds that the loop had waited for data."""
+    """A moment of the loop."""
 
+    # Updates known to be done.
     step: int
     time: float
+    # Seconds that the loop had waited for data.
     waited: float
 
 
 def make_observe(schedule: Callable[[jax.Array], jax.Array]) -> Callable[[TrainState], Metrics]:
     """`observe(state)` -> float32 scalars: `param_norm`, over all parameters, and `lr`, of the update just done.
 
-    A program apart from the update, since only records need it: it's queued behind the update and waits for nothing.
+    Only records need them, so this is a program apart from the update, queued behind it.
     """
 
     def observe(state: TrainState) -> Metrics:
@@ -49,18 +42,18 @@ def make_observe(schedule: Callable[[jax.Array], jax.Array]) -> Callable[[TrainS
 class Logger:
     """Reads each update's metrics one update late, checks them, and writes a record every `log_every` updates.
 
-    A record holds `loss`, `grad_norm`, `param_norm` and `lr`, and since the record before:
-    tokens_per_s: tokens trained on a second, over all devices. A pause that ended with `start` doesn't count.
-    mfu: the model's FLOPs a second over the peak of all devices in dense bfloat16, whatever the config's dtype. The
-    model's FLOPs are those of `nca_jax.model.config.step_flops`: attention's causal half alone, nothing for remat.
-    Absent where the device isn't in `nca_jax.scale.chips`, as on a CPU.
-    data_wait: the share of the time in which the loop waited for the stream, 0 to 1.
-    hbm_bytes, hbm_peak_bytes: in use now, and the most so far, on the fullest device of this process. Absent where the
-    backend doesn't count.
+    A record holds the update's `loss`, `grad_norm`, `param_norm` and `lr`, and since the record before:
+
+    - tokens_per_s: tokens trained on a second, over all devices, pauses left out.
+    - mfu: the model's FLOPs (`model.config.step_flops`) a second over the peak of all devices in dense bfloat16,
+      whatever the config's dtype; absent for a device that isn't in `scale.chips`.
+    - data_wait: the share of the time in which the loop waited for the stream, 0 to 1.
+    - hbm_bytes, hbm_peak_bytes: in use now, and the most so far, on this process's fullest device; absent where the
+      backend doesn't count.
     """
 
     def __init__(
-        self, *, every: int, tokens: int, flops: float, observe: Callable[[TrainState], Metrics], writer: Writer
+        self, *, every: int, tokens: int, flops: float, observe: Callable[[TrainState], Metrics], writer: MetricWriter
     ):
         """`tokens` and the model's `flops` are those of one update."""
         self._every, self._tokens, self._flops, self._observe, self._writer = every, tokens, flops, observe, writer
@@ -70,13 +63,15 @@ class Logger:
         self._peak = None if peak is None else peak * jax.device_count()
 
     def start(self, step: int) -> None:
-        """Time counts from here, with nothing in flight: evaluations and checkpoints are not training time."""
+        """Time counts from here, with nothing in flight. Call it after each pause: evaluation, checkpoint, trace."""
         self._begin = Mark(step, time.perf_counter(), self._waited)
-        self._reads: list[Mark] = []  # with one update in flight behind each
+        self._reads: list[Mark] = []  # each with one update in flight behind it
 
     def queue(self, step: int, state: TrainState, metrics: Metrics, waited: float) -> None:
-        """`state` and `metrics` are what update `step` gives, which may still be running; `waited` are the seconds that
-        the loop waited for its batch."""
+        """Takes the results of update `step`, which may still be running, and reads those of the update before.
+
+        `waited`: seconds that the loop waited for the update's batch.
+        """
         self._waited += waited
         if step % self._every == 0:
             metrics = metrics | self._observe(state)
@@ -85,14 +80,14 @@ class Logger:
             self._read(*previous, in_flight=True)
 
     def flush(self) -> None:
-        """Reads what is pending; afterwards every loss up to this step is known to be finite."""
+        """Reads the last update's results: every loss up to this step is then known to be finite."""
         if self._pending is not None:
             self._read(*self._pending, in_flight=False)
             self._pending = None
 
     def _read(self, step: int, metrics: Metrics, in_flight: bool) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not all(np.isfinite(value) for value in values.values()):
+        if not all(map(np.isfinite, values.values())):
             raise NotFiniteError(
                 f'step {step}: {values}; its batch is stream({step - 1}). Checkpoints are of earlier steps; '
                 'a lower optimizer.lr or a clip may help.'
@@ -107,7 +102,7 @@ class Logger:
             self._reads = self._reads[-1:]
 
     def _speed(self, now: Mark) -> dict[str, float]:
-        """Between two reads, which both have an update behind them; from the last pause where there aren't two."""
+        # Between two reads that both have an update behind them; without two such, since the last pause.
         first, last = (self._reads[0], self._reads[-1]) if len(self._reads) > 1 else (self._begin, now)
         seconds = max(last.time - first.time, 1e-9)
         rate = (last.step - first.step) / seconds
@@ -117,7 +112,7 @@ class Logger:
 
 def memory() -> dict[str, float]:
     """`hbm_bytes` and `hbm_peak_bytes` of the fullest local device; nothing where the backend doesn't count."""
-    found = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
-    names = {'hbm_bytes': 'bytes_in_use', 'hbm_peak_bytes': 'peak_bytes_in_use'}
-    counted = {ours: [stats[theirs] for stats in found if theirs in stats] for ours, theirs in names.items()}
-    return {name: float(max(values)) for name, values in counted.items() if values}
+    counts = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    fields = {'hbm_bytes': 'bytes_in_use', 'hbm_peak_bytes': 'peak_bytes_in_use'}
+    values = {name: [stats[field] for stats in counts if field in stats] for name, field in fields.items()}
+    return {name: float(max(bytes_)) for name, bytes_ in values.items() if bytes_}

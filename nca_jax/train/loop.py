@@ -16,7 +16,7 @@ from nca_jax.train.logger import Logger, make_observe
 from nca_jax.train.metrics import MetricWriter
 from nca_jax.train.profiler import Profiler
 from nca_jax.train.program import Program
-from nca_jax.train.state import TrainState
+from nca_jax.train.step import TrainState
 
 # What sysexits.h calls a temporary failure: the same command goes on.
 EXIT_PREEMPTED = 75

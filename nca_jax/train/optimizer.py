@@ -11,36 +11,35 @@ from optax.contrib import MuonDimensionNumbers
 
 from nca_jax import trees
 from nca_jax.errors import FieldError, check
-from nca_jax.train.duration import to_steps
+from nca_jax.train.timetable import to_steps
 
-# Of a block's kernel, stacked over the layers on axis 0, the axes into and out of its matrix. Muon orthogonalises each
-# layer's matrix for itself, attention's with the heads side by side: D x (H Dh) and (H Dh) x D.
+NAMES = ('adamw', 'adam', 'muon')
+KINDS = ('cosine', 'wsd', 'constant')
+
+# The kernels that Muon orthogonalises, and their axes into and out of the matrix. Axis 0 is the layers, each of which
+# has a matrix of its own; attention's has the heads side by side: D x (H Dh) and (H Dh) x D.
 MATRICES = {
     'blocks/attn/[qkv]/kernel': MuonDimensionNumbers((1,), (2, 3)),
     'blocks/attn/o/kernel': MuonDimensionNumbers((1, 2), (3,)),
     'blocks/mlp/(gate|up|down)/kernel': MuonDimensionNumbers((1,), (2,)),
 }
-NAMES = ('adamw', 'adam', 'muon')
-KINDS = ('cosine', 'wsd', 'constant')
 
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """Linear warm-up from 0 to the peak rate, then as `kind` says.
+    """Linear warm-up from 0 to the peak rate, then as `kind` says. Durations are steps or tokens."""
 
-    kind 'cosine' falls along a half cosine to `final` times the peak at `horizon` and stays there; 'wsd' (warm-up,
-    stable, decay; arXiv 2404.06395) stays at the peak and falls in a straight line over the last `decay` of the
-    horizon; 'constant' stays at the peak. `final` and the end of the horizon mean nothing to 'constant', and `decay`
-    nothing to the others but 'wsd'.
-
-    `horizon` is the length of the schedule, not of the run: the paper's NCA stage stops after 5,000 updates of a
-    50,000-update schedule. All three are durations; `warmup` and `decay` may be a share of the horizon ('10%').
-    """
-
+    # 'cosine': a half cosine to `final` times the peak at `horizon`, where it stays.
+    # 'wsd' (warm-up, stable, decay; arXiv 2404.06395): the peak, then a straight line over the last `decay`.
+    # 'constant': the peak.
     kind: str
+    # May be a share of the horizon ('10%').
     warmup: str
+    # The length of the schedule, not of the run: the paper's NCA stage stops after 5,000 updates of 50,000.
     horizon: str
+    # Share of the peak at the horizon, for 'cosine' and 'wsd'.
     final: float
+    # For 'wsd' alone; may be a share of the horizon.
     decay: str
 
     def __post_init__(self):
@@ -50,16 +49,16 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MuonConfig:
-    """What `name` 'muon' alone reads. beta: of its (Nesterov) momentum. steps: of the Newton-Schulz iteration.
+    """What `name` 'muon' alone reads."""
 
-    adam_lr: learning rate of the leaves that are Adam's, as a multiple of `lr`. consistent_rms: a matrix's update is
-    scaled by this times sqrt(max(in, out)), which gives its entries an RMS of about this, like Adam's at 0.2 (arXiv
-    2502.16982); 0 scales by sqrt(max(1, out / in)) instead, which wants a larger `lr`.
-    """
-
+    # Decay of the (Nesterov) momentum.
     beta: float
+    # Newton-Schulz iterations.
     steps: int
+    # Learning rate of the leaves that are Adam's, as a multiple of `lr`.
     adam_lr: float
+    # Scales a matrix's update by this times sqrt(max(in, out)), which gives its entries an RMS of about this, like
+    # Adam's at 0.2 (arXiv 2502.16982). 0 scales by sqrt(max(1, out / in)) instead and needs a larger `lr`.
     consistent_rms: float
 
     def __post_init__(self):
@@ -71,33 +70,32 @@ class MuonConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """name 'adamw', 'adam' or 'muon': Muon for the kernels in the blocks, AdamW for tables, head, norms and biases.
+    """The update rule. Patterns match the whole path of a leaf, as in a plan (checkpoint.graft)."""
 
-    clip: bound on the gradient's global norm, None for none. clip_on 'mean' bounds the mean gradient (the paper).
-    'sum' feeds the optimizer the sum over micro-batches, as the release does: its clip then acts on 1/accumulate of the
-    bound. state_dtype: in which first moments (Adam's mean, Muon's momentum) are kept from one update to the next.
-    Adam's second moment is always float32: at b2 = 0.999 it changes by less than bfloat16 can show. Whatever
-    the dtypes, the arithmetic is float32. ema: decay per update of an average of the weights, None for none; it begins
-    at the initial weights.
-
-    Leaves are chosen by patterns that match their whole path, as in a plan (checkpoint.graft). decay: those that decay,
-    by lr x weight_decay. frozen: those that stay as they are, without gradient or optimizer state. lr_scale:
-    `(pattern, factor)`, the first that matches multiplies a leaf's update, decay included.
-    """
-
+    # 'adamw', 'adam', or 'muon': Muon for the kernels in the blocks, AdamW for tables, head, norms and biases.
     name: str
+    # The schedule's peak.
     lr: float
     b1: float
     b2: float
     eps: float
     weight_decay: float
+    # The leaves that decay, by lr x weight_decay.
     decay: tuple[str, ...]
+    # Bound on the gradient's global norm.
     clip: float | None
+    # 'mean' bounds the mean gradient (the paper). 'sum' feeds the optimizer the sum over micro-batches, as the release
+    # does: its clip then acts on 1/accumulate of the bound.
     clip_on: str
     schedule: ScheduleConfig
+    # Of first moments (Adam's mean, Muon's momentum) from one update to the next. Adam's second moment is always
+    # float32: at b2 = 0.999 it changes by less than bfloat16 can show. The arithmetic is float32 whatever the dtypes.
     state_dtype: str
+    # Decay per update of an average of the weights, which begins at the initial weights.
     ema: float | None
+    # (pattern, factor): the first that matches multiplies a leaf's update, decay included.
     lr_scale: tuple[tuple[str, float], ...]
+    # The leaves that stay as they are, without gradient or optimizer state.
     frozen: tuple[str, ...]
     muon: MuonConfig
 
@@ -168,6 +166,7 @@ def make_schedule(config: OptimizerConfig, tokens_per_step: int) -> optax.Schedu
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clipping, the update rule, factors by path. Its input is the gradient that `clip_on` names."""
     rule = {'adamw': _adamw, 'adam': _adam, 'muon': _muon}[config.name](config, schedule)
+    # Without a clip the chain keeps its place, so that checkpoints name their leaves alike.
     parts = [optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip), rule]
     if config.lr_scale:
         parts.append(_scale_by_path(config.lr_scale))
@@ -175,10 +174,11 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
     if not config.frozen:
         return optimizer
 
-    def labels(params: trees.Tree) -> trees.Tree:
-        return jax.tree.map(lambda frozen: 'frozen' if frozen else 'trained', trees.mask(params, config.frozen))
+    def label(path: str, leaf: jax.Array) -> str:
+        return 'frozen' if trees.matches(path, config.frozen) else 'trained'
 
-    return optax.partition({'trained': optimizer, 'frozen': optax.set_to_zero()}, labels)
+    by_label = {'trained': optimizer, 'frozen': optax.set_to_zero()}
+    return optax.partition(by_label, lambda params: trees.map_with_path(label, params))
 
 
 def _adam(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -186,22 +186,12 @@ def _adam(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTr
 
 
 def _adamw(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    return optax.adamw(
-        schedule,
-        config.b1,
-        config.b2,
-        config.eps,
-        weight_decay=config.weight_decay,
-        mask=lambda params: trees.mask(params, config.decay),
-    )
+    decays, mask = config.weight_decay, lambda params: trees.mask(params, config.decay)
+    return optax.adamw(schedule, config.b1, config.b2, config.eps, weight_decay=decays, mask=mask)
 
 
 def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Muon for MATRICES, AdamW for the rest. (What optax's muon has for the rest is Nesterov's and decays unmasked.)"""
-
-    def label(path: str, leaf: jax.Array) -> str:
-        return 'adam' if _matrix(path) is None else 'muon'
-
     muon = optax.contrib.muon(
         schedule,
         ns_steps=config.muon.steps,
@@ -209,14 +199,18 @@ def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTr
         eps=config.eps,
         weight_decay=config.weight_decay,
         weight_decay_mask=lambda params: trees.mask(params, config.decay),
-        muon_weight_dimension_numbers=lambda params: trees.map_with_path(lambda path, _: _matrix(path), params),
+        muon_weight_dimension_numbers=lambda params: trees.map_with_path(_matrix, params),
         consistent_rms=config.muon.consistent_rms or None,
     )
     adam = _adamw(config, lambda step: config.muon.adam_lr * schedule(step))
+
+    def label(path: str, leaf: jax.Array) -> str:
+        return 'adam' if _matrix(path, leaf) is None else 'muon'
+
     return optax.partition({'muon': muon, 'adam': adam}, lambda params: trees.map_with_path(label, params))
 
 
-def _matrix(path: str) -> MuonDimensionNumbers | None:
+def _matrix(path: str, leaf: jax.Array) -> MuonDimensionNumbers | None:
     """The axes of the leaf's matrices, or None if it is Adam's."""
     return next((axes for pattern, axes in MATRICES.items() if re.fullmatch(pattern, path)), None)
 
@@ -232,10 +226,11 @@ def _scale_by_path(factors: tuple[tuple[str, float], ...]) -> optax.GradientTran
 def _in_float32(rule: optax.GradientTransformation, kept: str) -> optax.GradientTransformation:
     """`rule` with its arithmetic and state in float32, whatever the parameters are, but first moments kept as `kept`.
 
-    optax's own `mu_dtype` also multiplies in it: the moment by a decay that is rounded, 0.9 to 0.8984 in bfloat16.
+    optax's own `mu_dtype` also multiplies in that dtype: by a decay that is rounded, 0.9 to 0.8984 in bfloat16.
     """
 
     def first_moments(state: optax.OptState, dtype: str) -> optax.OptState:
+        # Adam's state and Muon's both call them `mu`.
         return trees.map_with_path(lambda path, x: x.astype(dtype) if 'mu' in path.split('/') else x, state)
 
     def init(params: trees.Tree) -> optax.OptState:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from nca_jax.batch import Batch, Vocab
-from nca_jax.train.state import TrainState
+from nca_jax.train.step import TrainState
 from nca_jax.train.timetable import Timetable
 
 

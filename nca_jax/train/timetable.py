@@ -1,11 +1,39 @@
 """When a run logs, evaluates, saves and stops: the config's durations, counted in updates."""
 
 import dataclasses
+import re
 from collections.abc import Collection
 
-from nca_jax.errors import check
-from nca_jax.train import profiler
-from nca_jax.train.duration import to_steps
+from nca_jax.errors import FieldError, check
+
+UNITS = {'': 1, 'K': 10**3, 'M': 10**6, 'B': 10**9}
+
+
+def to_steps(text: str, tokens_per_step: int, field: str, whole: int | None = None) -> int:
+    """The updates in '5000 steps' or '164M tokens', rounded; with `whole`, '10%' is a share of so many updates.
+
+    Raises FieldError naming `field`.
+    """
+    if whole is not None and (share := re.fullmatch(r'(\d+(?:\.\d+)?) ?%', text)):
+        return round(float(share[1]) / 100 * whole)
+    duration = re.fullmatch(r'(\d+(?:\.\d+)?) ?([KMB]?) ?(steps|tokens)', text)
+    if duration is None:
+        allowed = "must be a duration such as '5000 steps', '164M tokens' or '9.03B tokens'"
+        raise FieldError(field, text, allowed + ('' if whole is None else ", or a share such as '10%'"))
+    amount = float(duration[1]) * UNITS[duration[2]]
+    return round(amount if duration[3] == 'steps' else amount / tokens_per_step)
+
+
+def to_updates(text: str, field: str = 'profile') -> range:
+    """The updates in '10-12' or '10', counted from 1; none in ''. Raises FieldError naming `field`."""
+    if not text:
+        return range(0)
+    allowed = "must be updates, first-last, such as '10-12', or '' for none"
+    match = re.fullmatch(r'(\d+)(?:-(\d+))?', text)
+    check(match is not None, field, text, allowed)
+    first, last = int(match[1]), int(match[2] or match[1])
+    check(1 <= first <= last, field, text, allowed + '; the first is 1 and comes before the last')
+    return range(first, last + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +90,7 @@ def make_timetable(config: LoopConfig, profile: str, length: int) -> Timetable:
         return count
 
     stop = steps('stop', least=0)  # zero updates: evaluation alone
-    traced = profiler.updates(profile)
+    traced = to_updates(profile)
     check(not traced or traced[-1] <= stop, 'profile', profile, f'the last update is {stop}')
     return Timetable(
         stop=stop,

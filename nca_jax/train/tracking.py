@@ -1,52 +1,43 @@
-"""Weights & Biases beside TensorBoard, for who asks for it. It never stops a run: what fails there is a warning."""
+"""Optional Weights & Biases logging. It never stops a run: a failure there is a warning."""
 
 import contextlib
 import importlib.util
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from nca_jax.errors import UserError
 
 TRACKERS = ('', 'wandb')
-# That a run waits for the server before it trains, and at its end for an upload: SLURM kills 30 s after SIGTERM.
+# Seconds that a run waits for the server at its start, and for an upload at its end: SLURM kills 30 s after SIGTERM.
 START_SECONDS, FINISH_SECONDS = 30.0, 20.0
 
 
-class Tracker(Protocol):
-    """Shows numbers of a run somewhere; neither method raises."""
-
-    def write(self, scalars: dict[str, float], step: int) -> None: ...
-
-    def close(self, done: bool) -> None: ...
-
-
 def check_installed(track: str) -> None:
-    """Raises UserError where the package that `config.track` asks for isn't there."""
+    """Raises UserError where the package of `config.track` is missing."""
     if track == 'wandb' and importlib.util.find_spec('wandb') is None:
         raise UserError("config.track = 'wandb': the package isn't installed; pip install wandb, or set it to ''")
 
 
-def make_tracker(track: str, about: dict[str, Any], folder: pathlib.Path, say: Callable[[str], None]) -> Tracker | None:
-    """What `config.track` asks for. `about` is the run's record, with its identity and config."""
+def make_tracker(track: str, about: dict[str, Any], folder: pathlib.Path, say: Callable[[str], None]) -> 'Wandb | None':
+    """The tracker of `config.track`. `about` is the run's record, with its identity and config."""
     return Wandb(about, folder, say) if track == 'wandb' else None
 
 
 class Wandb:
-    """A run of Weights & Biases, whose id follows from our run's identity: one that is resumed goes on under it.
+    """A run of Weights & Biases. Its id follows from our run's identity, so a resumed run continues it.
 
-    Offline unless WANDB_MODE says otherwise: files in `folder/wandb`, which `wandb sync` uploads. The project is
-    nca_jax unless WANDB_PROJECT is set. Offline, every start writes files of its own, and the same id joins them when
-    they are uploaded.
+    - Offline unless WANDB_MODE is set: files in `folder/wandb`, which `wandb sync` uploads.
+    - The project is nca_jax unless WANDB_PROJECT is set.
+    - Offline, every start writes its own files. The same id joins them when they are uploaded.
     """
 
     def __init__(self, about: dict[str, Any], folder: pathlib.Path, say: Callable[[str], None]):
         self._say, self._run = say, None
         with self._never_fatal('start'):
             self._run = _start(about, folder)
-            where = pathlib.Path(self._run.dir).parent if self._run.offline else self._run.url
-            say(f'Weights & Biases: {where}')
+            say(f'Weights & Biases: {pathlib.Path(self._run.dir).parent if self._run.offline else self._run.url}')
 
     def write(self, scalars: dict[str, float], step: int) -> None:
         if self._run is not None:
@@ -54,19 +45,19 @@ class Wandb:
                 self._run.log(scalars, step=step)
 
     def close(self, done: bool) -> None:
-        """Waits a little for an upload; a run that isn't done shows as failed until it is resumed."""
+        """Waits a little for an upload. A run that isn't done shows as failed until it resumes."""
         if self._run is not None:
             with self._never_fatal('finish'):
                 self._run.finish(exit_code=0 if done else 1)
 
     @contextlib.contextmanager
-    def _never_fatal(self, what: str) -> Iterator[None]:
+    def _never_fatal(self, action: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever it is: the run is worth more
+        except Exception as error:  # of any kind: the run is worth more
             self._run = None
             reason = ' '.join(str(error).split())
-            self._say(f'warning: Weights & Biases failed to {what} and is left out from here: {reason}')
+            self._say(f'warning: Weights & Biases failed to {action} and is left out from here: {reason}')
 
 
 def _start(about: dict[str, Any], folder: pathlib.Path) -> Any:
