@@ -24,8 +24,6 @@ def problems(task: str, path: str = '', *, size: tuple[int, int] = (0, 0), valid
         {
             'task': task,
             'path': path,
-            'tasks': (),
-            'calculator_marks': 'drop',
             'train_rows': 0,
             'least_rows': 0,
             'valid_rows': valid_rows,

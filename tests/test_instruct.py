@@ -10,40 +10,32 @@ import jax
 import numpy as np
 import pytest
 
-from nca_jax import config as configs
+from nca_jax import experiment
 from nca_jax.data import tokenizer
+from nca_jax.decode.decoder import DecodeConfig
+from nca_jax.decode.sampling import Sampling
 from nca_jax.errors import UserError
-from nca_jax.problems import instruct
-from nca_jax.problems import problem as problems
-from nca_jax.problems import rows as instruct_rows
-from nca_jax.problems.sets import ProblemsConfig
-from nca_jax.progress import silent
+from nca_jax.problems import benchmark, gsm8k, instruct, shots
+from nca_jax.problems.benchmark import BenchmarkConfig
+from nca_jax.problems.sets import ProblemsConfig, load_problems
+from nca_jax.problems.shots import PreparedProblems
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'gsm8k'
 LENGTH, BATCH = 512, 8
+PROBLEMS = ProblemsConfig('gsm8k', str(GOLDEN), train_rows=0, least_rows=0, valid_rows=2, size=(0, 0))
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('instruct')
-    sides = problems.gsm8k(str(GOLDEN), 'drop')
+    sides = gsm8k.read_published(str(GOLDEN))
     tokenizer.train((p.prompt + p.target for p in sides.train), 400).save(str(folder / 'tokenizer.json'))
     return folder
 
 
 @pytest.fixture(scope='module')
 def config(folder):
-    chosen = ProblemsConfig(
-        task='gsm8k',
-        path=str(GOLDEN),
-        tasks=(),
-        calculator_marks='drop',
-        train_rows=0,
-        least_rows=0,
-        valid_rows=2,
-        size=(0, 0),
-    )
-    return instruct.InstructConfig(chosen, str(folder / 'tokenizer.json'), shots=(1, 3), loss_on='target')
+    return instruct.InstructConfig(PROBLEMS, str(folder / 'tokenizer.json'), shots=(1, 3), loss_on='target')
 
 
 def changed(config, **changes):
@@ -52,20 +44,20 @@ def changed(config, **changes):
     return dataclasses.replace(config, problems=dataclasses.replace(config.problems, **changes), **own)
 
 
-def prepare(config, folder):
-    return instruct.prepare_instruct(config, tokenizer.load(config.tokenizer), folder, silent)
+def prepare(config):
+    return PreparedProblems(load_problems(config.problems), tokenizer.load(config.tokenizer))
 
 
 @pytest.fixture(scope='module')
-def prepared(config, folder):
-    return prepare(config, folder)
+def prepared(config):
+    return prepare(config)
 
 
 @pytest.fixture(scope='module')
-def choices(config, folder):
+def choices(config):
     """Six tasks of 60 rows each, of which 16 are kept for test."""
     several = changed(config, task='choices', path='', shots=(0, 3), size=(60, 0))
-    return several, prepare(several, folder)
+    return several, prepare(several)
 
 
 def sharding(devices):
@@ -175,13 +167,13 @@ def test_shots_are_drawn_anew_each_epoch(config, prepared):
 def test_every_draw_is_as_likely_as_any_other():
     pairs = collections.Counter()
     for number in range(6000):
-        drawn = instruct_rows.draw(f'{number}', (2, 2), 5, 3)
+        drawn = shots.draw(f'{number}', (2, 2), 5, 3)
         pairs[tuple(drawn)] += 1
     assert len(pairs) == 12  # ordered pairs of the four places that aren't 3
     assert not [pair for pair in pairs if 3 in pair or pair[0] == pair[1]]
     assert sum((count - 500) ** 2 / 500 for count in pairs.values()) < 31.3  # chi square, 11 degrees: 1 in 1,000
-    assert sorted(instruct_rows.draw('x', (4, 4), 5, 0)) == [1, 2, 3, 4]
-    assert sorted(instruct_rows.draw('x', (5, 5), 5, None)) == [0, 1, 2, 3, 4]
+    assert sorted(shots.draw('x', (4, 4), 5, 0)) == [1, 2, 3, 4]
+    assert sorted(shots.draw('x', (5, 5), 5, None)) == [0, 1, 2, 3, 4]
 
 
 def test_truncation_drops_the_earliest_shots_and_never_the_target(config, prepared):
@@ -196,7 +188,7 @@ def test_truncation_drops_the_earliest_shots_and_never_the_target(config, prepar
             dropped += len(left) > len(right)
             if len(left) > len(right):
                 more = left[len(left) - len(right) - 1 :]
-                tokens = instruct_rows.tokenise(more, prepared.tokenizer, 0)
+                tokens = shots.tokenise(more, prepared.tokenizer)
                 assert sum(len(part) for pair in tokens for part in pair) > length + 1
     assert dropped > 8
 
@@ -251,8 +243,8 @@ def test_a_process_makes_its_own_rows_only(config, prepared, monkeypatch):
         made.append(arguments)
         return assemble(*arguments)
 
-    assemble = instruct_rows.assemble
-    monkeypatch.setattr(instruct_rows, 'assemble', counting)
+    assemble = shots.assemble
+    monkeypatch.setattr(instruct, 'assemble', counting)
     monkeypatch.setattr(jax, 'make_array_from_callback', one_device)
     assert make(config, prepared, devices=8, batch=16)(0).inputs_BxL.shape == (2, LENGTH)
     assert len(made) == 2
@@ -267,41 +259,41 @@ def test_splits_share_no_problem(choices, prepared):
         assert len(set.union(*prompts.values())) == sum(map(len, prompts.values()))
 
 
-def test_training_problems_that_test_has_are_left_out_and_counted(config, folder, tmp_path):
+def test_training_problems_that_test_has_are_left_out_and_counted(config, tmp_path):
     lines = (GOLDEN / 'train.jsonl').read_text().splitlines()
     test = (GOLDEN / 'test.jsonl').read_text().splitlines()
     (tmp_path / 'train.jsonl').write_text('\n'.join([*lines, test[0], lines[3], test[5]]))
     (tmp_path / 'test.jsonl').write_text('\n'.join(test))
-    found = prepare(changed(config, path=str(tmp_path)), folder)
+    found = prepare(changed(config, path=str(tmp_path)))
     assert {split: len(each) for split, each in found.problems.splits.items()} == {'train': 10, 'valid': 2, 'test': 8}
     assert found.problems.left_out == {'small tasks': 0, 'repeated': 3}
 
 
-def test_tasks_are_capped_and_small_ones_left_out(choices, folder):
+def test_tasks_are_capped_and_small_ones_left_out(choices):
     config, prepared = choices
     assert collections.Counter(p.task for p in prepared.problems.splits['train']) == dict.fromkeys(
         ('largest', 'parity', 'next_number', 'category', 'first_letter', 'last_letter'), 60 - 16 - 2
     )
-    capped = changed(config, train_rows=20, tasks=('parity', 'largest'))
-    found = prepare(capped, folder)
-    assert collections.Counter(p.task for p in found.problems.splits['train']) == {'parity': 20, 'largest': 20}
+    capped = changed(config, train_rows=20)
+    found = prepare(capped)
+    counts = collections.Counter(p.task for p in found.problems.splits['train'])
+    assert list(counts.values()) == [20] * 6
     assert set(found.problems.splits['train']) < set(prepared.problems.splits['train'])
     with pytest.raises(UserError, match=r'^least_rows = 45: no task has as many training problems: '):
-        prepare(changed(config, least_rows=45), folder)
-    with pytest.raises(
-        UserError, match=r'^shots = \(0, 20\): must leave a training problem of task largest besides them, which has 20'
-    ):
-        prepare(changed(capped, shots=(0, 20)), folder)
+        prepare(changed(config, least_rows=45))
+    said = r'^config.data.shots = 20: must leave shots for task category, which has 20 training problems'
+    with pytest.raises(UserError, match=said):
+        make(changed(capped, shots=(0, 20)), found)
 
 
-def test_identity_is_of_contents_not_of_files(config, folder, prepared, tmp_path):
+def test_identity_is_of_contents_not_of_files(config, prepared, tmp_path):
     lines = (GOLDEN / 'train.jsonl').read_text().splitlines()
     shutil.copy(GOLDEN / 'test.jsonl', tmp_path)
     moved = changed(config, path=str(tmp_path))
 
     def identity(lines, config=moved):
         (tmp_path / 'train.jsonl').write_text('\n'.join(lines))
-        return prepare(config, folder).identity
+        return prepare(config).identity
 
     assert identity(lines) == identity(lines[::-1]) == prepared.identity
     row = json.loads(lines[4])
@@ -310,58 +302,76 @@ def test_identity_is_of_contents_not_of_files(config, folder, prepared, tmp_path
     others = {
         identity([*lines[:4], another, *lines[5:]]),
         identity(lines[:-1]),
-        identity(lines, changed(moved, calculator_marks='keep')),
         identity(lines, changed(moved, tokenizer=str(tmp_path / 'other.json'))),
         identity(lines, changed(moved, valid_rows=3)),
     }
-    assert len(others | {prepared.identity}) == 6
+    assert len(others | {prepared.identity}) == 5
     assert prepared.tokenizer_identity == tokenizer.identity(prepared.tokenizer)
     assert prepared.vocab.size == 400
 
 
-def test_evaluation_prompts_are_rows_of_training_without_the_answer(config, prepared):
+def asked(prepared, length, count=3, room=50, seed=0):
+    """Problems with the tokens of their prompts, and the counts."""
+    sampling, batch = Sampling(1.0, 1.0, 0), DecodeConfig(1, 1, 1)
+    config = BenchmarkConfig(PROBLEMS, 0, count, 1, room, (), sampling, batch, False)
+    return benchmark.ask(config, prepared, length, seed)
+
+
+def test_evaluation_prompts_are_rows_of_training_without_the_answer(prepared):
     end = tokenizer.end_of_text(prepared.tokenizer)
-    for problem in prepared.problems.splits['test']:
-        shots = instruct.draw_shots(prepared.problems, problem, 3, 0)
-        prompt = instruct.few_shot(problem, shots, prepared.tokenizer, LENGTH * 2, 50)[0]
-        *before, own = instruct_rows.tokenise([*shots, problem], prepared.tokenizer, end)
-        row, weights = instruct_rows.assemble(own, before, LENGTH * 2, end, 'target')
+    train = {(p.prompt + p.target): p for p in prepared.problems.splits['train']}
+    questions, _ = asked(prepared, LENGTH * 2)
+    assert [problem for problem, _ in questions] == list(prepared.problems.splits['test'])
+    for problem, prompt in questions:
+        *before, last = text(prepared, prompt).split(tokenizer.END_OF_TEXT)
+        assert len(before) == 3
+        assert last == problem.prompt
+        *drawn, own = shots.tokenise([*(train[shot] for shot in before), problem], prepared.tokenizer)
+        row, weights = shots.assemble(own, drawn, LENGTH * 2, end, 'target')
         np.testing.assert_array_equal(prompt, row[: len(prompt)])
         np.testing.assert_array_equal(np.nonzero(weights)[0], np.arange(len(prompt), len(prompt) + len(own.target)))
-        assert text(prepared, prompt) == ''.join(s.prompt + s.target + tokenizer.END_OF_TEXT for s in shots) + (
-            problem.prompt
-        )
 
 
 def test_evaluation_prompts_leave_room_and_drop_the_earliest_shots(prepared):
-    problem = prepared.problems.splits['test'][0]
-    shots = instruct.draw_shots(prepared.problems, problem, 3, 0)
-    whole = instruct.few_shot(problem, shots, prepared.tokenizer, 4096, 50)[0]
-    last = instruct.few_shot(problem, shots[1:], prepared.tokenizer, 4096, 50)[0]
-    bare = instruct.few_shot(problem, (), prepared.tokenizer, 4096, 50)[0]
-    for length, expected in ((len(whole) + 50, whole), (len(whole) + 49, last), (len(last) + 50, last)):
-        assert instruct.few_shot(problem, shots, prepared.tokenizer, length, 50)[0] == expected
-    for length in (len(bare) + 50, len(bare) + 49, 10):
-        assert instruct.few_shot(problem, shots, prepared.tokenizer, length, 50)[0] == bare
+    whole = {problem: tokens.tolist() for problem, tokens in asked(prepared, 4096)[0]}
+    problem, tokens = max(whole.items(), key=lambda item: len(item[1]))
+    end = tokenizer.end_of_text(prepared.tokenizer)
+    last = tokens[tokens.index(end) + 1 :]
+    bare = tokens[len(tokens) - tokens[::-1].index(end) :]
     assert text(prepared, bare) == problem.prompt
+    for length, expected in (
+        (len(tokens) + 50, tokens),
+        (len(tokens) + 49, last),
+        (len(last) + 50, last),
+        (len(bare) + 50, bare),
+    ):
+        questions, counts = asked(prepared, length)
+        assert dict(questions)[problem].tolist() == expected
+        kept = sum(len(found) < len(whole[other]) for other, found in questions)
+        assert counts == {'left_out': 8 - len(questions), 'fewer_shots': kept}
+    assert problem not in dict(asked(prepared, len(bare) + 49)[0])
 
 
 def test_evaluation_shots_depend_on_the_seed_and_the_problem_alone(choices):
     _, prepared = choices
-    train = set(prepared.problems.splits['train'])
-    drawn = {p.id: instruct.draw_shots(prepared.problems, p, 2, 0) for p in prepared.problems.splits['test']}
-    assert len(set(drawn.values())) > len(drawn) / 2
-    for problem in reversed(prepared.problems.splits['test']):
-        shots = instruct.draw_shots(prepared.problems, problem, 2, 0)
-        assert shots == drawn[problem.id]
-        assert set(shots) <= train
-        assert {shot.task for shot in shots} == {problem.task}
-    assert drawn != {p.id: instruct.draw_shots(prepared.problems, p, 2, 1) for p in prepared.problems.splits['test']}
-    own = prepared.problems.splits['train'][0]
-    pool = sum(p.task == own.task for p in prepared.problems.splits['train'])
-    assert own not in instruct.draw_shots(prepared.problems, own, pool - 1, 0)
-    with pytest.raises(UserError, match=rf'^config.benchmark.shots = {pool}: task {own.task} has {pool} '):
-        instruct.draw_shots(prepared.problems, own, pool, 0)
+    train = {problem.prompt + problem.target: problem for problem in prepared.problems.splits['train']}
+
+    def drawn(prepared, seed=0):
+        found = {}
+        for problem, tokens in asked(prepared, 4096, count=2, seed=seed)[0]:
+            *before, _ = text(prepared, tokens).split(tokenizer.END_OF_TEXT)
+            found[problem.id] = tuple(train[shot] for shot in before)
+            assert {shot.task for shot in found[problem.id]} == {problem.task}
+        return found
+
+    assert len(set(drawn(prepared).values())) > len(drawn(prepared)) / 2
+    splits = prepared.problems.splits
+    turned = dataclasses.replace(prepared.problems, splits=splits | {'test': splits['test'][::-1]})
+    assert drawn(PreparedProblems(turned, prepared.tokenizer)) == drawn(prepared) != drawn(prepared, seed=1)
+    with pytest.raises(
+        UserError, match=r'^config.benchmark.shots = 43: must leave shots for task category, which has 42 '
+    ):
+        asked(prepared, 4096, count=43)
 
 
 @pytest.mark.parametrize(
@@ -370,11 +380,10 @@ def test_evaluation_shots_depend_on_the_seed_and_the_problem_alone(choices):
         *(
             ('task', 'math'),
             ('path', ''),
-            ('tasks', ('gsm8k',)),
             ('shots', (2, 1)),
             ('shots', (-1, 1)),
         ),
-        *(('loss_on', 'answer'), ('calculator_marks', 'hide'), ('train_rows', -1), ('least_rows', -1)),
+        *(('loss_on', 'answer'), ('train_rows', -1), ('least_rows', -1)),
         *(('valid_rows', 0), ('size', (1, 0))),
     ],
 )
@@ -389,7 +398,6 @@ def test_made_problems_have_a_size_and_no_path(config):
     for changes, field in (
         ({'path': 'x'}, 'path'),
         ({'size': (5, 0)}, 'size'),
-        ({'calculator_marks': 'keep'}, 'calculator_marks'),
         ({'task': 'choices'}, 'size'),
     ):
         with pytest.raises(UserError, match=f'^{field} = '):
@@ -398,6 +406,6 @@ def test_made_problems_have_a_size_and_no_path(config):
 
 def test_the_config_survives_an_experiment_file(config):
     values = json.loads(json.dumps(dataclasses.asdict(config)))
-    assert configs._convert(instruct.InstructConfig, values, 'config.data') == config
+    assert experiment._convert(instruct.InstructConfig, values, 'config.data') == config
     with pytest.raises(UserError, match=r'^config.data.shots\[1\] = '):
-        configs._convert(instruct.InstructConfig, values | {'shots': [0, 'x']}, 'config.data')
+        experiment._convert(instruct.InstructConfig, values | {'shots': [0, 'x']}, 'config.data')

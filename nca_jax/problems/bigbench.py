@@ -1,4 +1,4 @@
-"""Tasks in BIG-bench's published format: folders with a task.json, or with folders of subtasks that have one."""
+"""Tasks in BIG-bench's published format: folders with a task.json, or with subfolders that have one."""
 
 import hashlib
 import json
@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nca_jax.errors import UserError
+from nca_jax import files
+from nca_jax.errors import check
 from nca_jax.problems.problem import Problem, Sides, check_text, distinct
 
 # The English tasks of BIG-bench Lite with at least 100 training rows, which the paper (arXiv 2603.10055) tunes on, by
@@ -25,11 +26,12 @@ LITE = (
     'vitaminc_fact_verification',
     'winowhy',
 )
-HELD_OUT, HELD_OUT_LEAST = 5, 16  # of a task's rows: one in five, and no fewer than 16
+# One row in five of a task is for evaluation, and no fewer than 16.
+TEST_SHARE, LEAST_TEST = 5, 16
 
 
 class Layout(NamedTuple):
-    """What a task.json says of its prompts; BIG-bench's own defaults where it doesn't."""
+    """The fields of a task.json that make its prompts, with BIG-bench's defaults."""
 
     task_prefix: str = ''
     example_input_prefix: str = '\nQ: '
@@ -38,93 +40,85 @@ class Layout(NamedTuple):
     append_choices_to_input: bool = True
 
 
-def bigbench(path: str, tasks: Iterable[str]) -> Sides:
-    """The named tasks among the folders of `path`. A task is all the task.json in its folder, at any depth.
+def read(path: str, tasks: Iterable[str] = LITE) -> Sides:
+    """The named tasks among the folders of `path`, see `divide`.
 
-    Each row's prompt begins with its task's prefix and ends where the answer stands; white space there belongs to the
-    target, as a byte-level tokenizer has it. Options stand in an order by hash, so that neither their file nor their
-    score shows in it. Right are the options of the highest score, or all targets of a row without options; the first
-    is learnt. (A target beside options may be more than one: strategyqa's is its option with a justification, which no
-    exact match could hope for.) A fifth of each task, 16 rows at least, is held out by the hash of the prompt: rows of
-    equal prompts are one row.
     Raises UserError with the file, the field and the value for anything else than the published format.
     """
     root = Path(path).expanduser()
-    if not path or not root.is_dir():
-        raise UserError(f'path = {path!r}: must be the folder of the tasks')
+    check(bool(path) and root.is_dir(), 'path', path, 'must be the folder of the tasks')
+    return divide([_read_task(root, task) for task in tasks])
+
+
+def divide(tasks: Iterable[Iterable[Problem]]) -> Sides:
+    """Both sides of each task. The hash of a prompt decides; rows with equal prompts count once."""
     train, test = [], []
     for task in tasks:
-        files = sorted((root / task).rglob('task.json'))
-        if not files:
-            which = "tasks, the paper's where they are (),"
-            raise UserError(f'tasks = {task!r}: {which} must be folders in {root} with a task.json in them')
-        rows = [problem for file in files for problem in read_task(file, task, root)]
-        kept = distinct(rows)
-        held_out = max(HELD_OUT_LEAST, math.ceil(len(kept) / HELD_OUT))
-        test += kept[:held_out]
-        train += kept[held_out:]
+        rows = distinct(task)
+        count = max(LEAST_TEST, math.ceil(len(rows) / TEST_SHARE))
+        test += rows[:count]
+        train += rows[count:]
     return Sides(tuple(train), tuple(test))
 
 
-def read_task(file: Path, task: str, root: Path) -> list[Problem]:
-    """The rows of one task.json. An id is the file's folder below `root` and the number of the example."""
-    try:
-        content = json.loads(file.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f'{file}: unreadable ({str(error).splitlines()[0]})') from None
-    if not isinstance(content, dict) or not isinstance(content.get('examples'), list) or not content['examples']:
-        raise UserError(f'{file}: examples: must be a list of one or more, in a JSON object')
-    given = {field: content[field] for field in Layout._fields if field in content}
-    for field, value in given.items():
-        kind = type(Layout._field_defaults[field])
-        if type(value) is not kind:
-            raise UserError(f'{file}: {field} = {value!r}: must be {kind.__name__}')
-    layout, folder = Layout(**given), file.parent.relative_to(root).as_posix()
+def _read_task(root: Path, task: str) -> list[Problem]:
+    """The rows of every task.json in the task's folder, at any depth. Ids begin with the folder of their file."""
+    found = sorted((root / task).rglob('task.json'))
+    check(bool(found), 'path', str(root), f'must have a folder {task} with a task.json in it')
+    places = [(file, file.parent.relative_to(root).as_posix()) for file in found]
+    return [problem for file, name in places for problem in rows_of(files.read_json(file), name, task, str(file))]
+
+
+def rows_of(content: dict[str, Any], name: str, task: str, place: str) -> list[Problem]:
+    """The rows of a task.json's content, with ids NAME/NUMBER. `place` begins errors."""
+    examples = content.get('examples')
+    check(isinstance(examples, list) and bool(examples), f'{place}: examples', examples, 'must be a list, not empty')
+    layout = Layout(**{field: content[field] for field in Layout._fields if field in content})
+    for field, value, default in zip(Layout._fields, layout, Layout(), strict=True):
+        check(type(value) is type(default), f'{place}: {field}', value, f'must be {type(default).__name__}')
     return [
-        _problem(layout, f'{file}: examples[{number}]', f'{folder}/{number}', task, example)
-        for number, example in enumerate(content['examples'])
+        _problem(layout, f'{place}: examples[{number}]', f'{name}/{number}', task, example)
+        for number, example in enumerate(examples)
     ]
 
 
-def _problem(layout: Layout, name: str, identity: str, task: str, example: object) -> Problem:
-    if not isinstance(example, dict):
-        raise UserError(f'{name} = {str(example)[:60]!r}: must be a JSON object')
-    asked = example.get('input')
-    check_text(name, 'input', asked)
-    scores = _scores(name, example['target_scores']) if 'target_scores' in example else {}
-    targets = _targets(name, example['target']) if 'target' in example else ()
+def _problem(layout: Layout, place: str, identity: str, task: str, example: object) -> Problem:
+    """The right answers are the options of the highest score, or all targets of a row without options."""
+    check(isinstance(example, dict), place, example, 'must be a JSON object')
+    question, scores, targets = example.get('input'), example.get('target_scores', {}), example.get('target', [])
+    check_text(f'{place}: input', question)
+    has_answer = 'target' in example or 'target_scores' in example
+    check(has_answer, f'{place}: fields', [*example], 'must have target or target_scores')
+    if 'target_scores' in example:
+        _check_scores(f'{place}: target_scores', scores)
+    if 'target' in example:
+        # Not used beside options: strategyqa's is its option with a justification, which no answer could equal.
+        targets = targets if isinstance(targets, list) else [targets]
+        check(bool(targets), f'{place}: target', targets, 'must be text, or a list of one or more')
+        for text in targets:
+            check_text(f'{place}: target', text)
     best = max(scores.values(), default=None)
-    answers = tuple(option for option, score in scores.items() if score == best) or targets
-    if not answers:
-        raise UserError(f'{name}: must have target or target_scores, has {" ".join(example)}')
+    answers = tuple(option for option, score in scores.items() if score == best) or tuple(targets)
     options = ''
     if layout.append_choices_to_input:
-        options = ''.join(f'{layout.choice_prefix}{option}' for option in _by_hash(asked, scores))
-    before = f'{layout.task_prefix}{layout.example_input_prefix}{asked}{options}{layout.example_output_prefix}'
-    prompt = before.lstrip('\n').rstrip(' ')
-    space = before[len(before.rstrip(' ')) :]
-    return Problem(identity, prompt, f'{space}{answers[0].strip()}', answers, len(scores), task)
+        options = ''.join(f'{layout.choice_prefix}{option}' for option in _by_hash(question, scores))
+    text = f'{layout.task_prefix}{layout.example_input_prefix}{question}{options}{layout.example_output_prefix}'
+    # A byte-level tokenizer has a space at the beginning of a word, so it belongs to the target.
+    prompt = text.rstrip(' ')
+    target = text[len(prompt) :] + answers[0].strip()
+    return Problem(identity, prompt.lstrip('\n'), target, answers, len(scores), task)
 
 
-def _targets(name: str, target: object) -> tuple[str, ...]:
-    targets = target if isinstance(target, list) else [target]
-    if not targets:
-        raise UserError(f'{name}: target = []: must be text, or a list of one or more')
-    for each in targets:
-        check_text(name, 'target', each)
-    return tuple(targets)
-
-
-def _scores(name: str, scores: Any) -> dict[str, float]:
-    if not isinstance(scores, dict) or len(scores) < 2:
-        raise UserError(f'{name}: target_scores = {str(scores)[:60]!r}: must be an object of two options or more')
+def _check_scores(field: str, scores: object) -> None:
+    several = isinstance(scores, dict) and len(scores) >= 2
+    check(several, field, scores, 'must be an object of two options or more')
     for option, score in scores.items():
-        check_text(name, 'target_scores', option)
-        if type(score) not in (int, float) or not math.isfinite(score):
-            raise UserError(f'{name}: target_scores[{option!r}] = {score!r}: must be a finite number')
-    return scores
+        check_text(field, option)
+        number = type(score) in (int, float) and math.isfinite(score)
+        check(number, f'{field}[{option!r}]', score, 'must be a finite number')
 
 
-def _by_hash(asked: str, options: Collection[str]) -> list[str]:
-    row = [asked, *sorted(options)]
+def _by_hash(question: str, options: Collection[str]) -> list[str]:
+    """The options in an order that shows neither their place in the file nor their score."""
+    row = [question, *sorted(options)]
     return sorted(options, key=lambda option: hashlib.blake2b(json.dumps([row, option]).encode()).digest())

@@ -1,16 +1,16 @@
-"""Small tasks of several choices, written in BIG-bench's format for whoever hasn't its files at hand."""
+"""Six small tasks in BIG-bench's format, which stand in for its files: five multiple choice, one open."""
 
-import json
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
-from nca_jax import files
 from nca_jax.errors import UserError
+from nca_jax.problems.bigbench import divide, rows_of
+from nca_jax.problems.problem import Sides
 
-TRIES = 30  # an example that is wanted, before the task is taken to have no more
+# Examples made for each row, before a task counts as used up.
+TRIES = 30
 WORDS = {
     'animal': ['cat', 'dog', 'horse', 'cow', 'sheep', 'goat', 'mouse', 'tiger', 'lion', 'whale', 'eagle', 'frog'],
     'colour': ['red', 'blue', 'green', 'yellow', 'black', 'white', 'pink', 'brown', 'grey', 'orange'],
@@ -19,57 +19,49 @@ WORDS = {
 }
 LETTERS = 'abcdefghijklmnopqrstuvwxyz'
 
-Dice = Callable[[int], int]  # `dice(n)` is one of 0..n - 1
+# `dice(n)` is one of 0..n - 1.
+Dice = Callable[[int], int]
 
 
-def write_choices(folder: Path, rows: int) -> tuple[str, ...]:
-    """Writes `folder/TASK/task.json` for each of TASKS, `rows` different examples each; the names of the tasks.
+def make(rows: int) -> Sides:
+    """`rows` different examples of each task, divided as BIG-bench's are.
 
-    A function of `rows` alone; fewer rows are the first of more. UserError where a task hasn't as many.
+    Depends on `rows` alone, and fewer rows are the first of more. Raises UserError if a task has too few.
     """
-    for task, (prefix, make) in TASKS.items():
-        content = {
-            'name': task,
-            'description': prefix,
-            'keywords': ['multiple choice'],
-            'metrics': ['exact_str_match', 'multiple_choice_grade'],
-            'preferred_score': 'multiple_choice_grade',
-            'task_prefix': prefix,
-            'examples': _examples(task, make, rows),
-        }
-        file = folder / task / 'task.json'
-        file.parent.mkdir(parents=True, exist_ok=True)
-        written = json.dumps(content, indent=1).encode()
-        files.write(file, written)
-    return tuple(TASKS)
+    contents = {
+        task: {'task_prefix': prefix, 'examples': _examples(task, example, rows)}
+        for task, (prefix, example) in TASKS.items()
+    }
+    return divide(rows_of(content, task, task, task) for task, content in contents.items())
 
 
 def _examples(task: str, make: Callable[[Dice], dict], rows: int) -> list[dict]:
-    """From a generator's raw numbers, which NumPy promises never to change."""
+    # NumPy promises never to change a generator's raw numbers.
     source = np.random.Philox(key=zlib.crc32(f'choices/{task}'.encode()))
-    found: dict[str, dict] = {}
+    examples: dict[str, dict] = {}
     for _ in range(TRIES * rows):
-        if len(found) == rows:
+        if len(examples) == rows:
             break
         example = make(lambda below: int(source.random_raw()) % below)
         key = f'{example["input"]} {sorted(example.get("target_scores", ()))}'
-        found.setdefault(key, example)
-    if len(found) < rows:
-        raise UserError(f'size = ({rows}, 0): task {task} has only {len(found)} different examples')
-    return list(found.values())
+        examples.setdefault(key, example)
+    if len(examples) < rows:
+        raise UserError(f'size = ({rows}, 0): task {task} has only {len(examples)} different examples')
+    return list(examples.values())
 
 
-def _scored(asked: str, options: list[str], right: str) -> dict:
-    return {'input': asked, 'target_scores': {option: int(option == right) for option in sorted(options)}}
+def _scored(question: str, options: list[str], right: str) -> dict:
+    return {'input': question, 'target_scores': {option: int(option == right) for option in sorted(options)}}
 
 
 def _several(dice: Dice, pool: list[str], count: int) -> list[str]:
+    """Different members of the pool."""
     left = list(pool)
     return [left.pop(dice(len(left))) for _ in range(count)]
 
 
 def _largest(dice: Dice) -> dict:
-    """Two to five options: chance differs from row to row."""
+    """Two to five options, so that chance differs between rows."""
     numbers = _several(dice, [str(number) for number in range(100)], 2 + dice(4))
     return _scored('Which number is the largest?', numbers, max(numbers, key=int))
 
@@ -101,11 +93,12 @@ def _first_letter(dice: Dice) -> dict:
 
 
 def _last_letter(dice: Dice) -> dict:
-    """An open answer, right in either case."""
+    """An open answer, in either case."""
     letters = [LETTERS[dice(26)] for _ in range(2 + dice(3))]
     return {'input': f'What is the last letter of {" ".join(letters)}?', 'target': [letters[-1], letters[-1].upper()]}
 
 
+# Prefix of the prompt, and the maker of an example.
 TASKS: dict[str, tuple[str, Callable[[Dice], dict]]] = {
     'largest': ('Choose the largest number.', _largest),
     'parity': ('Say whether a number is even or odd.', _parity),

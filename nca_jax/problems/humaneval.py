@@ -1,0 +1,64 @@
+"""HumanEval: functions to complete in Python, and the verdicts of the judge on completions."""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nca_jax import distributed, files
+from nca_jax.errors import check
+from nca_jax.problems.problem import Problem
+from nca_jax.sandbox import human_eval, judging
+
+
+def read(path: str) -> tuple[Problem, ...]:
+    """The problems of a .jsonl or .jsonl.gz in HumanEval's format, in order; their ids are task_ids.
+
+    '' is the file that the package human-eval brings. None of its code is imported.
+    """
+    tasks = human_eval.read_tasks(_file(path))
+    for name, task in tasks.items():
+        begun = f'def {task.entry_point}' in task.prompt
+        check(begun, f'{name}: entry_point', task.entry_point, 'must be a function that the prompt begins')
+    return tuple(Problem(name, task.prompt, '', (), 0, 'humaneval') for name, task in tasks.items())
+
+
+def judged(
+    records: Sequence[Mapping[str, Any]], answers: Path, path: str, run_code: bool
+) -> list[dict[str, Any]] | None:
+    """The records with `correct` filled in; None without verdicts, after a line that says how to get them.
+
+    Writes the programs beside the file of answers. The judge runs them here, if it may, or has run them before.
+    """
+    samples, problems = answers.with_suffix('.samples.jsonl'), _file(path)
+    programs = [
+        {'task_id': record['id'], 'sample': number, 'completion': text}
+        for record in records
+        for number, text in enumerate(record['texts'])
+    ]
+
+    def judge() -> list[dict]:
+        if distributed.is_first():
+            files.write(samples, ''.join(json.dumps(program) + '\n' for program in programs))
+            if run_code:
+                judging.judge_file(samples, problems, '--allow-code')
+        verdicts = files.read_records(judging.out_file(samples))
+        # An older file may hold verdicts on other programs.
+        keys = [[(line['task_id'], line['sample']) for line in lines] for lines in (verdicts, programs)]
+        return verdicts if keys[0] == keys[1] else []
+
+    verdicts = distributed.first(judge)
+    if not verdicts:
+        if distributed.is_first():
+            command = ['python', '-m', 'nca_jax', 'judge', str(samples), '--allow-code']
+            command += [f'--problems={problems}'] if problems else []
+            print(f'not judged yet: {shlex.join(command)}, then the same run once more', file=sys.stderr)
+        return None
+    passed = iter(verdict['passed'] for verdict in verdicts)
+    return [{**record, 'correct': [next(passed) for _ in record['texts']]} for record in records]
+
+
+def _file(path: str) -> Path | None:
+    return Path(path).expanduser() if path else None

@@ -1,0 +1,132 @@
+"""Problems as tokens, and worked examples (shots) before them, in training and in evaluation alike.
+
+A row is `prompt target <end of text>` of each shot and then of the problem itself. Prompts and targets are tokenised
+apart, so that a prompt has the same tokens wherever it stands.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from nca_jax.batch import Vocab
+from nca_jax.data import tokenizer as bpe
+from nca_jax.errors import check
+from nca_jax.problems.problem import Problem
+from nca_jax.problems.sets import Problems
+
+# Part of the identity: to be changed with the layout of a row.
+FORMAT = 'prompt target end, shots first; 1'
+
+
+class Tokens(NamedTuple):
+    """A problem's int32 tokens. The target's end with the end of text."""
+
+    prompt: np.ndarray
+    target: np.ndarray
+
+    @property
+    def count(self) -> int:
+        return len(self.prompt) + len(self.target)
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedProblems:
+    """Problems with their tokens."""
+
+    problems: Problems
+    tokenizer: Tokenizer
+
+    @functools.cached_property
+    def tokens(self) -> dict[str, list[Tokens]]:
+        """By split, in the order of the problems."""
+        return {split: tokenise(problems, self.tokenizer) for split, problems in self.problems.splits.items()}
+
+    @functools.cached_property
+    def pools(self) -> dict[str, np.ndarray]:
+        """The numbers of each task's training problems, from which its shots are drawn."""
+        tasks = np.array([problem.task for problem in self.problems.splits['train']])
+        return {str(task): np.flatnonzero(tasks == task) for task in np.unique(tasks)}
+
+    @property
+    def vocab(self) -> Vocab:
+        return Vocab(self.tokenizer.get_vocab_size())
+
+    @property
+    def tokenizer_identity(self) -> str:
+        return bpe.identity(self.tokenizer)
+
+    @property
+    def identity(self) -> str:
+        """sha256 of the problems, the tokenizer and the layout of a row."""
+        content = [FORMAT, self.tokenizer_identity, self.problems.identity]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def check_shots(self, split: str, count: int, field: str) -> None:
+        """Raises FieldError unless each problem of the split has `count` other training problems of its task."""
+        for task in sorted({problem.task for problem in self.problems.splits[split]}):
+            has = len(self.pools.get(task, ()))
+            allowed = f'must leave shots for task {task}, which has {has} training problems besides valid and test'
+            check(has - (split == 'train') >= count, field, count, allowed)
+
+    def draw_shots(self, name: str, split: str, number: int, count: tuple[int, int]) -> list[Tokens]:
+        """Other training problems of the task, (least, most) of them, a function of the arguments alone."""
+        pool = self.pools.get(self.problems.splits[split][number].task, ())
+        own = int(np.searchsorted(pool, number)) if split == 'train' else None
+        return [self.tokens['train'][pool[place]] for place in draw(name, count, len(pool), own)]
+
+
+def tokenise(problems: Sequence[Problem], tokenizer: Tokenizer) -> list[Tokens]:
+    end = bpe.end_of_text(tokenizer)
+    texts = itertools.chain.from_iterable((problem.prompt, problem.target) for problem in problems)
+    encoded = [code.ids for code in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+    pairs = zip(encoded[::2], encoded[1::2], strict=True)
+    return [Tokens(np.array(prompt, np.int32), np.array([*target, end], np.int32)) for prompt, target in pairs]
+
+
+def draw(name: str, count: tuple[int, int], pool: int, own: int | None) -> list[int]:
+    """Different places in 0..pool - 1 without `own`: (least, most) of them, each choice equally likely."""
+    least, most = count
+    # NumPy promises never to change a generator's raw numbers.
+    raw = np.random.Philox(key=zlib.crc32(name.encode())).random_raw(most + 1).tolist()
+    taken = [] if own is None else [own]
+    drawn = []
+    for number in raw[1 : 1 + least + raw[0] % (most - least + 1)]:
+        place = number % (pool - len(taken))
+        # The number counts free places only.
+        for other in sorted(taken):
+            place += place >= other
+        taken.append(place)
+        drawn.append(place)
+    return drawn
+
+
+def last_that_fit(shots: Sequence[Tokens], room: int) -> Sequence[Tokens]:
+    """The longest run of shots, up to the last, with no more than `room` tokens."""
+    for start in range(len(shots)):
+        if sum(shot.count for shot in shots[start:]) <= room:
+            return shots[start:]
+    return []
+
+
+def assemble(
+    own: Tokens, shots: Sequence[Tokens], length: int, end: int, loss_on: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """(L+1,) int32 tokens, padded with `end`, and (L+1,) float32 weights of each token as a target."""
+    tokens_L1 = np.full(length + 1, end, np.int32)
+    weights_L1 = np.zeros(length + 1, np.float32)
+    at = 0
+    for example in (*last_that_fit(shots, length + 1 - own.count), own):
+        start = at + len(example.prompt)
+        stop = start + len(example.target)
+        tokens_L1[at:start], tokens_L1[start:stop] = example
+        weights_L1[start:stop] = example is own or loss_on == 'all_answers'
+        at = stop
+    return tokens_L1, weights_L1
