@@ -191,9 +191,10 @@ def test_the_search_finds_the_largest_batch_for_each_remat(monkeypatch):
 
     monkeypatch.setattr(fit, 'measure_step', measure_step)
     fitting = fit.search(target(), said.append)
-    largest = {choice.config.model.remat: choice.rows_per_chip for choice in fitting}
+    largest = {choice.config.model.remat: choice.rows_per_chip for choice, _ in fitting}
     assert list(largest.items()) == [('full', 64), ('projections', 16), ('dots', 16), ('none', 8)]
-    assert all(choice.config.train.batch == 256 for choice in fitting)
+    assert all(choice.config.train.batch == 256 for choice, _ in fitting)
+    assert [record['hbm_bytes'] for _, record in fitting] == [64, 32, 64, 64]
     assert len(tried) == 7  # none that must fail
     assert any(line.endswith(': INTERNAL: no room in another memory') for line in said)
 

@@ -7,8 +7,12 @@ libtpu's compiler gets the very train step of `nca_jax train`, the evaluation's 
 automata the generator of a batch. It reads no data: a text's vocabulary is its tokenizer's, or as large as the config
 says. It measures no time.
 
-Shown are the peak of each chip's memory against what a program may use, the share of the state that is updated in
-place, the FLOPs of the products (with what remat computes again and masks throw away), and the bytes of collectives.
+It shows, of the train step:
+  hbm_bytes         the peak of a chip's memory, against hbm_limit, which a program may use
+  alias_share       the share of the state that is updated in place, padding of its tiles included
+  flops             of all chips' products, with what remat computes again and masks throw away, beside model_flops
+  bytes_accessed    on a chip, each loop's body counted once
+  collective_bytes  what a chip receives, by kind
 
 --search finds, for each remat policy, the most sequences a chip that fit, and shows the policy that recomputes least.
 A compilation of the largest size takes some minutes. Exit codes: 0 all fits, 1 something doesn't, 2 bad input.
@@ -42,8 +46,9 @@ def run(args: argparse.Namespace) -> int:
     target = programs.make_target(config, topology.open_slice(args.topology))
     try:
         if args.search:
-            target = fit.search(target, lambda line: print(line, file=sys.stderr, flush=True))[-1]
-        record = fit.measure_step(target)
+            target, record = fit.search(target, lambda line: print(line, file=sys.stderr, flush=True))[-1]
+        else:
+            record = fit.measure_step(target)
     except topology.DoesNotFitError as error:
         print(f'does not fit: {error}', file=sys.stderr)
         if args.json:

@@ -41,8 +41,7 @@ def measure_step(target: Target) -> dict[str, Any]:
     """What the train step needs: bytes of one chip, FLOPs of all. Raises DoesNotFitError."""
     traced = target.trace_train_step()
     with meshes.use(target.mesh):
-        lowered = traced.lower()
-    compiled = compile_program(lowered, 'train step')
+        compiled = compile_program(traced.lower(), 'train step')
     memory, state = compiled.memory_analysis(), target.state
     sizes = [local_bytes(tree) for tree in (state.params, state.opt_state, state.ema)]
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -82,18 +81,18 @@ def measure_others(target: Target) -> dict[str, dict[str, Any]]:
     return sizes
 
 
-def search(target: Target, say: Callable[[str], None]) -> list[Target]:
-    """For each remat policy that fits, the most sequences a chip: the last recomputes least.
+def search(target: Target, say: Callable[[str], None]) -> list[tuple[Target, dict[str, Any]]]:
+    """For each remat policy that fits, the most sequences a chip, with their `measure_step`: the last recomputes least.
 
-    A policy that saves more never fits more sequences, so each starts with as many as fitted before.
     Raises DoesNotFitError where nothing fits.
     """
     fitting, sizes = [], sequences_a_chip(target)
     for remat in POLICIES:
+        # A policy that keeps more never fits more sequences, so it starts with as many as fitted before.
         while sizes:
             choice = dataclasses.replace(target, config=choose(target, sizes[0], remat))
-            if fits(choice, say):
-                fitting.append(choice)
+            if record := attempt(choice, say):
+                fitting.append((choice, record))
                 break
             sizes = sizes[1:]
     if not fitting:
@@ -101,15 +100,16 @@ def search(target: Target, say: Callable[[str], None]) -> list[Target]:
     return fitting
 
 
-def fits(target: Target, say: Callable[[str], None]) -> bool:
+def attempt(target: Target, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """`measure_step`, or None if it does not fit."""
     label = f'{target.config.model.remat:12} {target.rows_per_chip:4} a chip'
     try:
-        needed = measure_step(target)['hbm_bytes']
+        record = measure_step(target)
     except (DoesNotFitError, jax.errors.JaxRuntimeError) as error:  # other memories than HBM may be full, too
         say(f'{label}: {str(error).splitlines()[0]}')
-        return False
-    say(f'{label}: {needed / GIB:6.2f} GiB')
-    return True
+        return None
+    say(f'{label}: {record["hbm_bytes"] / GIB:6.2f} GiB')
+    return record
 
 
 def sequences_a_chip(target: Target) -> list[int]:
@@ -127,24 +127,13 @@ def choose(target: Target, rows: int, remat: str) -> Config:
 
 
 def report(record: dict[str, Any]) -> Iterator[str]:
-    """`measure_step`, with `measure_others` as its field `programs`, in lines for people."""
-    mesh = ' x '.join(f'{axis} {size}' for axis, size in record['mesh'].items())
-    model = ', '.join(f'{name} {record[name]}' for name in ('remat', 'attention', 'unroll', 'loss_chunks', 'dropout'))
-    yield f'{record["name"]} on {record["topology"]} as {mesh}'
-    yield (
-        f'{record["batch"]} sequences a step in {record["accumulate"]} pieces, '
-        f'{record["sequences_per_chip"]} a chip at a time; {model}'
-    )
-    yield ''
-    yield 'The train step as compiled, on each chip'
-    parts = {name: record[f'{name}_bytes'] for name in ('parameter', 'optimizer', 'average', 'temporary')}
-    parts |= {'rest': record['hbm_bytes'] - sum(parts.values()), 'all at its peak': record['hbm_bytes']}
-    parts |= {'may be used': record['hbm_limit'], 'accessed, loops once': record['bytes_accessed']}
-    for name, size in (parts | record['collective_bytes']).items():
-        yield f'  {name:22}{size / GIB:10.2f} GiB'
-    yield f'  {"updated in place":22}{record["alias_share"]:10.1%} of the state, padding of its tiles included'
-    ratio = record['flops'] / record['model_flops']
-    yield f'  {"FLOPs, all chips":22}{record["flops"]:10.3g}, {ratio:.2f} x those that the model needs'
-    for name, program in record['programs'].items():
-        size = 'more' if program['hbm_bytes'] is None else f'{program["hbm_bytes"] / GIB:.2f} GiB'
-        yield f'  {name:22}{size:>14}{"" if program["fits"] else ", which does not fit"}'
+    """The record in lines for people."""
+    return (f'{name:20}{in_words(name, value)}' for name, value in record.items())
+
+
+def in_words(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return ', '.join(f'{key} {in_words(f"{name}.{key}", item)}' for key, item in value.items()) or 'none'
+    if 'bytes' in name or name == 'hbm_limit':
+        return 'unknown' if value is None else f'{value / GIB:.2f} GiB'
+    return f'{value:.4g}' if isinstance(value, float) else str(value)
