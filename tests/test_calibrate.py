@@ -3,6 +3,7 @@
 import argparse
 import collections
 import dataclasses
+import errno
 import gzip
 import itertools
 import json
@@ -416,3 +417,26 @@ def test_tokens_must_fit_their_width(tmp_path, bpe, capsys):
     one_byte = ['--config.data.complexity.bytes_per_token=1', '--config.data.rule.colours=2']
     assert run(tmp_path, '--text=x', f'--tokenizer={tmp_path / "tokenizer.json"}', *one_byte) == 2
     assert 'bytes_per_token = 1: enough for 300 tokens' in capsys.readouterr().err
+
+
+def test_a_file_that_may_not_be_read_is_named_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / 'open').write_bytes(b'x')
+    (tmp_path / 'secret').write_bytes(b'x')
+    monkeypatch.setattr(os, 'access', lambda path, mode: 'secret' not in str(path))
+    with pytest.raises(UserError, match=r'secret: Permission denied'):
+        texts.open_corpus(str(tmp_path), silent)
+
+
+def test_a_folder_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / 'closed').mkdir()
+    (tmp_path / 'open').write_bytes(b'x')
+    scandir = os.scandir
+
+    def refuse(path):
+        if 'closed' in str(path):
+            raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    with pytest.raises(UserError, match=r'closed: Permission denied'):
+        texts.open_corpus(str(tmp_path), silent)

@@ -8,7 +8,9 @@ token and the vocabulary. 360 int32 tokens have 0.022 if they are constant and 0
 import bisect
 import collections
 import dataclasses
+import errno
 import itertools
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,17 +97,33 @@ def open_corpus(name: str, progress: Progress) -> ByteCorpus:
             root = Path(name).expanduser()
             if not name or not root.exists():
                 raise UserError(f'--text {shown!r}: no such file or folder, and no corpus of {", ".join(BUILT_IN)}')
-            parts = [root] if root.is_file() else sorted(visible_files(root))
+            parts = [root] if root.is_file() else visible_files(root)
+            for file in parts:
+                # Before any work, not after minutes of it.
+                if not os.access(file, os.R_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
             sizes = [file.stat().st_size for file in parts]
-        except (OSError, RuntimeError) as error:  # a RuntimeError is about ~ of an unknown user
-            raise UserError(f'--text {shown}: {getattr(error, "strerror", error)}') from None
+        except OSError as error:
+            raise UserError(f'--text {shown}: {error.filename}: {error.strerror}') from None
+        # Path.expanduser raises it for an unknown user.
+        except RuntimeError as error:
+            raise UserError(f'--text {shown}: {error}') from None
     check(sum(sizes) > 0, '--text', shown, 'must hold at least one byte')
     return ByteCorpus(shown, tuple(parts), tuple(itertools.accumulate(sizes)))
 
 
 def visible_files(root: Path) -> list[Path]:
-    files = (file for file in root.rglob('*') if file.is_file())
-    return [file for file in files if not any(part.startswith('.') for part in file.relative_to(root).parts)]
+    """All files below a folder, by path, except hidden ones. Raises OSError for an unreadable folder."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    files = []
+    # `os.walk` skips unreadable folders unless it is told otherwise.
+    for folder, below, names in os.walk(root, onerror=fail):
+        below[:] = [name for name in below if not name.startswith('.')]
+        files += [Path(folder, name) for name in names if not name.startswith('.')]
+    return sorted(file for file in files if file.is_file())
 
 
 def window_starts(corpus: ByteCorpus, length: int, count: int, seed: int) -> Iterator[int]:
