@@ -26,7 +26,7 @@ from nca_jax.decode import decoder
 from nca_jax.decode.sampling import Sampling
 from nca_jax.errors import FieldError, UserError
 from nca_jax.evals import harness, requests
-from nca_jax.evals.requests import Answering, Model, Window
+from nca_jax.evals.requests import Generation, Model, Window
 from nca_jax.model import transformer
 from nca_jax.report.tables import NONE
 from tests.runs import load_program
@@ -156,7 +156,7 @@ def test_windows_are_padded_to_few_lengths(length):
 def test_answers_are_the_likeliest_tokens(capsys):
     """In order, after what fits of the context, and with less room where that would be more than half."""
     contexts = ['def f1(x):', '', TEXT[:300], 'def f2(', 'def f1(x):', 'é']
-    found = requests.answers(model(1), [(context, {'max_gen_toks': 25}) for context in contexts])
+    found = requests.continuations(model(1), [(context, {'max_gen_toks': 25}) for context in contexts])
     for text, context in zip(found, contexts, strict=True):
         tokens = (model().encode(context) or [0])[-20:]
         following = likeliest(model(), tokens, 20 if context == TEXT[:300] else 25)
@@ -169,37 +169,37 @@ def test_requests_of_different_kinds():
     """Each stops where its own kind does. Samples depend on the seed and their request alone."""
     sampled = {'do_sample': True, 'temperature': 1.0, 'max_gen_toks': 8}
     asked = [('def f1', sampled), ('def f2', {'max_gen_toks': 8}), ('def f2', sampled), ('def f1', sampled)]
-    found = requests.answers(model(1), asked)
+    found = requests.continuations(model(1), asked)
     assert len(set(found)) == 4
     stop = found[1][2:4]
     assert len(stop) == 2
     again = [('def f2', {'max_gen_toks': 8, 'until': [stop, '']}), ('def f2', sampled), ('def f1', sampled)]
-    assert requests.answers(model(1), again) == [found[1][: found[1].index(stop)], found[2], found[0]]
-    other = requests.answers(dataclasses.replace(model(1), seed=1), [asked[0], asked[2], asked[3]])
+    assert requests.continuations(model(1), again) == [found[1][: found[1].index(stop)], found[2], found[0]]
+    other = requests.continuations(dataclasses.replace(model(1), seed=1), [asked[0], asked[2], asked[3]])
     assert not set(found) & set(other)
 
 
 def test_what_fits_of_a_context():
     tokens = list(range(100))
-    assert requests.fitting(tokens, most=12, length=40) == tokens[-28:]
-    assert requests.fitting(tokens, most=30, length=40) == tokens[-20:]
-    assert requests.fitting(tokens[:5], most=39, length=40) == tokens[:5]
+    assert requests.fitting(tokens, 12, length=40) == tokens[-28:]
+    assert requests.fitting(tokens, 30, length=40) == tokens[-20:]
+    assert requests.fitting(tokens[:5], 39, length=40) == tokens[:5]
 
 
 @pytest.mark.parametrize(
     ('options', 'expected'),
     [
-        ({}, Answering(GREEDY, (), 256)),
-        ({'until': '\n', 'max_gen_toks': 5}, Answering(GREEDY, ('\n',), 5)),
-        ({'until': ['a', '', 'b'], 'max_new_tokens': 7, 'num_beams': 1}, Answering(GREEDY, ('a', 'b'), 7)),
-        ({'do_sample': False, 'temperature': 0.7, 'max_tokens': None}, Answering(GREEDY, (), 256)),
-        ({'temperature': 0.5, 'top_p': 0.9}, Answering(Sampling(0.5, 0.9, 0), (), 256)),
-        ({'do_sample': True, 'top_k': -1}, Answering(Sampling(1.0, 1.0, 0), (), 256)),
-        ({'do_sample': True, 'temperature': 0.0}, Answering(GREEDY, (), 256)),
+        ({}, Generation(GREEDY, (), 256)),
+        ({'until': '\n', 'max_gen_toks': 5}, Generation(GREEDY, ('\n',), 5)),
+        ({'until': ['a', '', 'b'], 'max_new_tokens': 7, 'num_beams': 1}, Generation(GREEDY, ('a', 'b'), 7)),
+        ({'do_sample': False, 'temperature': 0.7, 'max_tokens': None}, Generation(GREEDY, (), 256)),
+        ({'temperature': 0.5, 'top_p': 0.9}, Generation(Sampling(0.5, 0.9, 0), (), 256)),
+        ({'do_sample': True, 'top_k': -1}, Generation(Sampling(1.0, 1.0, 0), (), 256)),
+        ({'do_sample': True, 'temperature': 0.0}, Generation(GREEDY, (), 256)),
     ],
 )
 def test_what_tasks_ask_for(options, expected):
-    assert requests.answering(options) == expected
+    assert requests.parse_options(options) == expected
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_what_tasks_ask_for(options, expected):
 )
 def test_what_cannot_be_done(options, said):
     with pytest.raises(FieldError, match=said):
-        requests.answering(options)
+        requests.parse_options(options)
 
 
 def test_the_table():
@@ -236,7 +236,7 @@ def test_the_table():
 
 
 def refused(capsys, *arguments: str) -> str:
-    assert harness.main([*map(str, arguments)]) == 2
+    assert cli.main(['harness', *map(str, arguments)]) == 2
     printed = capsys.readouterr()
     assert printed.out == ''
     assert printed.err.count('\n') == 1
@@ -329,7 +329,7 @@ def write_tasks(folder: pathlib.Path, documents: dict[str, list[dict]]) -> None:
 def harness_command(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
     """In a process of its own, where nothing can be downloaded."""
     offline = {'HF_HOME': str(folder / 'hf'), 'HF_DATASETS_OFFLINE': '1', 'HF_HUB_OFFLINE': '1'}
-    command = [sys.executable, '-m', 'nca_jax.evals.harness', *map(str, arguments)]
+    command = [sys.executable, '-m', 'nca_jax', 'harness', *map(str, arguments)]
     root = pathlib.Path(__file__).parents[1]
     return subprocess.run(command, capture_output=True, text=True, cwd=root, env={**os.environ, **offline})
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 
 from nca_jax.batch import Batch, Vocab
-from nca_jax.evals import held_out
+from nca_jax.evals.held_out import make_totals
 from nca_jax.model.config import ModelConfig
 
 
@@ -18,19 +18,19 @@ def make_evaluator(
     batches: int,
     scored_bytes: int,
 ) -> Callable[[dict, int], dict]:
-    """`evaluate(params, step) -> {loss, perplexity, bits_per_byte, scored_tokens, scored_bytes}` over all `batches`.
+    """`evaluate(params, step)` -> {loss, perplexity, bits_per_byte, scored_tokens, scored_bytes} over all batches.
 
-    `loss` is nats per scored token. `scored_bytes` is the number of UTF-8 bytes that the scored targets stand for, so
-    that bits per byte is exact and comparable between tokenizers.
+    loss is nats per scored token. scored_bytes is the number of UTF-8 bytes of the scored targets, so that bits per
+    byte is exact and comparable between tokenizers.
     """
-
-    totals = held_out.make_totals(model, vocab, mesh, stream, batches, lambda logits, batch: {})
+    totals = make_totals(model, vocab, mesh, stream, batches)
 
     def evaluate(params: dict, step: int) -> dict:
-        found = totals(params)
-        nll, tokens = found['nll'], found['weight']
+        total = totals(params)
+        nll, tokens = float(total['nll']), float(total['weight'])
         return {
             'loss': nll / tokens,
+            # Above, exp overflows.
             'perplexity': math.exp(min(nll / tokens, 700.0)),
             'bits_per_byte': nll / math.log(2) / scored_bytes,
             'scored_tokens': int(tokens),

@@ -1,4 +1,4 @@
-"""What a model says of texts: how likely they are, and how they go on. For requests of any length and number."""
+"""Answers to the requests of lm-evaluation-harness, of any length: likelihoods and continuations of texts."""
 
 import dataclasses
 import functools
@@ -25,27 +25,32 @@ from nca_jax.model.config import ModelConfig
 from nca_jax.model.loss import cross_entropy
 from nca_jax.progress import Progress, silent
 
-CHUNK = 32  # tokens that are written before the host looks
-MAX_TOKENS = 256  # of an answer whose task doesn't say, as the harness has it
-LIMITS = ('max_gen_toks', 'max_new_tokens', 'max_tokens', 'max_completion_tokens')  # names of one thing; the first wins
+# Tokens that are written before the host looks.
+CHUNK = 32
+# Of a continuation whose task doesn't say; the harness's own default.
+MAX_TOKENS = 256
+# Names for the most tokens; the first one given counts.
+LIMITS = ('max_gen_toks', 'max_new_tokens', 'max_tokens', 'max_completion_tokens')
 KNOWN = {*LIMITS, 'until', 'do_sample', 'temperature', 'top_p', 'top_k', 'num_beams'}
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model that reads text. rows: sequences of a batch over all devices of the mesh. seed: of sampled answers."""
+    """A model that reads text."""
 
     config: ModelConfig
     vocab: Vocab
     params: dict
     tokenizer: Tokenizer
     mesh: jax.sharding.Mesh
+    # Sequences of a batch, over all devices of the mesh.
     rows: int
+    # Of sampled continuations.
     seed: int
 
     @property
     def end(self) -> int:
-        """The end of a text, after which the next one begins: what stands before a text without context."""
+        """The end of text. It stands before a text without context, since the next text follows it in training."""
         return bpe.end_of_text(self.tokenizer)
 
     def encode(self, text: str) -> list[int]:
@@ -53,33 +58,53 @@ class Model:
 
 
 class Window(NamedTuple):
-    """A piece that the model reads at once: tokens, of which the last `scored` are predicted from those before."""
+    """Tokens that the model reads at once. The last `scored` of them are predicted from those before."""
 
     tokens: list[int]
     scored: int
 
 
 class Likelihood(NamedTuple):
-    """The log-probability of a continuation in nats, and whether it is what greedy decoding would write."""
+    """The log-probability of a continuation in nats, and whether greedy decoding would write it."""
 
     nats: float
     greedy: bool
 
 
 @dataclasses.dataclass(frozen=True)
-class Answering:
-    """How requests are answered: `most` tokens, up to the first of the strings `until`."""
+class Generation:
+    """How a continuation is written."""
 
     sampling: Sampling
+    # It ends before the first of these strings.
     until: tuple[str, ...]
-    most: int
+    max_tokens: int
+
+
+def make_lm(model: Model, progress: Progress = silent) -> Any:
+    """The model as an lm_eval.api.model.LM, which lm_eval.simple_evaluate takes."""
+    from lm_eval.api.model import LM
+
+    class NcaLM(LM):
+        def loglikelihood(self, requests) -> list[tuple[float, bool]]:
+            pairs = [encode_pair(model, *request.args) for request in requests]
+            return [tuple(likelihood) for likelihood in likelihoods(model, pairs, progress)]
+
+        def loglikelihood_rolling(self, requests) -> list[float]:
+            pairs = [([model.end], model.encode(*request.args)) for request in requests]
+            return [likelihood.nats for likelihood in likelihoods(model, pairs, progress)]
+
+        def generate_until(self, requests) -> list[str]:
+            return continuations(model, [request.args for request in requests], progress)
+
+    return NcaLM()
 
 
 def encode_pair(model: Model, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Tokens of both as they are in the whole, where white space goes with what follows it.
+    """The tokens of both, as they are in the joint text. White space between them goes with the continuation.
 
-    Without context the continuation follows the end of a text. Where a token would span both, so that the
-    continuation has none of its own, it is encoded apart.
+    Without context the continuation follows the end of text. Where a token would span both, so that the continuation
+    has none of its own, it is encoded apart.
     """
     kept = context.rstrip()
     continuation = context[len(kept) :] + continuation
@@ -90,69 +115,60 @@ def encode_pair(model: Model, context: str, continuation: str) -> tuple[list[int
 
 
 def windows(context: Sequence[int], continuation: Sequence[int], length: int) -> list[Window]:
-    """What a model of `length` reads to predict each token of the continuation once, after the context.
+    """Windows for a model of `length`, which predict each token of the continuation once, after the context.
 
-    One window with what fits of the context; for a longer continuation several, of which the first holds the last
-    token of the context alone and the others are full, as in lm_eval.utils.get_rolling_token_windows.
+    - A continuation that fits has one window, with the end of the context that fits too.
+    - A longer one has several: the first holds the last token of the context alone and the others are full, as in
+      lm_eval.utils.get_rolling_token_windows.
     """
     if not continuation:
         return []
     if len(continuation) <= length:
         return [Window([*context, *continuation][-(length + 1) :], len(continuation))]
-    tokens, found = [context[-1], *continuation], []
+    tokens, result = [context[-1], *continuation], []
     for start in range(0, len(continuation), length):
         end = min(start + length, len(continuation))
-        found.append(Window(tokens[end - length : end + 1], end - start))
-    return found
+        result.append(Window(tokens[end - length : end + 1], end - start))
+    return result
 
 
 def likelihoods(
     model: Model, pairs: Sequence[tuple[list[int], list[int]]], progress: Progress = silent
 ) -> list[Likelihood]:
-    """Of each continuation after its context, both as tokens; (0, True) for an empty one."""
-    pieces = [windows(*pair, model.config.length) for pair in pairs]
-    whose = [number for number, found in enumerate(pieces) for _ in found]
+    """The likelihood of each continuation after its context, both as tokens; (0, True) of an empty one."""
+    parts = [(number, window) for number, pair in enumerate(pairs) for window in windows(*pair, model.config.length)]
+    # The longest come first, so that a batch holds windows of similar length.
+    parts.sort(key=lambda part: -len(part[1].tokens))
     nats, greedy = [0.0] * len(pairs), [True] * len(pairs)
-    scores = score(model, [window for found in pieces for window in found], progress)
-    for number, found in zip(whose, scores, strict=True):
-        nats[number] += found.nats
-        greedy[number] &= found.greedy
+    for start in range(0, len(parts), model.rows):
+        batch = parts[start : start + model.rows]
+        # Padded to few lengths, so that few programs are compiled.
+        length = min(model.config.length, bucket(len(batch[0][1].tokens) - 1))
+        tokens_BxL1 = np.zeros((model.rows, length + 1), np.int32)
+        for row, (_, window) in enumerate(batch):
+            tokens_BxL1[row, : len(window.tokens)] = window.tokens
+        with meshes.use(model.mesh):
+            placed = jax.device_put(tokens_BxL1, meshes.batch_sharding(model.mesh))
+            nll_BxL, likeliest_BxL = jax.device_get(_score(model.config, model.vocab, model.params, placed))
+        for row, (number, window) in enumerate(batch):
+            last = len(window.tokens) - 1
+            scored = slice(last - window.scored, last)
+            nats[number] -= float(np.sum(nll_BxL[row, scored], dtype=np.float64))
+            greedy[number] &= bool(likeliest_BxL[row, scored].all())
+        progress('scored', start + len(batch), len(parts))
     return [Likelihood(*both) for both in zip(nats, greedy, strict=True)]
 
 
-def score(model: Model, asked: Sequence[Window], progress: Progress = silent) -> list[Likelihood]:
-    """Of the scored tokens of each window. The longest come first, so that a batch holds windows of like length."""
-    order = sorted(range(len(asked)), key=lambda number: -len(asked[number].tokens))
-    found: list[Likelihood | None] = [None] * len(asked)
-    sharding = meshes.batch_sharding(model.mesh)
-    for start in range(0, len(order), model.rows):
-        numbers = order[start : start + model.rows]
-        length = min(model.config.length, bucket(len(asked[numbers[0]].tokens) - 1))
-        tokens_BxL1 = np.zeros((model.rows, length + 1), np.int32)
-        for row, number in enumerate(numbers):
-            tokens_BxL1[row, : len(asked[number].tokens)] = asked[number].tokens
-        with meshes.use(model.mesh):
-            batch = jax.device_put(tokens_BxL1, sharding)
-            nll_BxL, likeliest_BxL = jax.device_get(measure(model.config, model.vocab, model.params, batch))
-        for row, number in enumerate(numbers):
-            last = len(asked[number].tokens) - 1
-            scored = slice(last - asked[number].scored, last)
-            nats = -float(np.sum(nll_BxL[row, scored], dtype=np.float64))
-            found[number] = Likelihood(nats, bool(likeliest_BxL[row, scored].all()))
-        progress('scored', start + len(numbers), len(order))
-    return found
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def measure(config: ModelConfig, vocab: Vocab, params: dict, tokens_BxL1: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of each token but the first (B, L): its negative log-likelihood in nats, and whether it is the likeliest."""
+def _score(config: ModelConfig, vocab: Vocab, params: dict, tokens_BxL1: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(B, L) of each token but the first: its negative log-likelihood in nats, and whether it is the likeliest."""
     logits_BxLxV = transformer.apply(config, params, tokens_BxL1[:, :-1], vocab)
     targets_BxL = tokens_BxL1[:, 1:]
     return cross_entropy(logits_BxLxV, targets_BxL), jnp.argmax(logits_BxLxV, axis=-1) == targets_BxL
 
 
-def answering(options: Mapping[str, Any]) -> Answering:
-    """From the generation_kwargs of a task: greedy unless it asks for samples. UserError for what we can't do."""
+def parse_options(options: Mapping[str, Any]) -> Generation:
+    """A task's generation_kwargs, greedy unless they ask for samples. Raises FieldError for what isn't supported."""
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         check(name in KNOWN, f'generation_kwargs.{name}', given[name], f'must be one of {", ".join(sorted(KNOWN))}')
@@ -161,48 +177,48 @@ def answering(options: Mapping[str, Any]) -> Answering:
     sampled = given.get('do_sample', given.get('temperature', 0) > 0)
     temperature = float(given.get('temperature', 1.0)) if sampled else 0.0
     sampling = Sampling(temperature, float(given.get('top_p', 1.0)), max(0, given.get('top_k', 0)))
-    most = int(next((given[name] for name in LIMITS if name in given), MAX_TOKENS))
-    check(most > 0, f'generation_kwargs.{LIMITS[0]}', most, 'must be positive')
-    return Answering(sampling, tuple(filter(None, [until] if isinstance(until, str) else until)), most)
+    max_tokens = int(next((given[name] for name in LIMITS if name in given), MAX_TOKENS))
+    check(max_tokens > 0, f'generation_kwargs.{LIMITS[0]}', max_tokens, 'must be positive')
+    return Generation(sampling, tuple(filter(None, [until] if isinstance(until, str) else until)), max_tokens)
 
 
-def answers(model: Model, asked: Sequence[tuple[str, Mapping]], progress: Progress = silent) -> list[str]:
-    """The text that follows each context, under its generation_kwargs; equal requests are sampled independently."""
-    places = defaultdict(list)
-    for place, (_, options) in enumerate(asked):
-        places[answering(options)].append(place)
-    found: dict[int, str] = {}
-    for how, numbers in places.items():
-        for number, text in _answers(model, how, [asked[place][0] for place in numbers]):
-            found[numbers[number]] = text
-            progress('answers', len(found), len(asked))
-    return [found[place] for place in range(len(asked))]
+def continuations(model: Model, requests: Sequence[tuple[str, Mapping]], progress: Progress = silent) -> list[str]:
+    """The text after each context, from (context, generation_kwargs). Equal requests are sampled independently."""
+    groups = defaultdict(lambda: defaultdict(list))
+    for number, (context, options) in enumerate(requests):
+        groups[parse_options(options)][context].append(number)
+    texts: dict[int, str] = {}
+    for generation, numbers_of in groups.items():
+        for number, text in _continue(model, generation, numbers_of):
+            texts[number] = text
+            progress('answers', len(texts), len(requests))
+    return [texts[number] for number in range(len(requests))]
 
 
-def _answers(model: Model, how: Answering, contexts: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Number and answer of each context, as soon as it has ended."""
-    places = defaultdict(list)
-    for place, context in enumerate(contexts):
-        places[context].append(place)
+def _continue(model: Model, generation: Generation, numbers_of: Mapping[str, list[int]]) -> Iterator[tuple[int, str]]:
+    """(number of a request, its text) as soon as it has ended; `numbers_of` has the requests of each context."""
     prompts, length, short = [], model.config.length, 0
-    for context, numbers in places.items():
-        tokens = fitting(model.encode(context) or [model.end], how.most, length)
-        limit = min(how.most, length - len(tokens))
-        short += (limit < how.most) * len(numbers)
-        prompts.append(Prompt(np.array(tokens), int(keys.crc32(context)), range(len(numbers)), [limit] * len(numbers)))
+    for context, numbers in numbers_of.items():
+        tokens = fitting(model.encode(context) or [model.end], generation.max_tokens, length)
+        limit = min(generation.max_tokens, length - len(tokens))
+        short += (limit < generation.max_tokens) * len(numbers)
+        name = int(keys.crc32(context))
+        prompts.append(Prompt(np.array(tokens), name, range(len(numbers)), [limit] * len(numbers)))
     if short:
-        what = f'of {len(contexts)} answers have room for fewer than {how.most} tokens in length {length}'
-        print(f'warning: {short} {what}', file=sys.stderr)
+        count, room = sum(map(len, numbers_of.values())), f'fewer than {generation.max_tokens} tokens'
+        print(f'warning: {short} of {count} answers have room for {room} in length {length}', file=sys.stderr)
     pieces = bpe.pieces(model.tokenizer)
-    pieces += [b''] * (model.vocab.size - len(pieces))  # rows of adopted tables that are no tokens
-    stops = make_stops([model.end], how.until, pieces)
-    layout = DecodeConfig(model.rows, 1, CHUNK)
-    decode = make_decoder(model.config, model.vocab, model.mesh, layout, how.sampling, stops)
-    asked = list(places.values())
+    # Adopted tables may have rows that are no tokens.
+    pieces += [b''] * (model.vocab.size - len(pieces))
+    stops = make_stops([model.end], generation.until, pieces)
+    layout = DecodeConfig(rows=model.rows, share=1, chunk=CHUNK)
+    decode = make_decoder(model.config, model.vocab, model.mesh, layout, generation.sampling, stops)
+    groups = list(numbers_of.values())
     for answer in decode(model.params, prompts, model.seed):
-        yield asked[answer.prompt][answer.sample], cut(model.tokenizer.decode(answer.tokens.tolist()), how.until)
+        text = model.tokenizer.decode(answer.tokens.tolist())
+        yield groups[answer.prompt][answer.sample], cut(text, generation.until)
 
 
-def fitting(context: list[int], most: int, length: int) -> list[int]:
-    """The end of the context that leaves room for `most` tokens, or for half of the length where that is less."""
-    return context[-(length - min(most, length // 2)) :]
+def fitting(context: list[int], max_tokens: int, length: int) -> list[int]:
+    """The end of the context that leaves room for `max_tokens`, or for half of the length where that is less."""
+    return context[-(length - min(max_tokens, length // 2)) :]
