@@ -64,7 +64,7 @@ def test_lines(capsys):
     assert cli.main(['cost', SMOKE, '--hours=0.5', '--chips=2']) == 0
     assert capsys.readouterr().out == (
         'cost: 3,072 tokens in 6 updates of 8 x 64, 6.36e+09 FLOPs\n'
-        'cost: the hours need a --chip with a published peak and an --mfu\n'
+        'cost: the hours are not estimated on a CPU\n'
         'cost: at most 2 chips x 0.5 hours = 1 chip-hours each time it starts\n'
     )
     assert (

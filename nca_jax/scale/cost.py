@@ -96,8 +96,10 @@ def report(record: dict) -> Iterator[str]:
     """The lines for people."""
     updates = f'{record["steps"]:,} updates of {record["batch"]} x {record["length"]}'
     yield f'{record["tokens"]:,} tokens in {updates}, {record["flops"]:.3g} FLOPs'
-    if record['hours'] is None:
-        yield 'the hours need a --chip with a published peak and an --mfu'
+    if record['chip'] == CPU:
+        yield 'the hours are not estimated on a CPU'
+    elif record['hours'] is None:
+        yield 'name an --mfu for the hours'
     else:
         amount = f'{record["hours"]:.2f} hours on {record["chips"]} x {record["chip"]}'
         yield f'{amount}, {record["chip_hours"]:.1f} chip-hours, for training alone at an MFU of {record["mfu"]:.4g}'

@@ -135,5 +135,5 @@ def in_words(name: str, value: Any) -> str:
     if isinstance(value, dict):
         return ', '.join(f'{key} {in_words(f"{name}.{key}", item)}' for key, item in value.items()) or 'none'
     if 'bytes' in name or name == 'hbm_limit':
-        return 'unknown' if value is None else f'{value / GIB:.2f} GiB'
+        return 'unknown' if value is None else f'{value / GIB:.4g} GiB'
     return f'{value:.4g}' if isinstance(value, float) else str(value)
