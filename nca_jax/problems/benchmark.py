@@ -81,18 +81,11 @@ def make_evaluator(
     """
     task, is_right = config.problems.task, SOURCES[config.problems.task].is_right
     problems, tokenizer, end = prepared.problems, prepared.tokenizer, bpe.end_of_text(prepared.tokenizer)
-    # Mistakes that would spoil the scores show before any sampling.
-    if config.run_code:
-        distributed.first(lambda: distributed.is_first() and pool.Sandbox(workers=1).close())
-    if is_right is answers.same_number:
-        _check_numbers(problems)
+    _check_grading(config, problems)
     questions, counts = ask(config, prepared, model.length, seed)
     stops = make_stops([end], config.stops, bpe.pieces(tokenizer))
     decode = make_decoder(model, prepared.vocab, mesh, config.batch, config.sampling, stops)
-    protocol = {name: value for name, value in dataclasses.asdict(config).items() if name in PROTOCOL}
-    # Records are found by id, and the identity of the problems leaves ids out.
-    ids = [problem.id for problem in problems.splits['test']]
-    depends_on = [protocol, seed, problems.identity, ids, prepared.tokenizer_identity]
+    depends_on = _depends_on(config, prepared, seed)
 
     def grade(problem: Problem, tokens: Sequence[int]) -> tuple[str, bool | None]:
         text = cut(tokenizer.decode([token for token in tokens if token != end]), config.stops)
@@ -185,8 +178,19 @@ def _outcome(row: dict[str, Any]) -> passk.Outcome:
     return passk.Outcome(len(row['correct']), sum(row['correct']), row['choices'], right, row['task'])
 
 
-def _check_numbers(problems: Problems) -> None:
-    for problem in problems.splits['test']:
-        for answer in problem.answers:
-            if answers.number(answer) is None:
-                raise UserError(f'{problem.id}: answer = {answer!r}: must be a number')
+def _check_grading(config: BenchmarkConfig, problems: Problems) -> None:
+    """Raises UserError, before any sampling, for a sandbox that is missing and for answers that nothing could equal."""
+    if config.run_code:
+        distributed.first(lambda: distributed.is_first() and pool.Sandbox(workers=1).close())
+    if SOURCES[config.problems.task].is_right is answers.same_number:
+        for problem in problems.splits['test']:
+            for answer in problem.answers:
+                check(answers.number(answer) is not None, f'{problem.id}: answer', answer, 'must be a number')
+
+
+def _depends_on(config: BenchmarkConfig, prepared: PreparedProblems, seed: int) -> list:
+    """All that answers depend on besides the weights, as JSON."""
+    protocol = {name: value for name, value in dataclasses.asdict(config).items() if name in PROTOCOL}
+    # Records are found by id, and the identity of the problems leaves ids out.
+    ids = [problem.id for problem in prepared.problems.splits['test']]
+    return [protocol, seed, prepared.problems.identity, ids, prepared.tokenizer_identity]
