@@ -221,7 +221,7 @@ def test_stop_tokens_and_strings_end_answers():
 
 
 def test_what_cannot_be_asked_is_refused_before_anything_runs():
-    with pytest.raises(FieldError, match=r'prompt of tokens = 40: must leave room for an answer of 9 in length 48'):
+    with pytest.raises(FieldError, match=r'prompt length = 40: must leave room for an answer of 9 in length 48'):
         next(decoder()(params(), [Prompt(np.zeros(40, int), 0, [0], [9])], 0))
     with pytest.raises(FieldError, match='rows = 8: / share = 2 must be a multiple of 8 devices'):
         decoder(shape=(8, 1, 1))

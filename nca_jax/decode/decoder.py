@@ -1,7 +1,7 @@
 """Sampling answers to prompts: each prompt is read once, and a loop on the devices writes all answers together.
 
-When a row has finished, it gets the next answer that its group's prompt still wants; when a group has none left, it
-gets the next prompt. See `schedule` for what the host decides and `programs` for what the devices do.
+A row that has finished begins the next answer to its group's prompt, and a group without any left gets the next prompt.
+The host deals answers to rows (`schedule`), the devices read and write tokens (`programs`).
 """
 
 import contextlib
@@ -30,8 +30,6 @@ LEAST_BUCKET = 32
 # While answers wait, the host looks as soon as 1 / IMPATIENCE of the rows have ended.
 IMPATIENCE = 16
 
-Decode = Callable[[dict, Sequence[Prompt], int], Iterator[Answer]]
-
 
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
@@ -57,7 +55,7 @@ def make_decoder(
     batch: DecodeConfig,
     sampling: Sampling,
     next_SxV: np.ndarray,
-) -> Decode:
+) -> Callable[[dict, Sequence[Prompt], int], Iterator[Answer]]:
     """`decode(params, prompts, seed)` yields the answers to all prompts, each as soon as it has ended, in any order.
 
     - An answer depends on params, seed, its prompt's tokens and number, its own number and its limit.
@@ -79,16 +77,16 @@ def make_decoder(
         schedule, slot = Schedule(prompts, batch.rows, batch.share), 0
         with _on(mesh):
             layers, stops = by_layer(params), replicate(next_SxV)
-            held = programs.empty_caches(config, groups, bucket(longest))
+            caches = programs.empty_caches(config, groups, bucket(longest))
         read = _read(config, vocab, layers, prompts, together)
         while True:
             with _on(mesh):
                 was_live = schedule.rows.live_B.any()
                 for group, source in schedule.fill():
                     if source is None:
-                        held = programs.place(held, *next(read), group)
+                        caches = programs.place(caches, *next(read), group)
                     else:
-                        held = programs.copy(held, source, group)
+                        caches = programs.copy(caches, source, group)
                 if not schedule.rows.live_B.any():
                     return
                 if not was_live:
@@ -96,9 +94,9 @@ def make_decoder(
                     ring = programs.empty_caches(config, batch.rows, _slots_for(batch.chunk, slots))
                 elif (needed := _slots_for(used + batch.chunk, slots)) > ring[0].k_BxHxTxDh.shape[2]:
                     ring = programs.grow(ring, needed)
-                # While answers wait, a few idle rows are worth a look of the host.
-                patience = max(1, batch.rows // IMPATIENCE) if schedule.waits else batch.rows
-                state = layers, held, schedule.lengths_Q, ring, schedule.rows, np.uint32(seed), stops, slot, patience
+                # While answers wait, the host gives a few idle rows new work; else the rows run until all have ended.
+                patience = max(1, batch.rows // IMPATIENCE) if schedule.has_waiting else batch.rows
+                state = layers, caches, schedule.lengths_Q, ring, schedule.rows, np.uint32(seed), stops, slot, patience
                 ring, *host = programs.write_tokens(config, vocab, sampling, batch.chunk, *state)
                 rows, tokens_BxC, steps = jax.device_get(host)
                 slot, used = int(slot + steps) % slots, int(used + steps)
@@ -135,11 +133,11 @@ def lower_decoding(
         by_row = jax.NamedSharding(mesh, nn.logical_to_mesh_axes(programs.CACHE_AXES))
         of_caches = (Cache(by_row, by_row),) * config.layers
         shardings = programs.layer_shardings(config, vocab, mesh), of_caches, of_caches
-        layers, held, ring = jax.tree.map(
+        layers, caches, ring = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
         )
         no_stops = np.zeros((2, vocab.size), np.int32)
-        state = layers, held, np.zeros(groups, np.int32), ring, idle_rows(batch.rows), np.uint32(0), no_stops, 0, 1
+        state = layers, caches, np.zeros(groups, np.int32), ring, idle_rows(batch.rows), np.uint32(0), no_stops, 0, 1
         return programs.write_tokens.lower(config, vocab, sampling, 1, *state)
 
 
@@ -156,7 +154,7 @@ def _sizes(config: ModelConfig, prompts: Sequence[Prompt]) -> tuple[int, int]:
     for prompt in prompts:
         most = max(prompt.limits)
         allowed = f'must leave room for an answer of {most} in length {config.length}'
-        check(len(prompt.tokens) + most <= config.length, 'prompt of tokens', len(prompt.tokens), allowed)
+        check(len(prompt.tokens) + most <= config.length, 'prompt length', len(prompt.tokens), allowed)
     longest = max((len(prompt.tokens) - 1 for prompt in prompts), default=0)
     return longest, max((max(prompt.limits) for prompt in prompts), default=1)
 

@@ -5,6 +5,7 @@ keeps the keys and values of its own answer in a ring, and at one step all rows 
 """
 
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -28,16 +29,14 @@ Caches = tuple[Cache, ...]
 
 def layer_shardings(config: ModelConfig, vocab: Vocab, mesh: jax.sharding.Mesh) -> dict:
     """Shardings of decoding's weights: split over tensor alone, since every step reads all of them."""
-    axes, abstract = transformer.logical_axes(config, vocab), transformer.abstract_params(config, vocab)
-    shardings = meshes.param_shardings(mesh, axes, abstract)
+    axes, rules = transformer.logical_axes(config, vocab), dict(meshes.RULES)
 
-    def over_tensor(sharding: jax.NamedSharding, dropped: int = 0) -> jax.NamedSharding:
-        spec = (axis if axis == 'tensor' else None for axis in sharding.spec[dropped:])
-        return jax.NamedSharding(mesh, jax.P(*spec))
+    def over_tensor(names: Sequence[str]) -> jax.NamedSharding:
+        return jax.NamedSharding(mesh, jax.P(*('tensor' if rules[name] == 'tensor' else None for name in names)))
 
-    # A layer apart has lost the axis over which the layers are stacked.
-    layer = jax.tree.map(functools.partial(over_tensor, dropped=1), shardings['blocks'])
-    return jax.tree.map(over_tensor, shardings) | {'blocks': (layer,) * config.layers}
+    # A layer of its own has lost the first axis, along which the layers are stacked.
+    layer = jax.tree.map(lambda names: over_tensor(names[1:]), axes['blocks'])
+    return jax.tree.map(over_tensor, axes) | {'blocks': (layer,) * config.layers}
 
 
 def _split(caches: Caches, axes: tuple[str | None, ...] = CACHE_AXES) -> Caches:

@@ -8,9 +8,9 @@ import numpy as np
 
 
 class Prompt(NamedTuple):
-    """A prompt with the answers that are wanted."""
+    """A prompt and the answers to write."""
 
-    # At least one.
+    # At least one token.
     tokens: np.ndarray
     # Names the prompt in the keys of its samples.
     number: int
@@ -23,7 +23,7 @@ class Answer(NamedTuple):
     # Index into the prompts.
     prompt: int
     sample: int
-    # With the stop token, or the token in which a stop string ended.
+    # Including the stop token, or the token in which a stop string ended.
     tokens: np.ndarray
 
 
@@ -50,7 +50,7 @@ def idle_rows(count: int) -> Rows:
 
 
 class Schedule:
-    """Deals the wanted answers to `rows` rows in groups of `share`, one prompt to a group at a time."""
+    """Deals answers to `rows` rows in groups of `share`, one prompt to a group at a time."""
 
     def __init__(self, prompts: Sequence[Prompt], rows: int, share: int):
         self.rows = idle_rows(rows)
@@ -65,7 +65,7 @@ class Schedule:
         self._written: list[list[np.ndarray]] = [[] for _ in range(rows)]
 
     @property
-    def waits(self) -> bool:
+    def has_waiting(self) -> bool:
         """Whether a row that finishes would get work."""
         return any(self._waiting)
 
@@ -96,8 +96,8 @@ class Schedule:
         """A prompt and the group that has its cache: an unread one, or else the one with the most answers waiting."""
         if self._unread:
             return self._unread.popleft(), None
-        held = [group for group, prompt in enumerate(self._prompt_of) if prompt is not None]
-        source = max(held, key=lambda group: len(self._waiting[self._prompt_of[group]]), default=None)
+        groups = [group for group, prompt in enumerate(self._prompt_of) if prompt is not None]
+        source = max(groups, key=lambda group: len(self._waiting[self._prompt_of[group]]), default=None)
         if source is None or not self._waiting[self._prompt_of[source]]:
             return None, None
         return self._prompt_of[source], source
@@ -111,7 +111,7 @@ class Schedule:
     def collect(self, tokens_BxC: np.ndarray, rows: Rows) -> Iterator[Answer]:
         """Takes the rows' state after C steps and yields the answers that ended. Token -1: the row wrote nothing."""
         was_live_B = self.rows.live_B
-        # What comes from a device is read-only.
+        # Arrays from a device are read-only, and `fill` writes into these.
         self.rows = Rows(*map(np.array, rows))
         for row in np.flatnonzero(was_live_B):
             self._written[row].append(tokens_BxC[row][tokens_BxC[row] >= 0])
