@@ -77,9 +77,7 @@ def pass_at_k(study: Study, benchmark: str, theme: style.Theme) -> Figure:
     for axes in figure.axes:
         axes.set_xscale('log', base=2)
         axes.set(xlim=(ks[0], ks[-1]), xlabel='k, answers to a problem')
-        axes.xaxis.set_major_locator(ticker.FixedLocator(ks))
-        axes.xaxis.set_minor_locator(ticker.NullLocator())
-        axes.xaxis.set_major_formatter(ticker.FormatStrFormatter('%d'))
+        _ticks(axes, ks, ticker.FormatStrFormatter('%d'))
     return figure
 
 
@@ -137,15 +135,13 @@ def _draw_bands(axes: Axes, bands: Bands, colours: Mapping[str, str]) -> Ends:
 
 
 def _limit(axes: Axes, bands: Bands, others: Sequence[float]) -> None:
-    """Sets the limits of y to hold the means, the others, and the intervals as far as curves stay readable.
-
-    Two seeds have intervals of many times their difference: those may leave the axes.
-    """
+    """Sets the limits of y to hold the means, the others, and the intervals as far as curves stay readable."""
     intervals = [i for _, of_arm in bands.values() for i in of_arm]
     bounds = [bound for i in intervals for bound in (i.low, i.high) if not math.isnan(bound)]
     values = [*others, *(i.mean for i in intervals)]
     low, high = min(values), max(values)
     span = high - low or 1.0
+    # Two seeds have intervals of many times their difference: those may leave the axes.
     bottom, top = max(min([low, *bounds]), low - span), min(max([high, *bounds]), high + span)
     axes.set_ylim(bottom - 0.08 * span, top + 0.08 * span)
 
@@ -157,15 +153,20 @@ def _label(axes: Axes, title: str, ylabel: str, note: str, ends: Ends, theme: st
 
 
 def _token_axis(axes: Axes) -> None:
-    """Logarithmic in tokens: a learning curve's late differences and its early fall are both visible."""
+    # Logarithmic: a learning curve's early fall and its late differences are both visible.
     axes.set_xscale('log')
     curves = [line.get_xdata() for line in axes.get_lines() if line.get_transform() == axes.transData]
     low, high = min(x[0] for x in curves), max(x[-1] for x in curves)
+    # A run of one evaluation has a point, and an axis needs a width.
     axes.set_xlim(low, high if high > low else low * 1.1)
-    axes.xaxis.set_major_locator(ticker.FixedLocator(style.LOG_TICKS))
-    axes.xaxis.set_minor_locator(ticker.NullLocator())
-    axes.xaxis.set_major_formatter(ticker.FuncFormatter(style.tokens_label))
+    _ticks(axes, style.LOG_TICKS, ticker.FuncFormatter(style.tokens_label))
     axes.set_xlabel('tokens')
+
+
+def _ticks(axes: Axes, places: Sequence[float], formatter: ticker.Formatter) -> None:
+    """Labels x at these places alone: a logarithmic axis adds minor ticks of its own."""
+    axes.xaxis.set(major_locator=ticker.FixedLocator(places), minor_locator=ticker.NullLocator())
+    axes.xaxis.set_major_formatter(formatter)
 
 
 def nca_stage(study: Study, theme: style.Theme) -> Figure:
@@ -232,7 +233,8 @@ def film_strips(
     """
     palette = style.cell_colours(colours)
     count = min(10, *(frames.shape[1] for frames, _ in blocks.values()))
-    left, size, gap, space = 0.8, 0.74, 0.05, 0.22  # inches
+    # In inches, so that strips look alike however many a figure holds.
+    left, size, gap, space = 0.8, 0.74, 0.05, 0.22
     width = left + count * (size + gap)
     height = sum(0.3 + len(scores) * (size + gap) + space for _, scores in blocks.values()) - space + 0.35
     figure = Figure(figsize=(width, height))
@@ -267,7 +269,8 @@ def _strip(frames_TxYxX3: np.ndarray, gap: float) -> np.ndarray:
 def complexity(record: Mapping[str, Any], theme: style.Theme) -> Figure:
     """Histogram of the scores of random rules, unfiltered, with the accepted band."""
     edges, counts = np.asarray(record['edges'], float), np.asarray(record['counts'], float)
-    used = min(len(counts), 3 + max(np.flatnonzero(counts), default=0))  # empty bins beyond say nothing
+    # Empty bins beyond the last score say nothing.
+    used = min(len(counts), 3 + max(np.flatnonzero(counts), default=0))
     edges, counts = edges[: used + 1], counts[:used]
     low, high = record['band']
     figure = Figure(figsize=(WIDTH, 3.3))

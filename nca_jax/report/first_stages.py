@@ -1,7 +1,6 @@
 """The stages before text: what each run learned of its automata, or of what stands in their place, in pictures too."""
 
 import math
-import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -74,13 +73,12 @@ def blocks(study: Study) -> list[page.Block]:
     """The sections of the page; nothing where no first stage has finished."""
     sections: list[page.Block] = []
     if study.nca:
-        images = style.in_both_themes(lambda theme: figures.nca_stage(study, theme))
         sections += ['## The automata', tables.table(stage_rows(study.nca, NCA_COLUMNS))]
-        sections.append(page.Picture('nca_stage', STAGE_CAPTION, *images))
+        sections.append(page.picture('nca_stage', STAGE_CAPTION, figures.nca_stage, study))
     # Seeds of one arm draw from the same kind of rules: the first shows them.
     shown = {run.arm: run for run in reversed(study.nca)}
     for arm, run in sorted(shown.items()):
-        sections += _automata_pictures(run, suffix='' if len(shown) == 1 else '_' + re.sub(r'\W+', '_', arm))
+        sections += _automata_pictures(run, page.suffix(arm, alone=len(shown) == 1))
     if study.controls:
         sections += ['## In place of the automata', tables.table(stage_rows(study.controls, CONTROL_COLUMNS))]
     return sections
@@ -88,21 +86,20 @@ def blocks(study: Study) -> list[page.Block]:
 
 def _automata_pictures(run: Run, suffix: str) -> list[page.Picture]:
     path = run.folder / 'complexity.json'
-    if not path.is_file():  # the run writes it last
+    # The run writes this file last, so without it the others may be half written.
+    if not path.is_file():
         return []
     complexity, pictures = files.read_json(path), []
     check(complexity, COMPLEXITY, f'{path}')
     if (run.folder / 'automata.npz').is_file():
         arrays, score = _read_automata(run.folder / 'automata.npz'), style.score_name(complexity['score'])
         caption = f'Nine rules of `{run.name}`, three a level, labelled with how complex their first frames are.'
-        images = style.in_both_themes(lambda theme: figures.automata(arrays, score, theme))
-        pictures.append(page.Picture(f'automata{suffix}', caption, *images))
+        pictures.append(page.picture(f'automata{suffix}', caption, figures.automata, arrays, score))
     caption = (
         f'{complexity["candidates"]:,} random rules before filtering, by {_measure(complexity)}. Only rules within the '
         'shaded band are used.'
     )
-    images = style.in_both_themes(lambda theme: figures.complexity(complexity, theme))
-    return [*pictures, page.Picture(f'complexity{suffix}', caption, *images)]
+    return [*pictures, page.picture(f'complexity{suffix}', caption, figures.complexity, complexity)]
 
 
 def _measure(complexity: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from nca_jax.report import figures, page, stats, style, tables, words
+from nca_jax.report import figures, page, stats, tables, words
 from nca_jax.report.study import Study
 
 # By arm; None where an arm shares no seed with the baseline. Empty without the baseline.
@@ -31,6 +31,7 @@ CAPTION = (
 
 def compare(study: Study) -> Comparisons:
     """Every arm's final losses against the baseline's; gains are in nats per token."""
+    # A lower loss is better, so that its negative is the score.
     scores = {arm: {seed: -run.final['loss'] for seed, run in runs.items()} for arm, runs in study.text.items()}
     baseline = scores.pop(study.baseline, None)
     if baseline is None:
@@ -40,7 +41,7 @@ def compare(study: Study) -> Comparisons:
 
 def reduction(gain: stats.Interval) -> tuple[float, float, float]:
     """(mean, low, high) reduction of perplexity in percent: the interval of the gain, transformed."""
-    return tuple(-100 * math.expm1(-value) for value in (gain.mean, gain.low, gain.high))
+    return tuple(-100 * math.expm1(-value) for value in gain.shown)
 
 
 def speedups(study: Study, c: stats.Comparison) -> tuple[list[float | None], list[float | None] | None]:
@@ -62,10 +63,11 @@ def speedup_cell(values: list[float | None] | None) -> str:
     if values is None:
         return 'unknown'
     reached = [value for value in values if value is not None]
+    # A mean of the seeds that reached it would flatter the arm.
     if len(reached) < len(values):
         return f'reached by {len(reached)} of {len(values)}' if reached else 'not reached'
     interval = stats.t_interval(reached)
-    return tables.ranged(interval.mean, interval.low, interval.high, 2, sign='-')
+    return tables.ranged(*interval.shown, 2, sign='-')
 
 
 def result_rows(study: Study, comparisons: Comparisons) -> list[dict[str, str]]:
@@ -83,9 +85,7 @@ def result_rows(study: Study, comparisons: Comparisons) -> list[dict[str, str]]:
                 # exp of the mean loss, the geometric mean of perplexities: gains in nats and in percent then agree.
                 'perplexity': tables.number(math.exp(loss.mean), 2),
                 'bits per byte': tables.number(None if None in bits else sum(bits) / len(bits)),
-                f'gain over {study.baseline}, nats': tables.ranged(c.gain.mean, c.gain.low, c.gain.high, 3)
-                if c
-                else tables.NONE,
+                f'gain over {study.baseline}, nats': tables.ranged(*c.gain.shown, 3) if c else tables.NONE,
                 'lower perplexity, %': tables.ranged(*reduction(c.gain), 1) if c else tables.NONE,
                 'verdict': words.verdict(c, arm, study.baseline),
             }
@@ -116,7 +116,8 @@ def _finding(study: Study, c: stats.Comparison, family: int) -> str:
     mean, low, high = reduction(c.gain)
     if c.gain.mean >= 0:
         claim, interval = f'reaches {mean:.1f} % lower', f'{low:.1f} to {high:.1f} %'
-    else:  # an increase has its own interval: exp is not symmetric
+    else:
+        # An increase has its own interval: exp is not symmetric.
         worse, least, most = (100 * math.expm1(-x) for x in (c.gain.mean, c.gain.high, c.gain.low))
         claim, interval = f'ends at {worse:.1f} % higher', f'{least:.1f} to {most:.1f} %'
     claim = f'**{c.arm}** {claim} perplexity than {study.baseline}'
@@ -136,6 +137,7 @@ def _speedup_sentence(study: Study, c: stats.Comparison) -> str:
         return ''
     mean = stats.t_interval(alone).mean
     text = f" It reaches {study.baseline}'s final perplexity with {mean:.2f} times fewer text tokens"
+    # Without earlier tokens both speed-ups are the same number.
     if counted is None or counted == alone:
         return text + '.'
     return f'{text}; with the tokens of earlier stages counted the speed-up is {stats.t_interval(counted).mean:.2f}.'
@@ -150,5 +152,4 @@ def blocks(study: Study, comparisons: Comparisons) -> list[page.Block]:
         section += [tables.table(rows), page.Note(COMPARISON_NOTE)]
     if caveats := words.caveats(study.text, study.baseline):
         section.append(page.Note(' '.join(caveats)))
-    images = style.in_both_themes(lambda theme: figures.learning_curves(study, theme))
-    return [*section, page.Picture('learning_curves', CAPTION, *images)]
+    return [*section, page.picture('learning_curves', CAPTION, figures.learning_curves, study)]

@@ -1,27 +1,29 @@
 """The page: a list of blocks, written as Markdown beside its figures, as one HTML file, and to the terminal."""
 
 import base64
-import dataclasses
 import html
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import markdown_it
+import matplotlib
+from matplotlib.figure import Figure
+
+from nca_jax.report import style
 
 TEMPLATE = Path(__file__).with_suffix('.html')
 
 
-@dataclasses.dataclass(frozen=True)
-class Note:
+class Note(NamedTuple):
     """Small print, in Markdown; the terminal leaves it out."""
 
     text: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A figure as PNG in both themes; Markdown shows the light one from the file `name`.png."""
 
     name: str
@@ -29,13 +31,26 @@ class Picture:
     light: bytes
     dark: bytes
 
-    @property
-    def title(self) -> str:
-        return self.name.replace('_', ' ')
+    title = property(lambda self: self.name.replace('_', ' '))
 
 
 # A str is Markdown: a heading, a paragraph, a list or a table.
 Block = str | Note | Picture
+
+
+def picture(name: str, caption: str, draw: Callable[..., Figure], *args: Any) -> Picture:
+    """The figure that draw(*args, theme) returns, in both themes."""
+    images = []
+    for theme in (style.LIGHT, style.DARK):
+        # Matplotlib reads its settings while it makes a figure's parts, so that each theme draws anew.
+        with matplotlib.rc_context(style.settings(theme)):
+            images.append(style.png(draw(*args, theme)))
+    return Picture(name, caption, *images)
+
+
+def suffix(name: str, alone: bool) -> str:
+    """The end of a picture's file name: nothing for the only one of its kind, else '_' and the name's letters."""
+    return '' if alone else '_' + re.sub(r'\W+', '_', name)
 
 
 def as_markdown(blocks: Sequence[Block]) -> str:

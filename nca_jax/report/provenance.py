@@ -37,6 +37,7 @@ def lineage(study: Study, run: Run) -> str:
     parent, step = study.parent_of(run), run.parent['step']
     if parent is None:
         return f'{run.parent["identity"][:12]} (not in these folders) @{step:,} -> {run.name}'
+    # The parent's own line ends with its name, which its step follows here.
     above = '' if parent.parent is None else lineage(study, parent).removesuffix(parent.name)
     return f'{above}{parent.name} @{step:,} -> {run.name}'
 
@@ -76,6 +77,7 @@ def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
 
 def seconds_rows(study: Study) -> list[dict[str, str]]:
     """One row a run: wall seconds by phase, from its last record."""
+    # Runs of other stages have other phases; all columns stand in every row.
     phases = list(dict.fromkeys(phase for run in study.runs for phase in _seconds(run)))
     rows = []
     for run in study.runs:
@@ -116,6 +118,7 @@ def _versions(study: Study) -> list[page.Note]:
     for run in study.runs:
         text = ', '.join(f'{package} {version}' for package, version in run.record['versions'].items())
         runs.setdefault(text, []).append(run.name)
+    # One set of versions holds for all runs, and needs no names.
     if len(runs) == 1:
         return [page.Note(f'{text}.') for text in runs]
     return [page.Note(f'{text} ({", ".join(names)}).') for text, names in runs.items()]

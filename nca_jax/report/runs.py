@@ -30,6 +30,16 @@ class Run:
     evaluator = property(lambda self: self.record['evaluator'])
     # The folder's name, since seeds of one experiment may share the config's name.
     name = property(lambda self: self.folder.resolve().name)
+    # The results of the run's own evaluator, and the last of them.
+    evals = property(lambda self: self.results(self.evaluator))
+    final = property(lambda self: self.evals[-1])
+    # The counts of solved problems, and the last of them.
+    benchmarks = property(lambda self: self.results(BENCHMARK))
+    solved = property(lambda self: self.benchmarks[-1])
+    # Which problems the model was given, and how.
+    protocol = property(lambda self: self.record['config']['benchmark'])
+    # Whether a finished run made any update; else it only evaluated.
+    trained = property(lambda self: self.done['step'] > 0)
 
     def __str__(self) -> str:
         return f'{self.arm} seed {self.seed} ({self.folder})'
@@ -37,26 +47,8 @@ class Run:
     def results(self, evaluator: str) -> list[dict[str, Any]]:
         """The records of one evaluator in order of tokens; of several at one step the last counts."""
         records = (r for r in self.metrics if r['kind'] == 'eval' and r['evaluator'] == evaluator)
+        # A run that resumed evaluates some steps again.
         return sorted({r['tokens']: r for r in records}.values(), key=lambda r: r['tokens'])
-
-    @property
-    def evals(self) -> list[dict[str, Any]]:
-        """The results of the run's own evaluator."""
-        return self.results(self.evaluator)
-
-    @property
-    def final(self) -> dict[str, Any]:
-        return self.evals[-1]
-
-    @property
-    def benchmarks(self) -> list[dict[str, Any]]:
-        """The counts of solved problems."""
-        return self.results(BENCHMARK)
-
-    @property
-    def solved(self) -> dict[str, Any]:
-        """The last count of solved problems."""
-        return self.benchmarks[-1]
 
     @property
     def solved_before(self) -> dict[str, Any] | None:
@@ -69,17 +61,13 @@ class Run:
         """The record that ends a finished run; None for one that still runs or was killed."""
         return self.metrics[-1] if self.metrics and self.metrics[-1]['kind'] == 'done' else None
 
-    @property
-    def trained(self) -> bool:
-        """Whether a finished run made any update; else it only evaluated."""
-        return self.done['step'] > 0
-
     def missing(self, evaluator: str) -> str | None:
         """Why the run has no usable result of the evaluator at its end; None if it has one."""
         if self.done is None:
             last = f'last record: step {self.metrics[-1]["step"]:,}' if self.metrics else 'nothing recorded yet'
             return f'not finished ({last})'
         results = self.results(evaluator)
+        # An earlier result isn't the end's: more training followed it.
         if not results or results[-1]['step'] != self.done['step']:
             return f'no {evaluator} evaluation at its last step {self.done["step"]:,}'
         final = results[-1]
@@ -91,14 +79,10 @@ class Run:
         return None if math.isfinite(final['loss']) else f'its final loss is {final["loss"]}'
 
     @property
-    def protocol(self) -> dict[str, Any]:
-        """config.benchmark: which problems the model was given, and how."""
-        return self.record['config']['benchmark']
-
-    @property
     def benchmark(self) -> str:
         """The name of the table to which the run's solved problems belong. Runs of two kinds are never compared."""
         task = self.protocol['problems']['task']
+        # Answers before training, after it, and after another stage measure different things.
         if self.stage == 'instruct':
             return task if self.trained else f'{task} as carried'
         return f'{task} in the {self.stage} stage' if self.trained else f'{task} without training'
@@ -110,6 +94,7 @@ class Run:
 
 def find_runs(folders: Iterable[str | os.PathLike]) -> list[Run]:
     """Every run in or below the folders, each once, in order of path. UserError if a folder or any run is missing."""
+    # Folders may hold one another, or be links: the resolved path tells the same run.
     paths = {path.resolve(): path for folder in folders for path in _run_folders(Path(folder))}
     return [read_run(path) for _, path in sorted(paths.items())]
 
@@ -121,7 +106,8 @@ def _run_folders(folder: Path) -> Iterator[Path]:
     for path, below, names in os.walk(folder):
         if 'run.json' in names:
             empty = False
-            below.clear()  # checkpoints are many small files, and hold no runs
+            # Checkpoints are many small files, and hold no runs.
+            below.clear()
             yield Path(path)
     if empty:
         raise UserError(f'{folder}: holds no run (no run.json at any depth)')

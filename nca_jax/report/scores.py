@@ -19,19 +19,17 @@ def compare(group: Group, baseline: str) -> Gains:
     """Every arm but the baseline against it. Holm's p is over all arms and both k."""
     if baseline not in group:
         return {}
-    arms = [arm for arm in group if arm != baseline]
-    return stats.with_holm({(arm, k): gain(group, baseline, arm, k) for arm in arms for k in shown_ks(group)})
+    pairs = [(arm, k) for arm in group if arm != baseline for k in shown_ks(group)]
+    return stats.with_holm({(arm, k): gain(group, baseline, arm, k) for arm, k in pairs})
 
 
 def gain(group: Group, baseline: str, arm: str, k: int) -> stats.Comparison | None:
-    """The paired gain in pass@k. Pairs that all differ by the same have neither interval nor test.
-
-    Losses never do; scores are counts, which may, and that shows no spread to judge by.
-    """
+    """The paired gain in pass@k. Pairs that all differ by the same have neither interval nor test."""
     ours, theirs = (
         {seed: 100 * run.solved[f'pass@{k}'] for seed, run in group[name].items()} for name in (arm, baseline)
     )
     c = stats.compare(arm, ours, theirs)
+    # Losses never differ by the same; scores are counts, which may, and that shows no spread to judge by.
     if c is None or c.gain.sd != 0:
         return c
     unknown = dataclasses.replace(c.gain, low=math.nan, high=math.nan, p=math.nan)
@@ -54,6 +52,7 @@ def level(results: Sequence[Mapping[str, Any]], name: str) -> stats.Interval:
     A single result has its own interval over problems, nan where it recorded none.
     """
     interval = stats.t_interval([100 * result[name] for result in results])
+    # A t interval doesn't know that shares end at 0 and 100.
     if interval.n > 1:
         return dataclasses.replace(interval, low=max(0.0, interval.low), high=min(100.0, interval.high))
     low, high = (100 * results[0].get(f'{name}_{end}', math.nan) for end in ('low', 'high'))

@@ -4,15 +4,15 @@ Numbers are in percent, gains in percentage points.
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nca_jax.report import figures, page, stats, style, tables, words
+from nca_jax.report import figures, page, stats, tables, words
 from nca_jax.report.scores import Gains, all_ks, any_run, finals, level, shown_ks
 from nca_jax.report.study import Group, Study, members
 
-DIGITS = 2  # small models solve less than a percent
+# Small models solve less than a percent.
+DIGITS = 2
 NOTE = (
     'pass@k: the chance that any of k answers to a problem is right, the mean over problems, and over tasks where '
     'there are several. Shown is the mean over seeds with its 95 % t interval in parentheses, cut at 0 and 100 %. It '
@@ -127,12 +127,14 @@ def findings(study: Study, gains: Mapping[str, Gains]) -> list[str]:
 
 def _arm_findings(name: str, baseline: str, gains: Gains) -> list[str]:
     made = [(k, c) for (_, k), c in gains.items() if c]
+    # Pairs without spread have no p, and Holm doesn't count them.
     tested = sum(not math.isnan(c.gain.p) for _, c in made)
     sentences: list[str] = []
     for k, c in made:
         if k == 1:
             sentences.append(_finding(name, baseline, c, tested))
-        elif c.gain.n > 1:  # one pair has nothing to say about larger k either
+        # One pair has nothing to say about larger k either.
+        elif c.gain.n > 1:
             verdict = words.verdict(c, c.arm, baseline)
             sentences[-1] += f' In pass@{k} the gain is {_points(c)} points: {verdict}.'
     return sentences
@@ -185,23 +187,24 @@ def _benchmark_blocks(study: Study, name: str, gains: Gains) -> list[page.Block]
     section = [f'### {name}', describe(group), *(tables.table(rows) for rows in shown if rows)]
     if caveats := words.caveats(group, baseline):
         section.append(page.Note(' '.join(caveats)))
-    if len(all_ks(group)) > 1:  # one k makes no curve
-        suffix = '' if len(study.solved) == 1 else '_' + re.sub(r'\W+', '_', name)
+    # One k makes no curve.
+    if len(all_ks(group)) > 1:
         caption = (
             f'{name}: pass@k against k. The paired gain takes the baseline of the same seed away, and with it what '
             'seeds share; where its band leaves zero, the seeds support a difference at that one k.'
         )
-        images = style.in_both_themes(lambda theme: figures.pass_at_k(study, name, theme))
-        section.append(page.Picture(f'pass_at_k{suffix}', caption, *images))
+        file = 'pass_at_k' + page.suffix(name, alone=len(study.solved) == 1)
+        section.append(page.picture(file, caption, figures.pass_at_k, study, name))
     return section
 
 
 def _level_cell(results: Sequence[Mapping[str, Any] | None], name: str) -> str:
-    if None in results:  # not evaluated in every seed
+    # A mean over some of the seeds can't stand beside means over all.
+    if None in results:
         return tables.NONE
     interval = level(results, name)
-    return tables.ranged(interval.mean, interval.low, interval.high, DIGITS, sign='-')
+    return tables.ranged(*interval.shown, DIGITS, sign='-')
 
 
 def _points(c: stats.Comparison) -> str:
-    return tables.ranged(c.gain.mean, c.gain.low, c.gain.high, DIGITS)
+    return tables.ranged(*c.gain.shown, DIGITS)

@@ -11,7 +11,8 @@ from scipy import optimize, stats
 LEVEL = 0.95
 POWER = 0.80
 
-Curve = tuple[Sequence[float], Sequence[float]]  # tokens, and the loss at each
+# Tokens, and the loss at each.
+Curve = tuple[Sequence[float], Sequence[float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Interval:
     n: int
     p: float
 
+    # (mean, low, high), which a table's cell shows.
+    shown = property(lambda self: (self.mean, self.low, self.high))
     half = property(lambda self: (self.high - self.low) / 2)
     excludes_zero = property(lambda self: self.low > 0 or self.high < 0)
 
@@ -55,7 +58,8 @@ def t_interval(values: Sequence[float]) -> Interval:
     n, mean = len(values), float(np.mean(values))
     if n < 2:
         return Interval(mean, math.nan, math.nan, math.nan, n, math.nan)
-    if np.ptp(values) == 0:  # scipy divides by the spread
+    # scipy divides by the spread.
+    if np.ptp(values) == 0:
         return Interval(mean, mean, mean, 0.0, n, 1.0 if mean == 0 else 0.0)
     test = stats.ttest_1samp(values, 0.0)
     low, high = test.confidence_interval(LEVEL)
@@ -63,13 +67,11 @@ def t_interval(values: Sequence[float]) -> Interval:
 
 
 def compare(arm: str, ours: Mapping[int, float], baseline: Mapping[int, float]) -> Comparison | None:
-    """An arm's {seed: score} against the baseline's, paired by seed; None without a common seed.
-
-    A score is better if it is higher. A paired t test is the t test of the differences.
-    """
+    """An arm's {seed: score}, where higher is better, against the baseline's, paired by seed; None without a pair."""
     seeds = tuple(sorted(ours.keys() & baseline.keys()))
     if not seeds:
         return None
+    # The paired t test is the t test of the differences.
     gain = t_interval([ours[seed] - baseline[seed] for seed in seeds])
     return Comparison(arm, seeds, gain, detectable(gain.sd, gain.n))
 
@@ -82,6 +84,7 @@ def detectable(sd: float, n: int) -> float:
     return math.nan if n < 2 else _noncentrality(n - 1) * sd / math.sqrt(n)
 
 
+# The root takes many noncentral t values, and most comparisons of a report have equally many pairs.
 @functools.cache
 def _noncentrality(df: int) -> float:
     critical = stats.t.ppf((1 + LEVEL) / 2, df)
@@ -98,6 +101,7 @@ def holm(ps: Sequence[float]) -> list[float]:
     tested = sorted((p, index) for index, p in enumerate(ps) if not math.isnan(p))
     adjusted, largest = list(ps), 0.0
     for rank, (p, index) in enumerate(tested):
+        # Adjusted p values keep the order of the p values.
         largest = max(largest, min(1.0, p * (len(tested) - rank)))
         adjusted[index] = largest
     return adjusted
@@ -112,18 +116,16 @@ def with_holm(comparisons: Mapping[Hashable, Comparison | None]) -> dict[Hashabl
 
 
 def crossing(tokens: Sequence[float], losses: Sequence[float], target: float) -> float | None:
-    """Tokens at which a curve crosses the perplexity exp(target) for the last time, None if it ends above it.
-
-    Linear in perplexity between evaluations. A curve that was never above the target crossed before its first
-    evaluation: that evaluation's tokens are returned, and a speed-up made of them is understated.
-    """
+    """Tokens at which a curve crosses the perplexity exp(target) for the last time, None if it ends above it."""
     perplexities = np.exp(np.asarray(losses, float))
     above = np.flatnonzero(perplexities > math.exp(target))
+    # It crossed before its first evaluation, whose tokens understate the speed-up.
     if len(above) == 0:
         return float(tokens[0])
     i = int(above[-1])
     if i == len(perplexities) - 1:
         return None
+    # Linear in perplexity between two evaluations.
     share = (perplexities[i] - math.exp(target)) / (perplexities[i] - perplexities[i + 1])
     return float(tokens[i] + share * (tokens[i + 1] - tokens[i]))
 
@@ -139,11 +141,13 @@ def speedup(curve: Curve, baseline: Curve, earlier_tokens: float = 0) -> float |
     if reached is None:
         return None
     spent = reached + earlier_tokens
+    # A run that carries weights may be better before its first token.
     return float(tokens[-1]) / spent if spent > 0 else math.inf
 
 
 def mean_curve(curves: Sequence[Curve]) -> tuple[np.ndarray, list[Interval]]:
     """(tokens, interval over curves at each) where all curves were evaluated at the same token counts."""
+    # Runs of another length or interval share only some evaluations.
     common = functools.reduce(np.intersect1d, [tokens for tokens, _ in curves])
     values = [np.asarray(losses)[np.isin(tokens, common)] for tokens, losses in curves]
     return common, [t_interval(at_one_count) for at_one_count in zip(*values, strict=True)]

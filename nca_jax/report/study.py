@@ -34,6 +34,7 @@ class Study:
         """Every run whose numbers the report shows, once, parents' stages first."""
         groups = (self.text, *self.solved.values())
         runs = [*self.nca, *self.controls, *(run for group in groups for run in members(group))]
+        # A text run that answered problems is in two groups.
         return list({run.folder: run for run in runs}.values())
 
     @property
@@ -48,6 +49,7 @@ class Study:
 
     def parent_of(self, run: Run) -> Run | None:
         """The run whose weights this one started from, None if it has none or it isn't among the folders."""
+        # A parent may have no results: its checkpoints are enough to start from.
         runs = (*self.runs, *(run for run, _ in self.left_out))
         return next((r for r in runs if run.parent and r.record['identity'] == run.parent['identity']), None)
 
@@ -99,6 +101,7 @@ def make_study(runs: Iterable[Run], baseline: str | None = None) -> Study:
 
 def _by_seed(runs: Iterable[Run], place: str) -> dict[str, dict[int, Run]]:
     arms: dict[str, dict[int, Run]] = {}
+    # By seed, so that tables name and pair seeds in their order.
     for run in sorted(runs, key=lambda r: r.seed):
         other = arms.setdefault(run.arm, {}).setdefault(run.seed, run)
         if other is not run:
@@ -151,12 +154,14 @@ def _training(run: Run) -> dict[str, Any]:
 
 
 def _questions(run: Run) -> dict[str, Any]:
-    """What must agree where solved problems are compared. A decoder's batches change no number, nor do paths."""
+    """What must agree where solved problems are compared."""
     data, solved = run.record['data'], run.solved
     facts = {f'data.{name}': data[name] for name in ('problems', BENCHMARK, 'tokenizer') if name in data}
     facts |= {'final tokens': solved['tokens'], 'problems': solved['problems'], 'samples': solved['samples']}
+    # A decoder's batches change no number, and are left out, as are paths.
     for name in PROTOCOL:
         value = run.protocol[name]
         parts = value if isinstance(value, dict) else {'': value}
         facts |= {f'benchmark.{name}.{part}'.rstrip('.'): parts[part] for part in parts if part != 'path'}
+    # A score that some runs lack (pass@k of another k, a task) can't be compared.
     return facts | dict.fromkeys((f'recorded {name}' for name in sorted(solved)), 'present')

@@ -1,9 +1,10 @@
 """How the figures look: two themes, one colour an arm everywhere, labels at the curves instead of legends."""
 
-import dataclasses
 import io
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -21,8 +22,7 @@ LOG_TICKS = tuple(m * 10.0**d for d in range(-9, 18) for m in (1, 2, 5))
 CELLS = ('#264653', '#f4a261', '#2a9d8f', '#e9c46a', '#e76f51', '#8ab6d6', '#6d597a', '#f6e7cb', '#b56576', '#90be6d')
 
 
-@dataclasses.dataclass(frozen=True)
-class Theme:
+class Theme(NamedTuple):
     # Text, secondary text, background, grid lines.
     ink: str
     muted: str
@@ -57,19 +57,10 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def in_both_themes(draw: Callable[[Theme], Figure]) -> tuple[bytes, bytes]:
-    """A figure as PNG, in the light theme and in the dark one."""
-    images = []
-    for theme in (LIGHT, DARK):
-        with matplotlib.rc_context(settings(theme)):
-            images.append(png(draw(theme)))
-    return tuple(images)
-
-
 def arm_colours(arms: Sequence[str], baseline: str, theme: Theme) -> dict[str, str]:
     """One colour an arm, the same in every figure; the baseline is grey."""
     others = [arm for arm in arms if arm != baseline]
-    return {baseline: theme.muted} | {arm: ARMS[i % len(ARMS)] for i, arm in enumerate(others)}
+    return {baseline: theme.muted} | dict(zip(others, itertools.cycle(ARMS), strict=False))
 
 
 def cell_colours(count: int) -> np.ndarray:

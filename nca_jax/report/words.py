@@ -1,8 +1,10 @@
 """What an interval supports, in words. The interval decides; a p value alone never does."""
 
 import math
+from collections.abc import Iterable
 
 from nca_jax.report import stats, tables
+from nca_jax.report.runs import Run
 from nca_jax.report.study import Group
 
 
@@ -16,6 +18,7 @@ def verdict(c: stats.Comparison | None, arm: str, baseline: str) -> str:
         return 'no spread: no interval'
     if not c.supported:
         return 'not significant'
+    # Among many intervals some exclude zero by chance: Holm's p tempers the word.
     word = 'better' if c.gain.mean > 0 else 'worse'
     return word if c.holm < 1 - stats.LEVEL else f'{word}, not after Holm'
 
@@ -78,7 +81,8 @@ def caveats(group: Group, baseline: str) -> list[str]:
     if baseline not in group:
         return []
     notes, others = [], [arm for arm in group if arm != baseline]
-    shared = [arm for arm in others if len(group[arm]) > 1 and len(_parents(group, arm)) == 1]
+    # Seeds that differ in this stage alone can't show how far another parent would move the result.
+    shared = [arm for arm in others if len(group[arm]) > 1 and _one_parent(group[arm].values())]
     if shared:
         named = ' and of '.join(f'`{arm}`' for arm in shared)
         notes.append(
@@ -93,5 +97,5 @@ def caveats(group: Group, baseline: str) -> list[str]:
     return notes
 
 
-def _parents(group: Group, arm: str) -> set[str]:
-    return {run.parent['identity'] for run in group[arm].values() if run.parent}
+def _one_parent(runs: Iterable[Run]) -> bool:
+    return len({run.parent['identity'] for run in runs if run.parent}) == 1
