@@ -3,11 +3,10 @@
     python -m nca_jax train --config=experiments/bigbench.py:size=1b6,path=DIR,parent=runs/owt --workdir=runs/bbl
     python -m nca_jax train --config=experiments/bigbench.py:smoke,tokenizer=FILE --workdir=runs/try  # seconds on a CPU
 
-DIR holds BIG-bench's task folders, each with a task.json; without it a generator makes six small tasks in that format,
-five of them multiple choice. 54 updates of 64 sequences (an epoch of at most 350 rows a task), none to three worked
-examples before each. Asked with two, 64 samples at temperature 0.4 and top_p 0.95, 35 tokens. Right is a row's option
-of the highest score, or its target where it has no options. Scores are normalised by chance, with every row's own
-number of choices, and chance pass@k stands beside them.
+DIR holds BIG-bench's task folders, each with a task.json. Without it a generator makes six small tasks in that format,
+five of them multiple choice. An answer is right if it is the row's option of the highest score, or its target where it
+has no options. Scores are normalised by chance with each row's number of choices; chance pass@k stands beside them.
+Nobody ran this size with this code; README.md beside this file has the paper's numbers.
 """
 
 from ml_collections import ConfigDict
@@ -16,16 +15,20 @@ from experiments import common, tasks
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """Words: path (the folder of the tasks, '' for made ones), size, parent (the folder of a run that has read text),
-    parent_stage (nca, dyck, copy or noise where the parent is of that stage, which leaves its tables behind), tokenizer
-    (where no parent has one), recipe, protocol (script or readme), arm, evaluate (no tuning), seed, smoke. Without arm,
-    the name that reports group seeds under, it is the parent's folder."""
-    words = common.words(arg, path='', **tasks.WORDS)
+    words = common.words(
+        arg,
+        # BIG-bench's folder. '' makes small tasks.
+        path='',
+        # All other words are explained there.
+        **tasks.WORDS,
+    )
     if words.path:
-        problems = tasks.problems('bigbench', words.path)
-        problems.update({'train_rows': 350, 'least_rows': 100, 'valid_rows': 16})
+        # At most 350 training rows a task; a task with fewer than 100 is left out.
+        problems = tasks.problems('bigbench', words.path, train_rows=350, least_rows=100, valid_rows=16)
     else:
         problems = tasks.problems('choices', size=(500, 0), valid_rows=16)
-    asked = tasks.benchmark('bigbench', problems, words.protocol)
-    asked.limit = 350
-    return tasks.tuning(words, asked, lr=5e-6, batch=64, stop='54 steps', shots=(0, 3))
+    benchmark = tasks.benchmark(
+        problems, words.protocol, shots=2, max_tokens=35, limit=350, samples=64, temperature=0.4, top_p=0.95
+    )
+    # 54 updates are one epoch.
+    return tasks.tuning(words, benchmark, length=1024, lr=5e-6, batch=64, stop='54 steps', shots=(0, 3))

@@ -1,11 +1,17 @@
-"""What the experiment files share: words, named sizes, recipes and plans. Every knob of a run is visible here."""
+"""Shared parts of the experiment files: words, sizes, config blocks with all their fields, and plans.
+
+The rates, batches, lengths and durations of a stage stand in its own file. The dataclasses of nca_jax explain the
+fields of the blocks.
+"""
 
 import re
 from typing import Any
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-# Width, layers, heads (arXiv 2603.10055 names the last three; the others are ours).
+from experiments import smoke
+
+# Width, layers, heads. The last three are sizes of arXiv 2603.10055, the others are ours.
 SIZES = {
     'tiny': (64, 2, 2),
     '10m': (256, 8, 4),
@@ -16,33 +22,45 @@ SIZES = {
     '1b6': (2048, 24, 32),
 }
 
-BANDS = {'20-30': (0.2, 0.3), '30-40': (0.3, 0.4), '40-50': (0.4, 0.5), '50+': (0.5, 2.0)}  # gzip, 10 colours
+# Compressed over raw size of the rules that are accepted: the paper's bands for gzip and 10 colours.
+BANDS = {'20-30': (0.2, 0.3), '30-40': (0.3, 0.4), '40-50': (0.4, 0.5), '50+': (0.5, 2.0)}
 
-# What becomes of the tables at a transfer: untied heads, tied ones, and the release's, whose NCA stage has a head bias.
+# A plan's entries for the tables (input embedding and output head), which a transfer between vocabularies draws fresh.
 FRESH_TABLES = (('embed/.*', 'fresh'), ('head/.*', 'fresh'))
+# A tied model has no head.
 FRESH_TIED_TABLE = (('embed/.*', 'fresh'),)
+# The first stage of the release has a head bias, a text model has none.
 FRESH_TABLES_DROP_BIAS = (('head/bias', 'drop'), *FRESH_TABLES)
 
-# Whether a first stage's run had the release's head bias, which a text model has no place for.
+# Whether the release's model has a head bias after this stage.
 PARENTS = {'nca': True, 'dyck': True, 'copy': True, 'noise': True, 'text': False}
 
-# What only_X carries. reinit_X leaves the norm before X as it is: it takes the first pattern alone.
+# The plan for a parent with the same vocabulary: every weight is carried.
+WHOLE = (('.*', 'carry'),)
+
+# Parts that a plan may name. only_X carries all of its patterns; reinit_X draws only the first one fresh, so that the
+# norm before X is carried.
 PARTS = {
     'attn': ('blocks/attn/.*', 'blocks/attn_norm/.*'),
     'mlp': ('blocks/mlp/.*', 'blocks/mlp_norm/.*'),
     'norms': ('.*norm/scale',),
 }
-WRITERS = {'attn': 'blocks/attn/o/kernel', 'mlp': 'blocks/mlp/down/kernel'}  # they add to the residual stream
+# The residual writers: these projections add to the residual stream.
+WRITERS = {'attn': 'blocks/attn/o/kernel', 'mlp': 'blocks/mlp/down/kernel'}
 
 
 def words(arg: str, **defaults: Any) -> ConfigDict:
-    """Typed options, 'size=1b6,seed=1,smoke': a bare word is True, an unknown one an error that lists the known."""
+    """The options in `arg`, such as 'size=1b6,seed=1,smoke', over their defaults. A bare word is True.
+
+    A value takes the type of its default. Raises ValueError for an unknown word, with a list of the known ones.
+    """
     chosen = ConfigDict(defaults)
     for word in filter(None, arg.split(',')):
         name, _, value = word.partition('=')
         if name not in defaults:
             raise ValueError(f'unknown word {name!r} in {arg!r}; this experiment knows {", ".join(defaults)}')
         kind = type(defaults[name])
+        # bool('false') is True, so that truth values are read by name.
         if kind is bool and value not in ('', 'true', 'false'):
             raise ValueError(f'{name} = {value!r}: write {name}, {name}=true or {name}=false')
         try:
@@ -52,20 +70,20 @@ def words(arg: str, **defaults: Any) -> ConfigDict:
     return chosen.lock()
 
 
-def choose(table: dict, name: str, what: str) -> Any:
-    """`table[name]`, or an error that lists what there is."""
+def choose(table: dict, name: str, word: str) -> Any:
+    """`table[name]`. Raises ValueError that lists the allowed values of `word`."""
     if name not in table:
-        raise ValueError(f'{what} = {name!r}: must be one of {", ".join(table)}')
+        raise ValueError(f'{word} = {name!r}: must be one of {", ".join(table)}')
     return table[name]
 
 
 def is_release(recipe: str) -> bool:
-    """Whether to do as the release of the paper's code does where it departs from the paper; fields override."""
+    """Whether to follow the release of the paper's code where it departs from the paper."""
     return choose({'paper': False, 'release': True}, recipe, 'recipe')
 
 
-def model(size: str, *, length: int, dropout: float) -> ConfigDict:
-    """The Llama of the paper at a named size. Layers are scanned and rematerialised; CPU studies unroll them."""
+def model(size: str, *, length: int, dropout: float, tied: bool = False, head_bias: bool = False) -> ConfigDict:
+    """The Llama of the paper at a named size."""
     width, layers, heads = choose(SIZES, size, 'size')
     return ConfigDict(
         {
@@ -77,9 +95,10 @@ def model(size: str, *, length: int, dropout: float) -> ConfigDict:
             'rope_theta': 1e4,
             'norm_eps': 1e-6,
             'dropout': dropout,
-            'tied': False,
-            'head_bias': False,
+            'tied': tied,
+            'head_bias': head_bias,
             'init': {'std': 0.02, 'residual': 'flat', 'table_std': 0.02, 'head': 'uniform'},
+            # These two save memory and compile time; quickstart.py, a small model on CPUs, is faster without them.
             'remat': 'full',
             'unroll': 1,
             'attention': 'einsum',
@@ -90,44 +109,46 @@ def model(size: str, *, length: int, dropout: float) -> ConfigDict:
     )
 
 
-def adamw(lr: float, *, warmup: str, horizon: str, final: float = 0.0, weight_decay: float = 0.0) -> ConfigDict:
-    """The paper's AdamW, cosine. `name` 'muon' changes the rule alone: at this RMS the learning rate may stay."""
+def optimizer(
+    name: str,
+    lr: float,
+    *,
+    warmup: str,
+    horizon: str,
+    final: float = 0.0,
+    b2: float = 0.999,
+    weight_decay: float = 0.0,
+    clip: float | None = None,
+    clip_on: str = 'mean',
+) -> ConfigDict:
+    """The optimizer `name` (adamw, adam or muon) with the paper's cosine schedule."""
     return ConfigDict(
         {
-            'name': 'adamw',
+            'name': name,
             'lr': lr,
             'b1': 0.9,
-            'b2': 0.999,
+            'b2': b2,
             'eps': 1e-8,
             'weight_decay': weight_decay,
             'decay': ('.*',),
-            'clip': config_dict.placeholder(float),
-            'clip_on': 'mean',
+            'clip': clip,
+            'clip_on': clip_on,
             'schedule': {'kind': 'cosine', 'warmup': warmup, 'horizon': horizon, 'final': final, 'decay': '20%'},
             'state_dtype': 'float32',
-            'ema': config_dict.placeholder(float),
+            'ema': None,
             'lr_scale': (),
             'frozen': (),
+            # An update of RMS 0.2 is as large as Adam's, so that muon keeps the learning rate.
             'muon': {'beta': 0.95, 'steps': 5, 'adam_lr': 1.0, 'consistent_rms': 0.2},
         }
     )
 
 
-def first_stage(recipe: str, stop: str = '163.84M tokens') -> tuple[ConfigDict, ConfigDict]:
-    """Optimizer and loop of pre-pre-training: 163.84M tokens, which are the warm-up of a schedule ten times as long.
-
-    `stop` at '1638.4M tokens' goes to the end of that schedule (the longer of the paper's C4 arms).
-    """
-    release = is_release(recipe)
-    optimizer = adamw(1e-4, warmup='163.84M tokens', horizon='1638.4M tokens')
-    optimizer.update({'name': 'adam', 'clip_on': 'sum' if release else 'mean'})
-    keep = ('81.92M tokens', '163.84M tokens')
-    return optimizer, loop(batch=32 if release else 16, stop=stop, keep=keep)
-
-
 def accepted(band: str) -> dict[str, Any]:
-    """The fields that a band's word sets: a key of BANDS, or 'q50-100' and such for quantiles of unfiltered rules in
-    percent, which mean the same for every alphabet and measure."""
+    """The fields for a band: a key of BANDS, or quantiles of unfiltered rules in percent, such as 'q50-100'.
+
+    Quantiles mean the same for every alphabet and measure.
+    """
     quantiles = re.fullmatch(r'q(\d+)-(\d+)', band)
     if quantiles:
         low, high = (int(percent) / 100 for percent in quantiles.groups())
@@ -138,7 +159,7 @@ def accepted(band: str) -> dict[str, Any]:
 
 
 def automata(recipe: str, band: str) -> ConfigDict:
-    """The paper's automata: a 12 x 12 torus of 10 colours, 2 x 2 patches, 27 frames after 10 burn-in updates."""
+    """The paper's automata: a 12 x 12 torus of 10 colours, 2 x 2 patches, the first frame after 10 updates."""
     release = is_release(recipe)
     return ConfigDict(
         {
@@ -176,7 +197,7 @@ def automata(recipe: str, band: str) -> ConfigDict:
 
 
 def text(corpus: str, *, vocab_size: int, path: str = '', field: str = '', tokenizer: str = '') -> ConfigDict:
-    """Text by its corpus, with a given tokenizer.json or a byte-level BPE of `vocab_size` that is trained on it."""
+    """A corpus, read with the file `tokenizer` or else with a byte-level BPE of `vocab_size` trained on it."""
     return ConfigDict(
         {
             'corpus': corpus,
@@ -184,6 +205,7 @@ def text(corpus: str, *, vocab_size: int, path: str = '', field: str = '', token
             'field': field,
             'encoding_errors': 'replace',
             'tokenizer': tokenizer,
+            # A given tokenizer has its own size.
             'vocab_size': 0 if tokenizer else vocab_size,
             'valid_share': 0.05,
             'cache': 'runs/text',
@@ -191,12 +213,14 @@ def text(corpus: str, *, vocab_size: int, path: str = '', field: str = '', token
     )
 
 
-def loop(*, batch: int, stop: str, keep: tuple[str, ...] = (), every: str = '250 steps') -> ConfigDict:
-    """How long, and how often to log, evaluate and save."""
+def loop(
+    *, batch: int, stop: str, accumulate: int = 1, keep: tuple[str, ...] = (), every: str = '250 steps'
+) -> ConfigDict:
+    """How long a run trains, and how often it logs, evaluates and saves."""
     return ConfigDict(
         {
             'batch': batch,
-            'accumulate': 1,
+            'accumulate': accumulate,
             'stop': stop,
             'log_every': '10 steps',
             'eval_every': every,
@@ -207,87 +231,62 @@ def loop(*, batch: int, stop: str, keep: tuple[str, ...] = (), every: str = '250
     )
 
 
-def init_from(run: str, plan: tuple, step: int | None = None) -> ConfigDict:
-    """The parent run's folder, its step (None: the newest), which of its weights ('params' or 'ema'), what of them."""
-    block = ConfigDict({'run': run, 'step': config_dict.placeholder(int), 'weights': 'params', 'plan': plan})
-    block.step = step
-    return block
+def init_from(run: str, plan: tuple) -> ConfigDict | None:
+    """A start from the newest checkpoint in the folder `run`; None, a start from scratch, if `run` is ''."""
+    if not run:
+        return None
+    # --config.init_from.step=N takes an older checkpoint.
+    return ConfigDict({'run': run, 'step': None, 'weights': 'params', 'plan': plan})
 
 
 def fresh_tables(recipe: str, parent_stage: str) -> tuple:
-    """The entries of a plan for a model of text that starts from a run of `parent_stage` with another vocabulary."""
+    """A plan's entries for the tables of a text model whose parent has another vocabulary."""
     biased = choose(PARENTS, parent_stage, 'parent_stage')
+    # The paper ties its tables, the release doesn't.
     if not is_release(recipe):
         return FRESH_TIED_TABLE
     return FRESH_TABLES_DROP_BIAS if biased else FRESH_TABLES
 
 
 def transfer_plan(transfer: str, writers: float, tables: tuple = FRESH_TABLES) -> tuple:
-    """The named plans. Tables are never carried, for the vocabularies differ; `tables` holds their entries.
+    """A named plan: which blocks a model takes from its parent. X is attn, mlp or norms.
 
-    all: every block is carried. only_X: X and its norm carried, the rest fresh (our ablation). reinit_X: X fresh
-    without its norm, the rest carried (the paper's figure). X is attn, mlp or norms. `writers` scales the carried
-    residual writers (attn/o, mlp/down): at full size they drown the fresh tables.
+    - all: every block is carried.
+    - only_X: X and its norm are carried, the rest is fresh (our ablation).
+    - reinit_X: X is fresh, the rest and X's norm are carried (the paper's figure).
+
+    `writers` multiplies the carried residual writers, which drown fresh tables at full size. `tables` comes first.
     """
+    # The first entry that matches a leaf decides: narrow patterns stand before wide ones.
     scaled = {name: ((pattern, 'carry', {'scale': writers}),) for name, pattern in WRITERS.items()}
     carried = {name: (*scaled.get(name, ()), *((p, 'carry') for p in patterns)) for name, patterns in PARTS.items()}
     rest_carried, rest_fresh = (('.*', 'carry'),), (('.*', 'fresh'),)
     plans = {'all': (*tables, *scaled['attn'], *scaled['mlp'], *rest_carried)}
     for name, patterns in PARTS.items():
+        # An entry that matches nothing is an error, so that a fresh part's writer gets none.
         kept = [entry for other, entries in scaled.items() if other != name for entry in entries]
         plans[f'only_{name}'] = (*tables, *carried[name], *rest_fresh)
         plans[f'reinit_{name}'] = (*tables, (patterns[0], 'fresh'), *kept, *rest_carried)
     return choose(plans, transfer, 'transfer')
 
 
-def experiment(**blocks: Any) -> ConfigDict:
-    """A locked experiment with the fields that every run has. One mesh axis takes all devices: data parallelism.
-
-    `profile` names the updates to trace ('10-12'), `track` where the run is shown besides TensorBoard ('wandb').
-    """
-    mesh = {'data': -1, 'fsdp': 1, 'tensor': 1, 'shard_optimizer': False}
-    common = {'benchmark': None, 'mesh': mesh, 'profile': '', 'track': '', 'init_from': None}
-    return ConfigDict({**common, **blocks}).lock()
-
-
-def pre_pretraining(name: str, arm: str, stage: str, data: ConfigDict, words: ConfigDict) -> ConfigDict:
-    """An experiment of the first stage, by the words size, recipe, seed and smoke: only its data differ."""
-    release = is_release(words.recipe)
-    llama = model(words.size, length=1024, dropout=0.1)
-    llama.update({'tied': not release, 'head_bias': release})
-    optimizer, train = first_stage(words.recipe)
-    optimizer.name = words.optimizer or optimizer.name
-    config = experiment(
-        name=name,
-        arm=arm,
-        stage=stage,
-        seed=words.seed,
-        smoke=words.smoke,
-        data=data,
-        model=llama,
-        optimizer=optimizer,
-        train=train,
-        eval={'batch': 32, 'batches': 16},
-    )
+def experiment(words: ConfigDict, **blocks: Any) -> ConfigDict:
+    """A locked experiment: `blocks`, the words seed and smoke, and defaults of the fields that seldom change."""
+    common = {
+        'seed': words.seed,
+        'smoke': words.smoke,
+        # Problems that the model answers at every evaluation.
+        'benchmark': None,
+        # One axis takes all devices: data parallelism.
+        'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1, 'shard_optimizer': False},
+        # Updates to trace, such as '10-12'.
+        'profile': '',
+        # 'wandb' shows the run there too.
+        'track': '',
+        # None starts from scratch.
+        'init_from': None,
+    }
+    config = ConfigDict({**common, **blocks}).lock()
     if words.smoke:
-        shrink(config)
+        smoke.shrink(config)
     return config
-
-
-def shrink(config: ConfigDict) -> None:
-    """`smoke`: the same code paths at a size that says nothing, in seconds on a CPU."""
-    config.model.update({'layers': 2, 'width': 32, 'heads': 2, 'ffn': 64, 'length': 64, 'remat': 'full', 'unroll': 1})
-    config.model.dtype = 'float32'
-    config.train.update({'batch': 8, 'accumulate': 1, 'stop': '6 steps', 'keep': ()})
-    config.train.update({'log_every': '1 steps', 'eval_every': '3 steps', 'save_every': '3 steps'})
-    config.optimizer.schedule.update({'horizon': '6 steps', 'warmup': '2 steps'})
-    config.eval.update({'batch': 8, 'batches': 2})
-    if config.stage == 'nca':
-        rules = min(config.data.rules_per_epoch, 48)  # one set, and one rule stays one
-        config.data.update({'rules_per_epoch': rules, 'search_block': 8, 'stream_block': 8})
-        side = 4 * config.data.patch  # so that three grids fit
-        config.data.rule.update({'height': side, 'width': side})
-    elif config.stage == 'copy':
-        config.data.period = (4, 24)  # so that most of a row repeats
-    elif config.stage == 'text' and not config.data.tokenizer:
-        config.data.vocab_size = 300

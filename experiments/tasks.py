@@ -1,105 +1,112 @@
-"""What the experiments of the last stage share: problems, the ways of asking them, and tuning on them."""
+"""Shared parts of the last stage's files: words, problems, benchmarks, and tuning on problems."""
 
 import pathlib
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from experiments import common
 
-# What the release's scripts do (arXiv 2603.10055 says the same); README is what its README says of all three instead.
-PROTOCOLS = {
-    'gsm8k': {'shots': 3, 'samples': 32, 'max_tokens': 250, 'temperature': 0.6, 'top_p': 1.0},
-    'humaneval': {'shots': 0, 'samples': 64, 'max_tokens': 500, 'temperature': 0.4, 'top_p': 0.95},
-    'bigbench': {'shots': 2, 'samples': 64, 'max_tokens': 35, 'temperature': 0.4, 'top_p': 0.95},
+# Words of gsm8k.py, humaneval.py and bigbench.py, with their defaults.
+WORDS = {
+    # tiny, 10m, 50m, 124m, 400m, 600m or 1b6.
+    'size': '400m',
+    # The folder of the run that the weights come from. '' starts from scratch.
+    'parent': '',
+    # text; or nca, dyck, copy, noise for a parent that has read no text: its tables are drawn fresh.
+    'parent_stage': 'text',
+    # A tokenizer.json, needed where the parent has none. '' takes the parent's.
+    'tokenizer': '',
+    # paper, or release (the published code) where it departs from the paper.
+    'recipe': 'paper',
+    # Sampling of the answers: script (as the release's scripts and the paper) or readme (as the release's README).
+    'protocol': 'script',
+    # The name under which reports group seeds. '' takes the name of the parent's folder.
+    'arm': '',
+    # No tuning: the parent answers as it is.
+    'evaluate': False,
+    # Of the fresh weights, the order of the problems and the samples.
+    'seed': 0,
+    # The same code in seconds on a CPU.
+    'smoke': False,
 }
-README = {'samples': 64, 'temperature': 0.4, 'top_p': 0.95}
-WORDS = {'size': '400m', 'parent': '', 'parent_stage': 'text', 'tokenizer': '', 'recipe': 'paper', 'protocol': 'script'}
-WORDS |= {'arm': '', 'evaluate': False, 'seed': 0, 'smoke': False}
-WHOLE = (('.*', 'carry'),)  # the plan for a parent that has read text in the same tokens
+# The release's README has one way of sampling for all three benchmarks.
+PROTOCOLS = {'script': {}, 'readme': {'samples': 64, 'temperature': 0.4, 'top_p': 0.95}}
 
 
-def problems(task: str, path: str = '', *, size: tuple[int, int] = (0, 0), valid_rows: int = 64) -> ConfigDict:
-    """All of a task's problems; `size` of those that are made."""
-    return ConfigDict(
+def problems(task: str, path: str = '', *, size: tuple[int, int] = (0, 0), **fields: Any) -> ConfigDict:
+    """All problems of a task; `size` counts the training and test problems of a task that is made."""
+    block = ConfigDict(
         {
             'task': task,
             'path': path,
             'train_rows': 0,
             'least_rows': 0,
-            'valid_rows': valid_rows,
+            'valid_rows': 64,
             'size': size,
         }
     )
+    block.update(fields)
+    return block
 
 
-def benchmark(name: str, problems: ConfigDict, protocol: str, stops: tuple[str, ...] = ()) -> ConfigDict:
-    """The paper's way of asking `name`'s problems; protocol is 'script' or 'readme', the two that the release has."""
-    chosen = PROTOCOLS[name] | common.choose({'script': {}, 'readme': README}, protocol, 'protocol')
+def benchmark(
+    problems: ConfigDict,
+    protocol: str = 'script',
+    *,
+    shots: int,
+    max_tokens: int,
+    stops: tuple[str, ...] = (),
+    limit: int = 0,
+    share: int = 8,
+    **sampling: float,
+) -> ConfigDict:
+    """A benchmark on `problems`. The protocol may replace the numbers in `sampling`: samples, temperature, top_p."""
+    sampling |= common.choose(PROTOCOLS, protocol, 'protocol')
     return ConfigDict(
         {
             'problems': problems,
-            'limit': 0,
-            'shots': chosen['shots'],
-            'samples': chosen['samples'],
-            'max_tokens': chosen['max_tokens'],
+            'limit': limit,
+            'shots': shots,
+            'samples': sampling.pop('samples'),
+            'max_tokens': max_tokens,
             'stops': stops,
-            'sampling': {'temperature': chosen['temperature'], 'top_p': chosen['top_p'], 'top_k': 0},
-            'batch': {'rows': 256, 'share': 8, 'chunk': 32},
+            'sampling': {'top_k': 0, **sampling},
+            'batch': {'rows': 256, 'share': share, 'chunk': 32},
             'run_code': False,
         }
     )
 
 
 def tuning(
-    words: ConfigDict, asked: ConfigDict, *, lr: float, batch: int, stop: str, shots: tuple[int, int]
+    words: ConfigDict, benchmark: ConfigDict, *, length: int, lr: float, batch: int, stop: str, shots: tuple[int, int]
 ) -> ConfigDict:
-    """An experiment that carries words.parent over, tunes it on the problems that `asked` has for training, and puts
-    those of test to it before and after; the word `evaluate` leaves the tuning out. The parent is carried whole or,
-    where parent_stage says that it has read no text, without its tables."""
+    """An experiment that tunes words.parent on the benchmark's training problems and scores it before and after.
+
+    `shots` is the least and the largest number of worked examples before a training problem.
+    """
     release = common.is_release(words.recipe)
-    llama = common.model(words.size, length=1024, dropout=0.1)
-    llama.tied = not release
-    optimizer = common.adamw(lr, warmup='10%', horizon=stop)
-    optimizer.update({'clip': 1.0, 'clip_on': 'sum' if release else 'mean'})
-    data = {
-        'problems': asked.problems,
-        'tokenizer': words.tokenizer,
-        'shots': shots,
-        'loss_on': 'all_answers' if release else 'target',
-    }
-    plan = WHOLE
+    plan = common.WHOLE
     if words.parent_stage != 'text':
         plan = common.transfer_plan('all', 1.0, common.fresh_tables(words.recipe, words.parent_stage))
-    config = common.experiment(
-        name=asked.problems.task,
+    return common.experiment(
+        words,
+        name=benchmark.problems.task,
         arm=words.arm or pathlib.Path(words.parent).name or 'scratch',
         stage='instruct',
-        seed=words.seed,
-        smoke=words.smoke,
-        data=data,
-        model=llama,
-        optimizer=optimizer,
-        train=common.loop(batch=batch, stop='0 steps' if words.evaluate else stop, every=stop),
+        data={
+            'problems': benchmark.problems,
+            'tokenizer': words.tokenizer,
+            'shots': shots,
+            'loss_on': 'all_answers' if release else 'target',
+        },
+        model=common.model(words.size, length=length, dropout=0.1, tied=not release),
+        optimizer=common.optimizer(
+            'adamw', lr, warmup='10%', horizon=stop, clip=1.0, clip_on='sum' if release else 'mean'
+        ),
+        # Micro-batches of 16 sequences, as in the second stage. The evaluations come before and after all updates.
+        train=common.loop(batch=batch, accumulate=batch // 16, stop='0 steps' if words.evaluate else stop, every=stop),
         eval={'batch': 32, 'batches': 2},
-        benchmark=asked,
-        init_from=common.init_from(words.parent, plan) if words.parent else None,
+        benchmark=benchmark,
+        init_from=common.init_from(words.parent, plan),
     )
-    config.train.accumulate = batch // 16
-    if words.smoke:
-        shrink(config)
-    return config
-
-
-def shrink(config: ConfigDict) -> None:
-    """`smoke` for this stage: few problems, few and short answers."""
-    stop = config.train.stop
-    common.shrink(config)
-    config.model.length = {'arithmetic': 64, 'choices': 256}.get(config.data.problems.task, 1024)
-    config.train.stop = stop if stop == '0 steps' else config.train.stop
-    config.data.shots = (0, 1) if config.data.shots[1] else (0, 0)
-    config.benchmark.update({'limit': 2, 'shots': min(1, config.benchmark.shots), 'samples': 2, 'max_tokens': 8})
-    config.benchmark.batch.update({'rows': 8, 'share': 1, 'chunk': 4})
-    for asked in (config.data.problems, config.benchmark.problems):
-        asked.valid_rows = 4
-        if asked.size[0]:
-            asked.size = (32, 4) if asked.size[1] else (40, 0)
