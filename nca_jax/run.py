@@ -83,7 +83,8 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
 
 
 def check_fit(config: Config, mesh: jax.sharding.Mesh) -> None:
-    """Raises FieldError where sizes don't divide as the mesh needs, or where the devices lack a kernel."""
+    """Raises FieldError where the config's blocks, the mesh and the devices don't fit together. It touches no file."""
+    stages.STAGES[config.stage].check_config(config)
     model, rows, tensor, fsdp = config.model, meshes.row_shards(mesh), mesh.shape['tensor'], mesh.shape['fsdp']
 
     def multiple(of: int, field: str, value: int, words: str, part: int | None = None) -> None:

@@ -16,7 +16,7 @@ from nca_jax.checkpoint.store import read_manifest
 from nca_jax.config import Config
 from nca_jax.data import controls, corpora, dyck, streams, text, tokenizer
 from nca_jax.data.preparation import prepare_text
-from nca_jax.errors import FieldError, UserError, check
+from nca_jax.errors import UserError, check
 from nca_jax.evals import held_out, nca_grid, perplexity
 from nca_jax.folders import RECORD, checkpoints
 from nca_jax.nca import stream as nca_stream
@@ -51,13 +51,17 @@ def vocabulary(config: Config) -> Vocab:
 # Automata.
 
 
+def _check_nca(config: Config) -> None:
+    data, length = config.data, config.model.length
+    _check_table('config.data.rule.colours', data.rule.colours, data.vocab.size)
+    learns = data.first_loss_at < length
+    check(learns, 'config.data.mask_grids', data.mask_grids, f'leaves no target of length {length} to learn')
+    two_grids = 2 * data.tokens_per_grid <= length + 1
+    check(two_grids, 'config.model.length', length, f'must hold two grids of {data.tokens_per_grid} tokens')
+
+
 def _nca(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
     data, sharding, length = config.data, meshes.batch_sharding(mesh), config.model.length
-    _check_table('config.data.rule.colours', data.rule.colours, data.vocab.size)
-    if data.first_loss_at >= length:
-        raise FieldError('config.data.mask_grids', data.mask_grids, f'leaves no target of length {length} to learn')
-    if length + 1 < 2 * data.tokens_per_grid:
-        raise FieldError('config.model.length', length, f'must hold two grids of {data.tokens_per_grid} tokens')
     epochs = nca_stream.epochs(data, config.train.batch, config.timetable.stop)
 
     def show(done: int, total: int) -> None:
@@ -81,9 +85,12 @@ def _nca(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress
 # Text.
 
 
+def _check_text(config: Config) -> None:
+    _check_table('config.data.vocab_size', config.data.vocab_size, config.data.vocab_size)
+
+
 def _text(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
     sharding, length, evaluation = meshes.batch_sharding(mesh), config.model.length, config.eval
-    _check_table('config.data.vocab_size', config.data.vocab_size, config.data.vocab_size)
     cache, own = pathlib.Path(config.data.cache).expanduser().absolute(), folder.absolute()
     check(not config.data.cache or cache != own, 'config.data.cache', config.data.cache, 'must not be the --workdir')
     prepared = distributed.first(lambda: prepare_text(config.data, folder / 'text', progress))
@@ -108,11 +115,13 @@ def _text_vocabulary(config: Config) -> Vocab:
 # Problems with known answers.
 
 
+def _check_instruct(config: Config) -> None:
+    trains = config.timetable.stop > 0 and config.data.problems.task == CODE
+    check(not trains, 'config.train.stop', config.train.stop, f"must be '0 steps': {CODE} trains nothing")
+
+
 def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
     sharding, length, data = meshes.batch_sharding(mesh), config.model.length, config.data
-    code = data.problems.task == CODE
-    trains = config.timetable.stop > 0
-    check(not (code and trains), 'config.train.stop', config.train.stop, f"must be '0 steps': {CODE} trains nothing")
     bpe = _tokenizer(config, folder)
     distributed.first(lambda: distributed.is_first() and _keep(bpe, folder))
     prepared = PreparedProblems(distributed.first(lambda: load_problems(data.problems)), bpe)
@@ -120,7 +129,7 @@ def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, pro
     hashes = {'problems': prepared.identity, 'tokenizer': prepared.tokenizer_identity}
     questions = _benchmark(config, bpe, mesh, folder, {data.problems: prepared})
     hashes |= questions.hashes
-    if code:
+    if data.problems.task == CODE:
         return Data(prepared.vocab, _nothing, questions.evaluators, hashes)
     if distributed.is_first():
         print(instruct.describe(data, prepared, config.seed, length), flush=True)
@@ -191,27 +200,36 @@ def _benchmark(
 # Sequences computed from their numbers.
 
 
+def _check_dyck(config: Config) -> None:
+    _check_table('config.data.kinds', config.data.kinds, config.data.vocab.size)
+
+
 def _dyck(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
     closing = {'close': lambda targets_BxL: targets_BxL >= config.data.kinds}
-    return _generated(config, mesh, 'kinds', dyck.sequences, closing)
+    return _computed(config, mesh, dyck.sequences, closing)
+
+
+def _check_copy(config: Config) -> None:
+    length, period = config.model.length, config.data.period
+    _check_table('config.data.size', config.data.size, config.data.vocab.size)
+    check(period[1] < length, 'config.data.period', period, f'must end below config.model.length = {length}')
 
 
 def _copy(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
-    length, period = config.model.length, config.data.period
-    check(period[1] < length, 'config.data.period', period, f'must end below config.model.length = {length}')
-    return _generated(config, mesh, 'size', controls.copy_sequences, {})
+    return _computed(config, mesh, controls.copy_sequences, {})
+
+
+def _check_noise(config: Config) -> None:
+    _check_table('config.data.size', config.data.size, config.data.vocab.size)
 
 
 def _noise(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
-    return _generated(config, mesh, 'size', controls.noise_sequences, {})
+    return _computed(config, mesh, controls.noise_sequences, {})
 
 
-def _generated(
-    config: Config, mesh: jax.sharding.Mesh, size_field: str, sequences: Callable, subsets: dict[str, Callable]
-) -> Data:
-    """Data that the config alone determines, so it needs no hashes. `size_field` sets the number of tokens."""
+def _computed(config: Config, mesh: jax.sharding.Mesh, sequences: Callable, subsets: dict[str, Callable]) -> Data:
+    """Data that the config alone determines, so it needs no hashes."""
     data, length, sharding = config.data, config.model.length, meshes.batch_sharding(mesh)
-    _check_table(f'config.data.{size_field}', getattr(data, size_field), data.vocab.size)
     train, valid = (
         streams.make_computed_stream(
             functools.partial(sequences, data, length + 1), config.stage, config.seed, split, batch, length, sharding
@@ -234,6 +252,8 @@ class Stage:
     # The type of the config block `data`.
     data: type
     prepare: Callable[[Config, jax.sharding.Mesh, pathlib.Path, Progress], Data]
+    # Raises FieldError where the data's fields don't fit the rest of the config. It touches no file.
+    check_config: Callable[[Config], None]
     vocabulary: Callable[[Config], Vocab] = lambda config: config.data.vocab
     # Whether its models read text, so that a benchmark can ask them.
     has_tokenizer: bool = False
@@ -243,11 +263,14 @@ class Stage:
 
 STAGES = {
     'nca': Stage(
-        NCAConfig, _nca, write_examples=lambda config, folder: write_examples(config.data, config.seed, folder)
+        NCAConfig,
+        _nca,
+        _check_nca,
+        write_examples=lambda config, folder: write_examples(config.data, config.seed, folder),
     ),
-    'text': Stage(text.TextConfig, _text, _text_vocabulary, has_tokenizer=True),
-    'dyck': Stage(dyck.DyckConfig, _dyck),
-    'copy': Stage(controls.CopyConfig, _copy),
-    'noise': Stage(controls.NoiseConfig, _noise),
-    'instruct': Stage(instruct.InstructConfig, _instruct, _instruct_vocabulary, has_tokenizer=True),
+    'text': Stage(text.TextConfig, _text, _check_text, _text_vocabulary, has_tokenizer=True),
+    'dyck': Stage(dyck.DyckConfig, _dyck, _check_dyck),
+    'copy': Stage(controls.CopyConfig, _copy, _check_copy),
+    'noise': Stage(controls.NoiseConfig, _noise, _check_noise),
+    'instruct': Stage(instruct.InstructConfig, _instruct, _check_instruct, _instruct_vocabulary, has_tokenizer=True),
 }

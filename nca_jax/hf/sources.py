@@ -28,7 +28,7 @@ RENAMED = {'model.embed_tokens': 'input_proj', 'lm_head': 'output_proj', 'model.
 WRAPPERS = ('module.', '_orig_mod.')
 
 
-class Source(NamedTuple):
+class WeightSource(NamedTuple):
     """A model outside, checked, but with its weights still unread."""
 
     path: pathlib.Path
@@ -45,7 +45,7 @@ class Source(NamedTuple):
     notes: tuple[str, ...]
 
 
-def read_folder(folder: pathlib.Path, heads: int | None) -> Source:
+def read_folder(folder: pathlib.Path, heads: int | None) -> WeightSource:
     """A folder that LlamaForCausalLM.save_pretrained wrote, or export. UserError for any other."""
     config = folder / 'config.json'
     model, rows = llama.from_config(files.read_json(config), config)
@@ -76,7 +76,7 @@ def read_folder(folder: pathlib.Path, heads: int | None) -> Source:
         except UserError as error:
             notes = (f'without its tokenizer, which no stage could read: {error}',)
     tokens = rows if tokenizer is None else tokenizer.get_vocab_size()
-    return Source(folder, 'Hugging Face folder', model, rows, tokens, dtypes, read_tensor, tokenizer, notes)
+    return WeightSource(folder, 'Hugging Face folder', model, rows, tokens, dtypes, read_tensor, tokenizer, notes)
 
 
 def _open(file: pathlib.Path) -> Any:
@@ -87,7 +87,7 @@ def _open(file: pathlib.Path) -> Any:
         raise UserError(f'{file}: not a whole safetensors file ({error})') from None
 
 
-def read_file(file: pathlib.Path, heads: int | None) -> Source:
+def read_file(file: pathlib.Path, heads: int | None) -> WeightSource:
     """A file that the release's code wrote. UserError for any other."""
     if heads is None:
         raise UserError(f'{file}: --heads=N must say how many heads of attention it has, which is not in such a file')
@@ -110,7 +110,7 @@ def read_file(file: pathlib.Path, heads: int | None) -> Source:
     def read_tensor(name: str) -> np.ndarray:
         return tensors[rename(name)].read()
 
-    return Source(file, 'checkpoint of PyTorch', model, rows, None, dtypes, read_tensor, None, notes)
+    return WeightSource(file, 'checkpoint of PyTorch', model, rows, None, dtypes, read_tensor, None, notes)
 
 
 def rename(name: str) -> str:
@@ -152,7 +152,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]], heads: int, place: object
     return llama.model_config(shared), rows
 
 
-def choose_vocab(source: Source, size: int | None) -> Vocab:
+def choose_vocab(source: WeightSource, size: int | None) -> Vocab:
     """The real rows of the tables: `size` of --vocab-size, which may be missing where rows and tokens agree."""
     rows, tokens = source.rows, source.tokens
     if size is None and tokens != rows:
@@ -164,7 +164,7 @@ def choose_vocab(source: Source, size: int | None) -> Vocab:
     return Vocab(size)
 
 
-def describe(source: Source, stage: str, vocab: Vocab, params: dict[str, Any]) -> dict[str, Any]:
+def describe(source: WeightSource, stage: str, vocab: Vocab, params: dict[str, Any]) -> dict[str, Any]:
     """The content of run.json and the manifest: that of a run, but with llama.SHARED alone for a config."""
     model = {field: getattr(source.model, field) for field in llama.SHARED}
     content = [model, vocab.size, leaf_table(params)]
