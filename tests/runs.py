@@ -6,7 +6,10 @@ from nca_jax.checkpoint.store import read_manifest, restore_params
 
 def load_program(folder, mesh, weights='params'):
     """(config, program, parameters or their 'ema', manifest of the newest valid checkpoint)."""
-    config = experiment.from_dict(folders.read_record(folder)['config'])
+    values = folders.read_record(folder)['config']
+    # Every platform has it, as `run.load_model` knows.
+    values['model']['attention'] = 'einsum'
+    config = experiment.from_dict(values)
     program, checkpoints = run.build(config, mesh, folder), folders.checkpoints(folder)
     leaves = trees.flatten({'params': program.abstract.params, 'ema': program.abstract.ema}[weights])
     shardings = {path: leaf.sharding for path, leaf in leaves.items()}
