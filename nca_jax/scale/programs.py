@@ -66,7 +66,7 @@ def lower_others(target: Target) -> dict[str, Callable[[], jax.stages.Lowered]]:
 
 
 def lower_evaluation(target: Target) -> jax.stages.Lowered:
-    sums = held_out.make_sums(target.config.model, target.vocab, lambda logits, batch: {})
+    sums = held_out.make_sums(target.config.model, target.vocab)
     with meshes.use(target.mesh):
         return sums.lower(target.state.params, abstract_batch(target, target.config.eval.batch))
 
