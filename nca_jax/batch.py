@@ -6,6 +6,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from nca_jax.errors import check
+
 # Tables are padded to a multiple of this, so that they divide over devices and fill a TPU's lanes.
 VOCAB_MULTIPLE = 128
 # Logits are batch x length x vocabulary: a larger one is a slip in a config (colours ** cells), not a model.
@@ -29,6 +31,12 @@ class Vocab:
     @property
     def padded(self) -> int:
         return -(-self.size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+def check_vocab(tokens: int, field: str, value: object) -> None:
+    """Raises FieldError, which names the field that decides the vocabulary, where that has too many tokens."""
+    allowed = f'must make at most {MAX_VOCAB:,} tokens, the rows of a table, and makes {tokens:,}'
+    check(tokens <= MAX_VOCAB, field, value, allowed)
 
 
 def to_batch(tokens_BxL1, first_loss_at=0) -> Batch:

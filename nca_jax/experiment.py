@@ -48,35 +48,35 @@ def get_config(module: ModuleType, words: str, place: str) -> ml_collections.Con
     try:
         config = module.get_config(words)
     except Exception as error:  # whatever the file's own code raises
-        raise mistake(place, error) from None
+        raise _one_line(place, error) from None
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f'{place}: get_config must return a ConfigDict')
     return config
 
 
 def load_module(file: pathlib.Path) -> ModuleType:
-    """An experiment file as a module. UserError where it can't be read."""
+    """An experiment file as a module. Raises UserError where it can't be read."""
+    if not file.is_file():
+        raise UserError(f'{file}: no such experiment file')
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None:
+        raise UserError(f'{file}: not a Python file')
+    module = importlib.util.module_from_spec(spec)
     try:
-        if not file.is_file():
-            raise UserError(f'{file}: no such experiment file')
-        spec = importlib.util.spec_from_file_location(file.stem, file)
-        if spec is None:
-            raise UserError(f'{file}: not a Python file')
-        module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{file}: {error}; run it from the repository's root") from None
     except Exception as error:  # whatever the file's own code raises
-        hint = "; run it from the repository's root" if isinstance(error, ModuleNotFoundError) else ''
-        raise mistake(file, error, hint) from None
+        raise _one_line(file, error) from None
     return module
 
 
-def mistake(file: pathlib.Path | str, error: Exception, hint: str = '') -> UserError:
-    """What an experiment file or its reading raised, in one line; only a ValueError's message speaks for itself."""
+def _one_line(place: pathlib.Path | str, error: Exception) -> UserError:
+    """An error of an experiment file's code. A ValueError's message is meant for the user, others need their kind."""
     if isinstance(error, UserError):
         return error
-    said = error.strerror if isinstance(error, OSError) and error.strerror else ' '.join(str(error).split())
-    kind = '' if isinstance(error, ValueError | OSError | ImportError) else f'{type(error).__name__}: '
-    return UserError(f'{file}: {kind}{said}{hint}')
+    kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
+    return UserError(f'{place}: {kind}{" ".join(str(error).split())}')
 
 
 def literal(text: str) -> object:
@@ -125,6 +125,7 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in typing.get_args(kind):
             return None
+        # The only unions of our configs are `X | None`.
         (kind,) = (option for option in typing.get_args(kind) if option is not type(None))
         return _convert(kind, value, path)
     if dataclasses.is_dataclass(kind):
@@ -132,19 +133,16 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
         return _build(kind, value, path)
     if kind is tuple or origin is tuple:
         check(isinstance(value, list | tuple), path, value, 'must be a tuple')
-        return _tuple(typing.get_args(kind), tuple(value), path)
+        kinds = typing.get_args(kind)
+        if not kinds:  # a bare `tuple` holds anything
+            return tuple(value)
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(value)
+        check(len(kinds) == len(value), path, tuple(value), f'must have {len(kinds)} entries')
+        return tuple(
+            _convert(inner, item, f'{path}[{i}]') for i, (inner, item) in enumerate(zip(kinds, value, strict=True))
+        )
     if kind is float and type(value) is int:
         return float(value)
     check(type(value) is kind, path, value, f'must be {kind.__name__}, not {type(value).__name__}')
     return value
-
-
-def _tuple(kinds: tuple, values: tuple, path: str) -> tuple:
-    if not kinds:
-        return values
-    if kinds[-1] is Ellipsis:
-        kinds = kinds[:1] * len(values)
-    check(len(kinds) == len(values), path, values, f'must have {len(kinds)} entries')
-    return tuple(
-        _convert(kind, value, f'{path}[{i}]') for i, (kind, value) in enumerate(zip(kinds, values, strict=True))
-    )

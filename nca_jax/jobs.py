@@ -1,11 +1,11 @@
-"""The runs of a study as processes: which are left, a few at a time, and how far they are."""
+"""The runs of a study as processes: which are left, a few at a time, and their progress."""
 
 import collections
 import ctypes
 import dataclasses
-import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -21,9 +21,10 @@ from nca_jax.errors import UserError, check
 from nca_jax.report import write as report
 from nca_jax.train.loop import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
-MAIN = 'main'
 POLL_SECONDS = 1.0
 LINE_SECONDS = 60.0
+# Lines of a failed run's log that are shown.
+TAIL = 8
 PR_SET_PDEATHSIG = 1
 
 
@@ -53,12 +54,7 @@ class Job:
         """The last record of the run's metrics; None before the first."""
         path = self.folder / 'metrics.jsonl'
         lines = files.read_lines(path)
-        if not lines:
-            return None
-        try:
-            return json.loads(lines[-1])
-        except ValueError:
-            raise UserError(f'{path}: its last line is not JSON; remove the run to train it anew') from None
+        return files.parse_object(lines[-1], f'{path}:{len(lines)}') if lines else None
 
     def progress(self) -> tuple[int, str]:
         """Tokens trained so far, and the last record in a few words."""
@@ -86,61 +82,66 @@ def run_study(file: pathlib.Path, study: str, out: pathlib.Path | None, workers:
     start = time.time()
     check(workers is None or workers > 0, '--workers', workers, 'must be positive')
     check(out is None or ',' not in str(out), '--out', str(out), 'a comma would part it into words of a config')
-    module = load_studies(file)
-    first = chain(module, file, study)[0]
-    out = out or pathlib.Path('runs') / (file.stem if first == MAIN else f'{file.stem}-{first}')
+    module, chain = load_study(file, study)
+    out = out or pathlib.Path('runs') / (file.stem if chain[0] == 'main' else f'{file.stem}-{chain[0]}')
     # One process a core: small matrices gain nothing from a second one, and results don't depend on the number.
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str((out / 'compiled').absolute()))
     # Large pages save glibc's allocator a tenth of a training step's time on a CPU; elsewhere this does nothing.
     os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')
     on_cpu = os.environ['JAX_PLATFORMS'] == 'cpu'
+    # macOS can't pin a process to a core.
     cores = sorted(os.sched_getaffinity(0)) if on_cpu and hasattr(os, 'sched_getaffinity') else []
-    jobs = make_jobs(module, file, study, out)
+    jobs = make_jobs(module, chain, file, out)
     files.make_folder(out, '--out')
     todo = [job for job in jobs if not job.is_finished()]
     print(f'{file.stem}: {len(jobs)} runs in {out}, {len(jobs) - len(todo)} of them finished before', flush=True)
-    code = train_all(jobs, todo, workers or len(cores) or 1, cores)
+    code = train_all(todo, workers or len(cores) or 1, cores)
     if code == 0:
         report.write([str(out)], out / 'report', baseline=None)
-        print(f'{time.time() - start:,.0f} s for this call. Seconds of all runs: {phases(jobs)}')
+        phases = collections.Counter()
+        for job in jobs:
+            phases.update(job.last_record()['seconds'])
+        seconds = ', '.join(f'{phase} {total:,.0f}' for phase, total in phases.items())
+        print(f'{time.time() - start:,.0f} s for this call. Seconds of all runs: {seconds}')
     return code
 
 
-def load_studies(file: pathlib.Path) -> ModuleType:
-    """An experiment file as a module. Raises UserError where it can't be read or has no study."""
+def load_study(file: pathlib.Path, study: str) -> tuple[ModuleType, list[str]]:
+    """The experiment file as a module, and the studies to run: the earliest that `study` continues first, itself last.
+
+    Raises UserError where the file can't be read or has no such study.
+    """
     module = experiment.load_module(file)
     if not hasattr(module, 'STUDIES'):
         raise UserError(f'{file}: has no STUDIES; train it with python -m nca_jax train --config={file}')
-    return module
-
-
-def chain(module: ModuleType, file: pathlib.Path, study: str) -> list[str]:
-    """The studies that this one continues, the earliest first, and itself."""
     check(study in module.STUDIES, 'study', study, f'{file} has {", ".join(module.STUDIES)}')
-    earlier = getattr(module, 'CONTINUES', {})
-    return [*(chain(module, file, earlier[study]) if study in earlier else []), study]
+    chain, earlier = [study], getattr(module, 'CONTINUES', {})
+    while chain[0] in earlier:
+        chain.insert(0, earlier[chain[0]])
+    return module, chain
 
 
-def make_jobs(module: ModuleType, file: pathlib.Path, study: str, out: pathlib.Path) -> list[Job]:
-    """The study's runs, after those that it continues, in the file's order: parents come before children."""
+def make_jobs(module: ModuleType, chain: list[str], file: pathlib.Path, out: pathlib.Path) -> list[Job]:
+    """The runs of all studies of the chain, in the file's order: parents come before children."""
     jobs = []
-    for name, words in (run for link in chain(module, file, study) for run in module.STUDIES[link].items()):
-        parent = next((word.removeprefix('parent=') for word in words.split(',') if word.startswith('parent=')), None)
-        if parent is not None:
-            words = words.replace(f'parent={parent}', f'parent={out / parent}')
-        values = experiment.get_config(module, words, f'{file}: run {name} of study {study}')
-        jobs.append(Job(name, f'{file}:{words}', experiment.resolve(values), out / name, parent))
+    for study in chain:
+        for name, words in module.STUDIES[study].items():
+            parent = re.search(r'\bparent=([^,]+)', words)
+            if parent is not None:
+                words = words.replace(parent[0], f'parent={out / parent[1]}')
+            config = experiment.resolve(experiment.get_config(module, words, f'{file}: run {name} of study {study}'))
+            jobs.append(Job(name, f'{file}:{words}', config, out / name, parent and parent[1]))
     return jobs
 
 
-def train_all(jobs: list[Job], todo: list[Job], workers: int, cores: list[int]) -> int:
+def train_all(todo: list[Job], workers: int, cores: list[int]) -> int:
     """Keeps `workers` runs going until none is left. A failure or a signal stops the others, which save first."""
     waiting, running, free = list(todo), [], list(cores)
     interrupted: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: interrupted.append(number))
-    with Display(jobs, waiting) as display:
+    with Display(todo) as display:
         while waiting or running:
             unfinished = {job.name for job in waiting + running}
             ready = [job for job in waiting if job.parent not in unfinished]
@@ -158,7 +159,7 @@ def train_all(jobs: list[Job], todo: list[Job], workers: int, cores: list[int]) 
                 if job.process.returncode:
                     stop(running)
                     display.say(f'{job.name} failed, exit code {job.process.returncode}; {job.log} ends with:')
-                    display.say(tail(job.log))
+                    display.say('\n'.join(job.log.read_text().splitlines()[-TAIL:]))
                     return 2 if job.process.returncode == 2 else 1
                 display.say(f'{job.name}: done, {job.progress()[1]}')
             if interrupted:
@@ -172,6 +173,7 @@ def launch(job: Job) -> None:
     """Starts the run as a process that ends with this one, on a core of its own where `job.core` names one."""
 
     def prepare_child() -> None:
+        # The kernel kills the run if this process dies: nobody would be left to stop it.
         if sys.platform == 'linux':
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if job.core is not None:
@@ -193,41 +195,20 @@ def stop(running: list[Job]) -> None:
         job.process.wait()
 
 
-def phases(jobs: list[Job]) -> str:
-    """Seconds of each phase, added up over all runs."""
-    seconds = collections.Counter()
-    for job in jobs:
-        seconds.update(job.last_record()['seconds'])
-    return ', '.join(f'{phase} {total:,.0f}' for phase, total in seconds.items())
-
-
-def tail(path: pathlib.Path, lines: int = 8) -> str:
-    return '\n'.join(path.read_text().splitlines()[-lines:])
-
-
 class Display:
-    """One bar over all tokens of the study and a line of status per run; plain lines where nobody watches."""
+    """The tokens of all runs as a bar on a terminal; elsewhere as a line a minute."""
 
-    def __init__(self, jobs: list[Job], todo: list[Job]):
-        self._jobs, self._watched, self._last_line = jobs, sys.stdout.isatty(), time.time()
-        names = rich.progress.TextColumn('{task.description:<14}')
-        status = rich.progress.TextColumn('{task.fields[status]}')
-        left = rich.progress.TimeRemainingColumn(elapsed_when_finished=True)
-        self._progress = rich.progress.Progress(
-            names,
-            rich.progress.BarColumn(),
-            rich.progress.TaskProgressColumn(),
-            left,
-            status,
-            disable=not self._watched,
-        )
+    def __init__(self, todo: list[Job]):
+        self._todo, self._start, self._last_line = todo, time.time(), time.time()
+        self._is_terminal = sys.stdout.isatty()
+        # The rate and the time left count what this call does, not what an earlier one did.
         self._before = sum(job.progress()[0] for job in todo)
-        self._work = sum(job.tokens for job in todo)
-        self._total = self._progress.add_task('all runs', total=self._work - self._before, status='')
-        self._bars = {
-            job.name: self._progress.add_task(job.name, total=job.tokens, status='', visible=False) for job in jobs
-        }
-        self._todo, self._start = list(todo), time.time()
+        self._total = sum(job.tokens for job in todo) - self._before
+        left = rich.progress.TimeRemainingColumn(elapsed_when_finished=True)
+        status = rich.progress.TextColumn('{task.description}')
+        columns = rich.progress.BarColumn(), rich.progress.TaskProgressColumn(), left, status
+        self._progress = rich.progress.Progress(*columns, disable=not self._is_terminal)
+        self._bar = self._progress.add_task('', total=self._total)
 
     def __enter__(self) -> 'Display':
         self._progress.start()
@@ -237,7 +218,8 @@ class Display:
         self._progress.stop()
 
     def say(self, line: str) -> None:
-        if self._watched:
+        if self._is_terminal:
+            # Above the bar.
             self._progress.console.print(line, highlight=False)
         else:
             print(line, flush=True)
@@ -245,15 +227,9 @@ class Display:
     def update(self, running: list[Job]) -> None:
         done = sum(job.progress()[0] for job in self._todo) - self._before
         rate = done / (time.time() - self._start)
-        self._progress.update(self._total, completed=done, status=f'{rate:,.0f} tokens/s')
-        for job in running:
-            tokens, status = job.progress()
-            self._progress.update(self._bars[job.name], completed=tokens, status=status, visible=True)
-        if not self._watched and time.time() - self._last_line > LINE_SECONDS:
+        status = '; '.join([f'{rate:,.0f} tokens/s', *(f'{job.name} {job.progress()[1]}' for job in running)])
+        self._progress.update(self._bar, completed=done, description=status)
+        if not self._is_terminal and time.time() - self._last_line > LINE_SECONDS:
             self._last_line = time.time()
-            all_tokens = self._work - self._before
-            left = f'{(all_tokens - done) / rate / 60:.0f} min left' if done else 'no rate yet'
-            runs = '; '.join(f'{job.name} {job.progress()[1]}' for job in running)
-            print(
-                f'{done / 1e6:.1f}M of {all_tokens / 1e6:.1f}M tokens, {rate:,.0f} tokens/s, {left}: {runs}', flush=True
-            )
+            left = f'{(self._total - done) / rate / 60:.0f} min left' if done else 'no rate yet'
+            self.say(f'{done / 1e6:.1f}M of {self._total / 1e6:.1f}M tokens, {left}: {status}')

@@ -29,7 +29,6 @@ from nca_jax.train.profiler import Profiler
 from nca_jax.train.program import Program
 from nca_jax.train.step import TrainState, freeze, init_ema, init_state, make_sum_loss, make_train_step
 
-Say = Callable[[str], None]
 # Attention kernels of each platform; every platform has einsum.
 KERNELS = {'gpu': ('cudnn',), 'tpu': ('splash',)}
 
@@ -50,36 +49,37 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
     identity = configs.identity(config, parent)
     distributed.agree(identity, 'the config')
     first, checkpoints = distributed.is_first(), folders.checkpoints(folder)
-    with folders.owned(folder, identity):
+    # Closed in reverse order at the end, also after an error: the folder's lock goes last.
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(folders.owned(folder, identity))
         data_clock = time.perf_counter()
         with bars() if first else contextlib.nullcontext(silent) as progress:
             program = build(config, mesh, folder, progress)
         distributed.agree(json.dumps(program.data, sort_keys=True), 'the data')
         folders.check_data(folder, program.data)
-        seconds = {'prepare': data_clock - clock, 'data': time.perf_counter() - data_clock}
-        with (
-            Store(checkpoints, keep=config.train.keep_last, named=program.timetable.keep) as store,
-            meshes.use(mesh),
-        ):
-            start_clock = time.perf_counter()
-            state, lineage = start(config, program, store, parent, print if first else lambda line: None)
-            about = describe(config, program, identity, lineage)
-            done = distributed.first(lambda: evaluated(folder, int(state.step)))
-            writer = open_writer(config, program, folder, about, int(state.step))
-            profiler = Profiler(program.timetable.traced, folder / 'profile', print)
-            seconds['prepare'] += time.perf_counter() - start_clock
-            with contextlib.closing(writer), contextlib.closing(profiler):
-                loop.train(
-                    state,
-                    program,
-                    about=about,
-                    store=store,
-                    writer=writer,
-                    profiler=profiler,
-                    preemption=preemption,
-                    seconds=seconds,
-                    evaluated=done,
-                )
+        start_clock = time.perf_counter()
+        store = stack.enter_context(Store(checkpoints, config.train.keep_last, program.timetable.keep))
+        stack.enter_context(meshes.use(mesh))
+        state, lineage = start(config, program, store, parent, print if first else lambda line: None)
+        about, step = describe(config, program, identity, lineage), int(state.step)
+        evaluated_before = distributed.first(lambda: evaluated(folder, step))
+        writer = stack.enter_context(contextlib.closing(open_writer(config, program, folder, about, step)))
+        profiler = Profiler(program.timetable.traced, folder / 'profile', print)
+        stack.enter_context(contextlib.closing(profiler))
+        loop.train(
+            state,
+            program,
+            about=about,
+            store=store,
+            writer=writer,
+            profiler=profiler,
+            preemption=preemption,
+            seconds={
+                'prepare': data_clock - clock + time.perf_counter() - start_clock,
+                'data': start_clock - data_clock,
+            },
+            evaluated=evaluated_before,
+        )
 
 
 def check_fit(config: Config, mesh: jax.sharding.Mesh) -> None:
@@ -115,7 +115,7 @@ def build(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progres
 
     The config must fit the mesh (`check_fit`). Raises UserError where config and data don't fit together.
     """
-    data = stages.prepare_data(config, mesh, folder, progress)
+    data = stages.STAGES[config.stage].prepare(config, mesh, folder, progress)
     abstract, init, train_step = make_update(config, mesh, data.vocab)
     return Program(
         mesh=mesh,
@@ -140,8 +140,12 @@ def make_update(config: Config, mesh: jax.sharding.Mesh, vocab: Vocab) -> tuple[
         params = transformer.init_params(config.model, vocab, keys.key(config.seed, 'init'))
         return init_state(params, optimizer, average=config.optimizer.ema is not None)
 
-    abstract, moments = abstract_state(config, mesh, vocab, initialise)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    shapes = jax.eval_shape(initialise)
+    params = moments = meshes.param_shardings(mesh, transformer.logical_axes(config.model, vocab), shapes.params)
+    if config.mesh.shard_optimizer:
+        moments = meshes.optimizer_shardings(mesh, shapes.params, params)
+    shardings = meshes.state_shardings(mesh, shapes, params, moments)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     step = make_train_step(
         freeze(make_sum_loss(config.model, vocab), config.optimizer.frozen),
         optimizer,
@@ -162,20 +166,8 @@ def make_update(config: Config, mesh: jax.sharding.Mesh, vocab: Vocab) -> tuple[
     return abstract, jax.jit(initialise, out_shardings=shardings), train_step
 
 
-def abstract_state(
-    config: Config, mesh: jax.sharding.Mesh, vocab: Vocab, initialise: Callable[[], TrainState]
-) -> tuple[TrainState, dict]:
-    """The train state's shapes, dtypes and shardings, and the shardings of a parameter's moments."""
-    shapes = jax.eval_shape(initialise)
-    params = moments = meshes.param_shardings(mesh, transformer.logical_axes(config.model, vocab), shapes.params)
-    if config.mesh.shard_optimizer:
-        moments = meshes.optimizer_shardings(mesh, shapes.params, params)
-    shardings = meshes.state_shardings(mesh, shapes, params, moments)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings), moments
-
-
 def start(
-    config: Config, program: Program, store: Store, parent: dict | None, say: Say = print
+    config: Config, program: Program, store: Store, parent: dict | None, say: Callable[[str], None] = print
 ) -> tuple[TrainState, dict | None]:
     """The state to train from, and the lineage for manifests.
 
@@ -225,7 +217,7 @@ def open_writer(
     if not distributed.is_first():
         return SilentWriter()
     folders.write_record(folder, about)
-    stages.STAGES[config.stage].write_examples(config, folder)
+    stages.STAGES[config.stage].write_examples(config.data, config.seed, folder)
     title = f'{config.name}/{config.arm}/{config.seed}'
     tracker = tracking.make_tracker(config.track, about, folder, print)
     return MetricWriter(folder, step, program.timetable.stop, title, tracker)

@@ -63,9 +63,13 @@ def test_a_study_killed_in_each_stage_ends_the_same(tmp_path):
     assert 'mean nothing' in (killed / 'report' / 'report.md').read_text()
 
 
+def make_jobs(file: pathlib.Path, study: str, out: pathlib.Path) -> list[jobs.Job]:
+    return jobs.make_jobs(*jobs.load_study(file, study), file, out)
+
+
 def test_parents_come_first_and_words_name_their_folders(tmp_path):
     file = ROOT / 'experiments' / 'quickstart.py'
-    made = jobs.make_jobs(jobs.load_studies(file), file, 'smoke', tmp_path)
+    made = make_jobs(file, 'smoke', tmp_path)
     names = [job.name for job in made]
     for job in made:
         if job.parent:
@@ -77,16 +81,16 @@ def test_parents_come_first_and_words_name_their_folders(tmp_path):
 def test_a_study_that_continues_another_joins_it():
     file = ROOT / 'experiments' / 'quickstart.py'
     out = pathlib.Path('runs/quickstart')
-    main, both = (jobs.make_jobs(jobs.load_studies(file), file, name, out) for name in ('main', 'reasoning'))
+    main, both = (make_jobs(file, name, out) for name in ('main', 'reasoning'))
     assert [job.name for job in both[: len(main)]] == [job.name for job in main]
     assert len(both) == len(main) + 15
     assert all(job.parent == job.name.removesuffix('-tuned') for job in both[len(main) :])
-    assert jobs.chain(jobs.load_studies(file), file, 'smoke-reasoning') == ['smoke', 'smoke-reasoning']
+    assert jobs.load_study(file, 'smoke-reasoning')[1] == ['smoke', 'smoke-reasoning']
 
 
 def test_a_finished_run_of_another_config_is_refused(tmp_path):
     file = ROOT / 'experiments' / 'quickstart.py'
-    job = jobs.make_jobs(jobs.load_studies(file), file, 'smoke', tmp_path)[0]
+    job = make_jobs(file, 'smoke', tmp_path)[0]
     assert not job.is_finished()
     job.folder.mkdir()
     (job.folder / 'metrics.jsonl').write_text(json.dumps({'kind': 'done', 'step': 6, 'tokens': 3072}) + '\n{"half')

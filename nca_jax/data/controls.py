@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nca_jax import keys
-from nca_jax.batch import Vocab
+from nca_jax.batch import Vocab, check_vocab
 from nca_jax.errors import check
 
 
@@ -24,6 +24,7 @@ class CopyConfig:
 
     def __post_init__(self):
         check(self.size >= 2, 'size', self.size, 'must be at least 2')
+        check_vocab(self.size, 'size', self.size)
         low, high = self.period
         check(1 <= low <= high, 'period', self.period, 'must be (low, high) with 1 <= low <= high')
 
@@ -40,6 +41,7 @@ class NoiseConfig:
 
     def __post_init__(self):
         check(self.size >= 2, 'size', self.size, 'must be at least 2')
+        check_vocab(self.size, 'size', self.size)
 
     @property
     def vocab(self) -> Vocab:

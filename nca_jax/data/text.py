@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer
 
-from nca_jax.batch import Batch, Vocab
+from nca_jax.batch import Batch, Vocab, check_vocab
 from nca_jax.data import tokenizer as bpe
 from nca_jax.data.shards import TokenStore
 from nca_jax.data.streams import make_read_stream, shuffled
@@ -45,6 +45,7 @@ class TextConfig:
         check(errors in ('replace', 'refuse'), 'encoding_errors', errors, "must be 'replace' or 'refuse'")
         check(0 < self.valid_share < 1, 'valid_share', self.valid_share, 'must be between 0 and 1')
         size = self.vocab_size
+        check_vocab(size, 'vocab_size', size)
         if self.tokenizer:
             check(size == 0, 'vocab_size', size, 'must be 0 where a tokenizer is given, which has its own')
         else:

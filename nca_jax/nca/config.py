@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from nca_jax.batch import check_vocab
 from nca_jax.errors import check
 from nca_jax.nca.complexity import ComplexityConfig
 from nca_jax.nca.patches import PatchVocab, tokens_per_grid
@@ -73,6 +74,7 @@ class NCAConfig:
         # These two raise errors of their own fields: the patch must tile the grid, the updates must be positive.
         tokens_per_grid(self.vocab, self.rule.height, self.rule.width)
         self.rollout(1)
+        check_vocab(self.vocab.size, 'rule.colours', self.rule.colours)
         count, width = self.vocab.start, self.complexity.bytes_per_token
         check(count <= 256**width, 'complexity.bytes_per_token', width, f'enough for {count} tokens')
 

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     mfu = None if args.mfu is None else read_mfu(args.mfu)
     config = experiment.load(args.config, args.changes)
     steps, tokens_per_step = config.timetable.stop, config.timetable.tokens_per_step
-    flops = steps * step_flops(config.model, stages.vocabulary(config), config.train.batch)
+    flops = steps * step_flops(config.model, stages.STAGES[config.stage].vocabulary(config), config.train.batch)
     hours = None if chip == CPU or mfu is None else flops / (CHIPS[chip] * mfu * count) / 3600
     record = {
         'tokens': steps * tokens_per_step,

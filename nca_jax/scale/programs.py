@@ -54,7 +54,7 @@ def make_target(config: Config, opened: Slice) -> Target:
     """Raises UserError where config and slice don't fit together."""
     mesh = meshes.make_mesh(config.mesh, list(opened.devices))
     run.check_fit(config, mesh)
-    return Target(config, opened, mesh, stages.vocabulary(config))
+    return Target(config, opened, mesh, stages.STAGES[config.stage].vocabulary(config))
 
 
 def lower_others(target: Target) -> dict[str, Callable[[], jax.stages.Lowered]]:

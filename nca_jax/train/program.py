@@ -22,7 +22,8 @@ class Program:
     abstract: TrainState
     init: Callable[[], TrainState]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, dict]]
-    stream: Callable[[int], Batch]
+    # None where the run only evaluates.
+    stream: Callable[[int], Batch] | None
     # The first one's loss (or score) is the run's result.
     evaluators: dict[str, Callable[[Any, int], dict]]
     # Learning rate by update, for the log.
