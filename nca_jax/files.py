@@ -14,6 +14,15 @@ from nca_jax.errors import UserError
 
 
 @contextlib.contextmanager
+def errors_name(place: object) -> Iterator[None]:
+    """Within it, the system's errors become UserErrors that begin with `place` (a path, or a flag and its path)."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f'{place}: {error.strerror}') from None
+
+
+@contextlib.contextmanager
 def replacing(path: pathlib.Path, keep: bool = False) -> Iterator[BinaryIO]:
     """A file to write, which becomes `path` when the block ends: a reader or a crash sees the old file or the new one.
 
@@ -27,8 +36,9 @@ def replacing(path: pathlib.Path, keep: bool = False) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         if keep:
+            # Unlike a rename, a link never replaces.
             with contextlib.suppress(FileExistsError):
-                os.link(scratch, path)  # unlike a rename, a link never replaces
+                os.link(scratch, path)
         else:
             scratch.replace(path)
     finally:
@@ -48,30 +58,25 @@ def new_folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
     Raises UserError, naming the flag that gave the path, if the path can't be written or isn't an empty folder.
     """
     path = path.resolve()
-    try:
+    with errors_name(f'{flag}={path}'):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f'{flag}={path}: is there already and not empty; name a new folder')
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent)
-    except OSError as error:
-        raise UserError(f'{flag}={path}: {error.strerror}') from None
     with scratch:
+        # Inside, because the scratch folder itself is closed to other users.
         new = pathlib.Path(scratch.name, path.name)
-        new.mkdir()  # inside, because the scratch folder itself is closed to other users
+        new.mkdir()
         yield new
-        try:
+        with errors_name(f'{flag}={path}'):
             new.replace(path)
-        except OSError as error:
-            raise UserError(f'{flag}={path}: {error.strerror}') from None
 
 
 def make_folder(path: pathlib.Path, flag: str) -> None:
     """Makes a folder that may exist, and proves that files can be written into it. Raises UserError naming the flag."""
-    try:
+    with errors_name(f'{flag}={path}'):
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        raise UserError(f'{flag}={path}: {error.strerror}') from None
 
 
 @contextlib.contextmanager
@@ -82,17 +87,16 @@ def lock(path: pathlib.Path, busy: Callable[[], object]) -> Iterator[BinaryIO]:
     Raises UserError where the path can't be opened or its file system has no locks.
     """
     with contextlib.ExitStack() as held:
-        try:
+        with errors_name(path):
             file = held.enter_context(path.open('a+b'))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
+                # Any other number says that this file system has no locks.
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     raise
                 busy()
                 fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise UserError(f'{path}: {error.strerror}') from None
         yield file
 
 
@@ -101,13 +105,8 @@ def read_lines(path: pathlib.Path) -> list[bytes]:
 
     Raises UserError where the file can't be read.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror}') from None
-    return content.split(b'\n')[:-1]
+    with errors_name(path):
+        return path.read_bytes().split(b'\n')[:-1] if path.exists() else []
 
 
 def cut_partial_line(path: pathlib.Path) -> None:
@@ -115,13 +114,11 @@ def cut_partial_line(path: pathlib.Path) -> None:
 
     Raises UserError where that fails.
     """
-    try:
+    with errors_name(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open('a+b') as file:
             file.seek(0)
             file.truncate(file.read().rfind(b'\n') + 1)
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror}') from None
 
 
 def parse_object(text: bytes | str, place: str) -> dict[str, Any]:
@@ -137,11 +134,8 @@ def parse_object(text: bytes | str, place: str) -> dict[str, Any]:
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The JSON object that a file holds. Raises UserError, with the path, for anything else."""
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror}') from None
-    return parse_object(text, str(path))
+    with errors_name(path):
+        return parse_object(path.read_bytes(), str(path))
 
 
 def read_records(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -45,28 +45,17 @@ class MeshConfig:
     def __post_init__(self):
         check(self.data > 0 or self.data == -1, 'data', self.data, 'must be positive, or -1 for all that are left')
         check(self.fsdp > 0, 'fsdp', self.fsdp, 'must be positive')
-        check(self.tensor > 0, 'tensor', self.tensor, 'must be positive')
         allowed = f'must divide {VOCAB_MULTIPLE}, since vocabularies are padded to a multiple of it'
-        check(VOCAB_MULTIPLE % self.tensor == 0, 'tensor', self.tensor, allowed)
+        check(self.tensor > 0 and VOCAB_MULTIPLE % self.tensor == 0, 'tensor', self.tensor, allowed)
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
     """The mesh over `devices` (all by default). Raises FieldError unless the sizes use every device."""
     devices = jax.devices() if devices is None else devices
     split = config.fsdp * config.tensor
-    check(
-        len(devices) % split == 0,
-        'mesh',
-        f'fsdp {config.fsdp} x tensor {config.tensor}',
-        f'must divide {len(devices)} devices',
-    )
     data = len(devices) // split if config.data == -1 else config.data
-    check(
-        data * split == len(devices),
-        'mesh',
-        f'{data} x {config.fsdp} x {config.tensor}',
-        f'must use all {len(devices)} devices',
-    )
+    sizes = f'{data} x {config.fsdp} x {config.tensor}'
+    check(data * split == len(devices), 'mesh', sizes, f'data x fsdp x tensor must be {len(devices)} devices')
     # Linen's logical partitioning refuses Explicit axes, which make_mesh would choose by default.
     return jax.make_mesh(
         (data, config.fsdp, config.tensor), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices
@@ -116,16 +105,12 @@ def param_shardings(mesh: jax.sharding.Mesh, logical_axes: dict, abstract_params
         if len(used) != len(set(used)):
             raise UserError(f'{path}: logical axes {tuple(specs[path])} share a mesh axis ({used})')
         for size, axis in zip(leaf.shape, axes, strict=True):
-            if axis is not None and size % mesh.shape[axis]:
-                raise UserError(
-                    f'{path}: axis of size {size} is not divisible by mesh axis {axis} = {mesh.shape[axis]}'
-                )
+            if axis is not None and size % (parts := mesh.shape[axis]):
+                raise UserError(f'{path}: axis of size {size} is not divisible by mesh axis {axis} = {parts}')
         pieces = math.prod(mesh.shape[axis] for axis in used)
         whole = leaf.size * leaf.dtype.itemsize
         if mesh.shape['fsdp'] * mesh.shape['tensor'] > 1 and pieces == 1 and whole > LARGE_LEAF_BYTES:
-            raise UserError(
-                f'{path}: {whole} bytes are split by neither fsdp nor tensor; add a rule to nca_jax/mesh.py'
-            )
+            raise UserError(f'{path}: neither fsdp nor tensor splits its {whole} bytes; add a rule to nca_jax/mesh.py')
         shardings[path] = jax.NamedSharding(mesh, jax.P(*axes))
     return trees.map_with_path(lambda path, _: shardings[path], abstract_params)
 

@@ -238,7 +238,7 @@ def test_summed_gradients_meet_the_clip_at_a_fraction(scale, length):
 def test_large_leaves_must_be_split(monkeypatch):
     monkeypatch.setattr(meshes, 'LARGE_LEAF_BYTES', 100)
     mesh = meshes.make_mesh(meshes.MeshConfig(4, 1, 2))
-    with pytest.raises(UserError, match='blocks/attn_norm/scale: 128 bytes are split by neither'):
+    with pytest.raises(UserError, match='blocks/attn_norm/scale: neither fsdp nor tensor splits its 128 bytes'):
         meshes.param_shardings(mesh, transformer.logical_axes(MODEL, VOCAB), params())
 
 
