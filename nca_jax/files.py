@@ -3,10 +3,12 @@
 import contextlib
 import errno
 import fcntl
+import gzip
 import json
 import os
 import pathlib
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
@@ -141,3 +143,20 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
     """The JSON objects of a JSON-lines file, as `read_lines` cuts it. Raises UserError with the line's number."""
     return [parse_object(line, f'{path}:{number}') for number, line in enumerate(read_lines(path), 1)]
+
+
+def read_rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields `path:line` and the JSON object of each line of a .jsonl or .jsonl.gz that a user wrote.
+
+    Blank lines are skipped, and the last line may lack its end. Raises UserError, naming file and line.
+    """
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == '.gz' else content
+    except (OSError, EOFError, zlib.error) as error:
+        # gzip's own errors have no strerror.
+        raise UserError(f'{path}: {getattr(error, "strerror", None) or error}') from None
+    # Not splitlines: a JSON string may hold characters at which that splits, too.
+    for number, line in enumerate(content.split(b'\n'), 1):
+        if line.strip():
+            yield f'{path}:{number}', parse_object(line, f'{path}:{number}')

@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 
-from nca_jax.errors import FieldError, UserError
 from nca_jax.problems import passk
 from nca_jax.problems.passk import Outcome
 
@@ -24,12 +23,6 @@ def test_pass_at_k_is_exact_where_factorials_overflow():
     assert passk.pass_at_k(10_000, 1, 32) == 32 / 10_000
     assert passk.pass_at_k(10_000, 0, 32) == 0.0
     assert passk.pass_at_k(10_000, 9_969, 32) == 1.0
-
-
-@pytest.mark.parametrize(('samples', 'correct', 'k'), [(4, 1, 5), (4, 1, 0), (4, 5, 1), (4, -1, 1)])
-def test_impossible_counts_are_refused(samples, correct, k):
-    with pytest.raises(FieldError):
-        passk.pass_at_k(samples, correct, k)
 
 
 def test_chance_is_that_of_independent_guesses():
@@ -76,16 +69,12 @@ def test_below_chance_is_nothing():
     assert passk.normalised(0.25, 0.25) == 0
     assert passk.normalised(1.0, 1.0) == 0  # every guess is right
     assert passk.normalised(1.0, 0.25) == 1
-    with pytest.raises(FieldError, match=r'^chance = 1\.1'):
-        passk.normalised(1.0, 1.1)
 
 
 def test_only_what_every_problem_has_samples_for_is_reported():
     found = passk.metrics([Outcome(64, 1, 0, 0, 'a'), Outcome(5, 1, 0, 0, 'a')], 0)
     assert {name for name in found if name.startswith('pass@') and '_' not in name} == {'pass@1', 'pass@2', 'pass@4'}
     assert not [name for name in found if 'chance' in name or 'normalised' in name or '/' in name]
-    with pytest.raises(UserError, match='no problem'):
-        passk.metrics([], 0)
 
 
 def test_equal_scores_have_no_width_and_a_seed_fixes_the_interval():

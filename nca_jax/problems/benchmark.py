@@ -20,19 +20,17 @@ from nca_jax.data import tokenizer as bpe
 from nca_jax.decode.decoder import DecodeConfig, make_decoder
 from nca_jax.decode.sampling import Sampling, cut, make_stops
 from nca_jax.decode.schedule import Prompt
-from nca_jax.errors import UserError, check
+from nca_jax.errors import check
 from nca_jax.model.config import ModelConfig
-from nca_jax.problems import answers, humaneval, passk
+from nca_jax.problems import humaneval, passk
 from nca_jax.problems.problem import Problem
-from nca_jax.problems.sets import CODE, SOURCES, Problems, ProblemsConfig
-from nca_jax.problems.shots import PreparedProblems, last_that_fit
+from nca_jax.problems.sets import CODE, SOURCES, ProblemsConfig
+from nca_jax.problems.shots import PreparedProblems
 from nca_jax.progress import bars, silent
 from nca_jax.sandbox import pool
 
 # The fields of a config on which answers depend, besides the problems.
 PROTOCOL = ('shots', 'max_tokens', 'samples', 'stops', 'sampling')
-# The fields of a line of answers.
-FIELDS = ('id', 'task', 'answers', 'choices', 'texts', 'correct')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,58 +77,55 @@ def make_evaluator(
     - They are written to `folder` as they come, and an evaluation that was killed continues with them.
     - Programs count once they are judged; until then the metrics have counts alone.
     """
-    task, is_right = config.problems.task, SOURCES[config.problems.task].is_right
-    problems, tokenizer, end = prepared.problems, prepared.tokenizer, bpe.end_of_text(prepared.tokenizer)
-    _check_grading(config, problems)
+    if config.run_code:
+        # A machine without a layer of the sandbox is told so before any answer is sampled.
+        distributed.first(lambda: distributed.is_first() and pool.Sandbox(workers=1).close())
     questions, counts = ask(config, prepared, model.length, seed)
-    stops = make_stops([end], config.stops, bpe.pieces(tokenizer))
-    decode = make_decoder(model, prepared.vocab, mesh, config.batch, config.sampling, stops)
-    depends_on = _depends_on(config, prepared, seed)
-
-    def grade(problem: Problem, tokens: Sequence[int]) -> tuple[str, bool | None]:
-        text = cut(tokenizer.decode([token for token in tokens if token != end]), config.stops)
-        return text, is_right and is_right(text, problem.answers)
-
-    def sample(params: dict, file: Path, records: dict[str, dict]) -> None:
-        """Adds the missing records, and appends them to the file."""
-        missing = [(problem, tokens) for problem, tokens in questions if problem.id not in records]
-        if not missing:
-            return
-        samples, limits = range(config.samples), [config.max_tokens] * config.samples
-        prompts = [Prompt(tokens, int(keys.crc32(problem.id)), samples, limits) for problem, tokens in missing]
-        graded: list[dict[int, tuple[str, bool | None]]] = [{} for _ in missing]
-        first = distributed.is_first()
-        distributed.first(lambda: first and files.cut_partial_line(file))
-        # The other processes decode the same answers and keep them in memory alone.
-        shown = bars() if first else contextlib.nullcontext(silent)
-        with open(file if first else os.devnull, 'a') as stream, shown as progress:
-            for count, answer in enumerate(decode(params, prompts, seed), 1):
-                problem, own = missing[answer.prompt][0], graded[answer.prompt]
-                own[answer.sample] = grade(problem, answer.tokens.tolist())
-                progress('answers', count, len(missing) * config.samples)
-                if len(own) == config.samples:
-                    records[problem.id] = record(problem, [own[number] for number in samples])
-                    print(json.dumps(records[problem.id]), file=stream, flush=True)
+    fields = dataclasses.asdict(config)
+    depends_on = [
+        {name: fields[name] for name in PROTOCOL},
+        seed,
+        prepared.problems.identity,
+        # Records are found by id, and the identity of the problems leaves ids out.
+        [problem.id for problem in prepared.problems.splits['test']],
+        prepared.tokenizer_identity,
+    ]
+    sample = _make_sampler(config, prepared, model, mesh, seed)
 
     def evaluate(params: dict, step: int) -> dict:
         # The hash in the name keeps other evaluations from continuing this one.
         content = json.dumps([*depends_on, leaf_table(params)], sort_keys=True)
         file = folder / f'step-{step}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.jsonl'
-        records = distributed.first(lambda: read_answers(file))
-        sample(params, file, records)
+        records = distributed.first(lambda: {record['id']: record for record in files.read_records(file)})
+        if missing := [question for question in questions if question[0].id not in records]:
+            records |= sample(params, missing, file)
         rows = [records[problem.id] for problem, _ in questions]
-        if task == CODE:
+        if config.problems.task == CODE:
             rows = humaneval.judged(rows, file, config.problems.path, config.run_code)
             if rows is None:
                 return {'problems': len(questions), 'samples': config.samples} | counts
-        return passk.metrics([_outcome(row) for row in rows], seed) | counts
+        outcomes = [
+            passk.Outcome(
+                samples=len(row['correct']),
+                correct=sum(row['correct']),
+                choices=row['choices'],
+                right=len(row['answers']) if row['choices'] else 0,
+                task=row['task'],
+            )
+            for row in rows
+        ]
+        return passk.metrics(outcomes, seed) | counts
 
     return evaluate
 
 
+# A problem with the tokens of its prompt.
+Question = tuple[Problem, np.ndarray]
+
+
 def ask(
     config: BenchmarkConfig, prepared: PreparedProblems, length: int, seed: int
-) -> tuple[list[tuple[Problem, np.ndarray]], dict[str, int]]:
+) -> tuple[list[Question], dict[str, int]]:
     """The first `limit` test problems of each task with the tokens of their prompts, laid out as in training.
 
     The earliest shots are dropped where a prompt would leave no room for an answer. Also returns the counts of
@@ -147,50 +142,55 @@ def ask(
         if room < 0:
             counts['left_out'] += 1
             continue
-        shots = prepared.draw_shots(f'{seed}/few_shot/{problem.id}', 'test', number, (config.shots, config.shots))
-        kept = last_that_fit(shots, room)
-        counts['fewer_shots'] += len(kept) < config.shots
-        questions.append((problem, np.concatenate([*itertools.chain(*kept), own])))
+        count, name = (config.shots, config.shots), f'{seed}/few_shot/{problem.id}'
+        shots, dropped = prepared.draw_shots(name, 'test', number, count, room)
+        counts['fewer_shots'] += dropped > 0
+        questions.append((problem, np.concatenate([*itertools.chain(*shots), own])))
     allowed = f'must leave room for a prompt of {config.problems.task} in config.model.length = {length}'
     check(bool(questions), 'config.benchmark.max_tokens', config.max_tokens, allowed)
     return questions, counts
 
 
-def read_answers(file: Path) -> dict[str, dict[str, Any]]:
-    """The records by the id of their problem; none if no file exists."""
-    records = files.read_records(file)
-    for line, fields in enumerate(map(set, records), 1):
-        if fields != set(FIELDS):
-            allowed = f'must have the fields {" ".join(FIELDS)}; remove the file to evaluate again'
-            raise UserError(f'{file}:{line}: {allowed}')
-    return {record['id']: record for record in records}
+def _make_sampler(
+    config: BenchmarkConfig, prepared: PreparedProblems, model: ModelConfig, mesh: jax.sharding.Mesh, seed: int
+) -> Callable[[dict, Sequence[Question], Path], dict[str, dict[str, Any]]]:
+    """`sample(params, questions, file)` -> the questions' records by id, which it appends to the file as they come."""
+    tokenizer, is_right = prepared.tokenizer, SOURCES[config.problems.task].is_right
+    end = bpe.end_of_text(tokenizer)
+    stops = make_stops([end], config.stops, bpe.pieces(tokenizer))
+    decode = make_decoder(model, prepared.vocab, mesh, config.batch, config.sampling, stops)
+    samples = range(config.samples)
+
+    def sample(params: dict, questions: Sequence[Question], file: Path) -> dict[str, dict[str, Any]]:
+        limits = [config.max_tokens] * config.samples
+        prompts = [Prompt(tokens, int(keys.crc32(problem.id)), samples, limits) for problem, tokens in questions]
+        texts: list[dict[int, str]] = [{} for _ in questions]
+        records = {}
+        first = distributed.is_first()
+        distributed.first(lambda: first and files.cut_partial_line(file))
+        # The other processes decode the same answers and keep them in memory alone.
+        shown = bars() if first else contextlib.nullcontext(silent)
+        with open(file if first else os.devnull, 'a') as stream, shown as progress:
+            for count, answer in enumerate(decode(params, prompts, seed), 1):
+                problem, own = questions[answer.prompt][0], texts[answer.prompt]
+                text = tokenizer.decode([token for token in answer.tokens.tolist() if token != end])
+                own[answer.sample] = cut(text, config.stops)
+                progress('answers', count, len(questions) * config.samples)
+                if len(own) == config.samples:
+                    records[problem.id] = record(problem, [own[number] for number in samples], is_right)
+                    print(json.dumps(records[problem.id]), file=stream, flush=True)
+        return records
+
+    return sample
 
 
-def record(problem: Problem, graded: Sequence[tuple[str, bool | None]]) -> dict[str, Any]:
-    """A line of the file of answers, from (text, whether it is right) of each sample. Programs have None there."""
-    texts, correct = zip(*graded, strict=True)
-    values = (problem.id, problem.task, problem.answers, problem.choices, texts, correct)
-    return dict(zip(FIELDS, values, strict=True))
-
-
-def _outcome(row: dict[str, Any]) -> passk.Outcome:
-    right = len(row['answers']) if row['choices'] else 0
-    return passk.Outcome(len(row['correct']), sum(row['correct']), row['choices'], right, row['task'])
-
-
-def _check_grading(config: BenchmarkConfig, problems: Problems) -> None:
-    """Raises UserError, before any sampling, for a sandbox that is missing and for answers that nothing could equal."""
-    if config.run_code:
-        distributed.first(lambda: distributed.is_first() and pool.Sandbox(workers=1).close())
-    if SOURCES[config.problems.task].is_right is answers.same_number:
-        for problem in problems.splits['test']:
-            for answer in problem.answers:
-                check(answers.number(answer) is not None, f'{problem.id}: answer', answer, 'must be a number')
-
-
-def _depends_on(config: BenchmarkConfig, prepared: PreparedProblems, seed: int) -> list:
-    """All that answers depend on besides the weights, as JSON."""
-    protocol = {name: value for name, value in dataclasses.asdict(config).items() if name in PROTOCOL}
-    # Records are found by id, and the identity of the problems leaves ids out.
-    ids = [problem.id for problem in prepared.problems.splits['test']]
-    return [protocol, seed, prepared.problems.identity, ids, prepared.tokenizer_identity]
+def record(problem: Problem, texts: Sequence[str], is_right: Callable[..., bool] | None) -> dict[str, Any]:
+    """A line of the file of answers. Programs have None for whether they are right."""
+    return {
+        'id': problem.id,
+        'task': problem.task,
+        'answers': problem.answers,
+        'choices': problem.choices,
+        'texts': texts,
+        'correct': [is_right and is_right(text, problem.answers) for text in texts],
+    }

@@ -14,12 +14,10 @@ from nca_jax.sandbox import human_eval, judging
 
 
 def read(path: str) -> tuple[Problem, ...]:
-    """The problems of a .jsonl or .jsonl.gz in HumanEval's format, in order; their ids are task_ids.
-
-    '' is the file that the package human-eval brings. None of its code is imported.
-    """
+    """The problems of a .jsonl or .jsonl.gz in HumanEval's format; '' is the file of the package human-eval."""
     tasks = human_eval.read_tasks(_file(path))
     for name, task in tasks.items():
+        # Tests call this function, so that no completion of another one passes.
         begun = f'def {task.entry_point}' in task.prompt
         check(begun, f'{name}: entry_point', task.entry_point, 'must be a function that the prompt begins')
     return tuple(Problem(name, task.prompt, '', (), 0, 'humaneval') for name, task in tasks.items())
@@ -33,31 +31,31 @@ def judged(
     Writes the programs beside the file of answers. The judge runs them here, if it may, or has run them before.
     """
     samples, problems = answers.with_suffix('.samples.jsonl'), _file(path)
-    programs = [
-        {'task_id': record['id'], 'sample': number, 'completion': text}
-        for record in records
-        for number, text in enumerate(record['texts'])
-    ]
+    programs = {(record['id'], sample): text for record in records for sample, text in enumerate(record['texts'])}
 
-    def judge() -> list[dict]:
+    def judge() -> dict[tuple[str, int], bool]:
         if distributed.is_first():
-            files.write(samples, ''.join(json.dumps(program) + '\n' for program in programs))
+            fields = (
+                {'task_id': name, 'sample': sample, 'completion': text} for (name, sample), text in programs.items()
+            )
+            files.write(samples, ''.join(json.dumps(program) + '\n' for program in fields))
             if run_code:
                 judging.judge_file(samples, problems, '--allow-code')
         verdicts = files.read_records(judging.out_file(samples))
-        # An older file may hold verdicts on other programs.
-        keys = [[(line['task_id'], line['sample']) for line in lines] for lines in (verdicts, programs)]
-        return verdicts if keys[0] == keys[1] else []
+        return {(verdict['task_id'], verdict['sample']): verdict['passed'] for verdict in verdicts}
 
-    verdicts = distributed.first(judge)
-    if not verdicts:
+    passed = distributed.first(judge)
+    # Nobody has judged them, or a judge was stopped halfway.
+    if passed.keys() != programs.keys():
         if distributed.is_first():
             command = ['python', '-m', 'nca_jax', 'judge', str(samples), '--allow-code']
             command += [f'--problems={problems}'] if problems else []
             print(f'not judged yet: {shlex.join(command)}, then the same run once more', file=sys.stderr)
         return None
-    passed = iter(verdict['passed'] for verdict in verdicts)
-    return [{**record, 'correct': [next(passed) for _ in record['texts']]} for record in records]
+    return [
+        {**record, 'correct': [passed[record['id'], sample] for sample in range(len(record['texts']))]}
+        for record in records
+    ]
 
 
 def _file(path: str) -> Path | None:

@@ -11,7 +11,7 @@ from nca_jax.data import tokenizer as bpe
 from nca_jax.data.streams import make_read_stream, shuffled
 from nca_jax.errors import UserError, check
 from nca_jax.problems.sets import ProblemsConfig
-from nca_jax.problems.shots import PreparedProblems, Tokens, assemble, last_that_fit
+from nca_jax.problems.shots import PreparedProblems, Tokens, assemble
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +45,9 @@ def describe(config: InstructConfig, prepared: PreparedProblems, seed: int, leng
     splits = ', '.join(f'{count} {split}' for split, count in counts.items())
     left = ', '.join(f'{count} {reason}' for reason, count in prepared.problems.left_out.items())
     long = ' and '.join(f'{counts[split] - len(numbers)} {split}' for split, numbers in fit.items())
-    fewer = 0
-    for number in fit['train']:
-        shots = _shots(config, prepared, seed, 'train', 0, number)
-        room = length + 1 - prepared.tokens['train'][number].count
-        fewer += len(last_that_fit(shots, room)) < len(shots)
-    lacking = f'{fewer} of the first {len(fit["train"])} rows have room for fewer shots than drawn'
+    # The first epoch stands for the others, which draw other shots.
+    dropped = [_shots(config, prepared, seed, 'train', 0, number, length)[1] for number in fit['train']]
+    lacking = f'{np.count_nonzero(dropped)} of the first {len(dropped)} rows have room for fewer shots than drawn'
     return f'{splits} problems; left out: {left}, {long} longer than {length}; {lacking}'
 
 
@@ -81,13 +78,14 @@ def make_stream(
 
     def row_of(number: int) -> tuple[np.ndarray, np.ndarray]:
         epoch, place = shuffled(number, total, f'{seed}/instruct/{split}')
-        shots = _shots(config, prepared, seed, split, epoch, chosen[place])
+        shots, _ = _shots(config, prepared, seed, split, epoch, chosen[place], length)
         return assemble(prepared.tokens[split][chosen[place]], shots, length, end, config.loss_on)
 
     return make_read_stream(row_of, batch, length, sharding)
 
 
 def _shots(
-    config: InstructConfig, prepared: PreparedProblems, seed: int, split: str, epoch: int, number: int
-) -> list[Tokens]:
-    return prepared.draw_shots(f'{seed}/shots/{split}/{epoch}/{number}', split, number, config.shots)
+    config: InstructConfig, prepared: PreparedProblems, seed: int, split: str, epoch: int, number: int, length: int
+) -> tuple[list[Tokens], int]:
+    room = length + 1 - prepared.tokens[split][number].count
+    return prepared.draw_shots(f'{seed}/shots/{split}/{epoch}/{number}', split, number, config.shots, room)

