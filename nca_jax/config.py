@@ -29,8 +29,14 @@ PATHS = (
 )
 # Fields outside a run's identity: they change no result, so a run may resume with other values.
 HOW_IT_RUNS = (
-    *('mesh', 'profile', 'track', 'model.remat', 'model.unroll', 'model.loss_chunks'),
-    *('benchmark.batch', 'benchmark.run_code'),
+    'mesh',
+    'profile',
+    'track',
+    'model.remat',
+    'model.unroll',
+    'model.loss_chunks',
+    'benchmark.batch',
+    'benchmark.run_code',
 )
 
 

@@ -27,6 +27,7 @@ def load(chosen: str, changes: Iterable[tuple[str, str]] = ()) -> Config:
 
 def load_values(chosen: str, changes: Iterable[tuple[str, str]] = ()) -> dict:
     """`load` before its values are checked: plain nested dicts."""
+    # No path of an experiment file has a colon, but words may.
     file, _, words = chosen.partition(':')
     values = get_config(load_module(pathlib.Path(file)), words, file).to_dict()
     for field, text in changes:
@@ -97,6 +98,7 @@ def from_dict(values: dict) -> Config:
     stage = values.get('stage')
     known = isinstance(stage, str) and stage in STAGES
     check(known, 'config.stage', stage, f'must be one of {", ".join(STAGES)}')
+    # The annotation of `data` is Any, because only the stage says which dataclass it is.
     config = _build(Config, values, 'config', data=STAGES[stage].data)
     readable = config.benchmark is None or STAGES[stage].has_tokenizer
     allowed = f'must be None in stage {stage}: its model reads no text'

@@ -40,6 +40,7 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
     NotFiniteError or Preempted.
     """
     clock = time.perf_counter()
+    # A missing package shows here, not after an hour of preparing data.
     tracking.check_installed(config.track)
     mesh = meshes.make_mesh(config.mesh)
     check_fit(config, mesh)
@@ -47,6 +48,7 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
     if parent is not None:
         transfer.check_layers(config, parent)
     identity = configs.identity(config, parent)
+    # Processes with different configs would compile different programs and wait for each other forever.
     distributed.agree(identity, 'the config')
     first, checkpoints = distributed.is_first(), folders.checkpoints(folder)
     # Closed in reverse order at the end, also after an error: the folder's lock goes last.
@@ -90,6 +92,7 @@ def check_fit(config: Config, mesh: jax.sharding.Mesh) -> None:
     def multiple(of: int, field: str, value: int, words: str, part: int | None = None) -> None:
         check((value if part is None else part) % of == 0, f'config.{field}', value, words)
 
+    # Every device takes the same number of rows of each micro-batch.
     micro = config.train.batch // config.train.accumulate
     multiple(rows, 'train.batch', config.train.batch, f'/ accumulate must be a multiple of {rows} devices', micro)
     multiple(rows, 'eval.batch', config.eval.batch, f'must be a multiple of {rows} devices')
@@ -97,6 +100,7 @@ def check_fit(config: Config, mesh: jax.sharding.Mesh) -> None:
     multiple(tensor, 'model.ffn', model.ffn, f'must be a multiple of mesh.tensor = {tensor}')
     multiple(fsdp, 'model.width', model.width, f'must be a multiple of mesh.fsdp = {fsdp}')
     if config.benchmark is not None:
+        # Samples of one prompt share its prefill, so the prompts, not the rows, are spread over devices.
         batch = config.benchmark.batch
         words = f'/ share = {batch.share} must be a multiple of {rows} devices'
         multiple(rows, 'benchmark.batch.rows', batch.rows, words, batch.rows // batch.share)
@@ -104,8 +108,10 @@ def check_fit(config: Config, mesh: jax.sharding.Mesh) -> None:
     backends = ('einsum', *KERNELS.get(platform, ()))
     words = f'must be one of those that a {platform} has: {", ".join(backends)}'
     check(model.attention in backends, 'config.model.attention', model.attention, words)
+    # cuDNN also depends on the GPU's generation and its own version, which only a try can tell.
     if model.attention == 'cudnn':
         check_cudnn(model.head_width)
+    # A pattern that matches no leaf is a slip. Paths don't depend on the vocabulary, so a table of one row will do.
     if config.optimizer.names_leaves:
         check_paths(config.optimizer, trees.flatten(transformer.abstract_params(model, Vocab(1))))
 
@@ -136,6 +142,7 @@ def make_update(config: Config, mesh: jax.sharding.Mesh, vocab: Vocab) -> tuple[
     """(abstract state, init, train_step): the part of a Program that needs no data, so it compiles ahead of time."""
     optimizer = make_optimizer(config.optimizer, config.schedule)
 
+    # Under jit with output shardings, so that no device ever holds a whole large leaf.
     def initialise() -> TrainState:
         params = transformer.init_params(config.model, vocab, keys.key(config.seed, 'init'))
         return init_state(params, optimizer, average=config.optimizer.ema is not None)
@@ -152,6 +159,7 @@ def make_update(config: Config, mesh: jax.sharding.Mesh, vocab: Vocab) -> tuple[
         seed=config.seed,
         dropout=config.model.dropout > 0,
         accumulate=config.train.accumulate,
+        # The paper's release clips the sum of the micro-batches' gradients, not their mean.
         gradient_scale=float(config.train.accumulate) if config.optimizer.clip_on == 'sum' else 1.0,
         replicas=mesh.shape['data'],
         gradient_shardings=moments if config.mesh.shard_optimizer else None,
@@ -161,6 +169,7 @@ def make_update(config: Config, mesh: jax.sharding.Mesh, vocab: Vocab) -> tuple[
         step,
         in_shardings=(shardings, meshes.batch_sharding(mesh)),
         out_shardings=(shardings, meshes.replicated(mesh)),
+        # The new state takes the place of the old one in memory.
         donate_argnums=0,
     )
     return abstract, jax.jit(initialise, out_shardings=shardings), train_step
@@ -179,6 +188,7 @@ def start(
         say(f'resumed from step {int(state.step)} of {store.folder}')
         return state, manifest['parent']
     state = program.init()
+    # A resumed run never comes here: its weights have moved on from what was carried.
     if parent is None:
         return state, None
     params, lineage = transfer.carry(config, program, state.params, parent, say)

@@ -49,6 +49,7 @@ def _check_nca(config: Config) -> None:
     data, length = config.data, config.model.length
     learns = data.first_loss_at < length
     check(learns, 'config.data.mask_grids', data.mask_grids, f'leaves no target of length {length} to learn')
+    # With fewer than two grids nothing shows what the rule did.
     two_grids = 2 * data.tokens_per_grid <= length + 1
     check(two_grids, 'config.model.length', length, f'must hold two grids of {data.tokens_per_grid} tokens')
 
@@ -62,6 +63,7 @@ def _nca(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress
 
     rules = nca_stream.Banks(data, config.seed, 'train', folder, epochs, show)
     stream = nca_stream.make_stream(data, config.seed, 'train', config.train.batch, length, sharding, rules)
+    # Held-out trajectories are of the training rules, held-out rules have a bank of their own, one trajectory a rule.
     valid_data, valid_rules = data, rules
     if data.held_out == 'rules':
         count = config.eval.batch * config.eval.batches
@@ -80,8 +82,10 @@ def _nca(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress
 
 def _text(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
     sharding, length, evaluation = meshes.batch_sharding(mesh), config.model.length, config.eval
+    # The cache is shared by runs, and a run's folder must hold nothing that isn't the run's.
     cache, own = pathlib.Path(config.data.cache).expanduser().absolute(), folder.absolute()
     check(not config.data.cache or cache != own, 'config.data.cache', config.data.cache, 'must not be the --workdir')
+    # Process 0 prepares, the others then read what it made.
     prepared = distributed.first(lambda: prepare_text(config.data, folder / 'text', progress))
     check_vocab(prepared.vocab.size, 'config.data.tokenizer', config.data.tokenizer)
     stream = text.make_stream(prepared, config.seed, 'train', config.train.batch, length, sharding)
@@ -97,6 +101,7 @@ def _text_vocabulary(config: Config) -> Vocab:
     data = config.data
     if data.tokenizer:
         return Vocab(tokenizer.load(data.tokenizer).get_vocab_size())
+    # A published corpus has its own tokenizer; another is trained to the size that the config asks for.
     published = corpora.RECIPES.get(data.corpus)
     return Vocab(published.vocab_size if published else data.vocab_size)
 

@@ -24,6 +24,7 @@ def read_parent(init_from: InitFrom | None) -> dict[str, Any] | None:
     if init_from is None:
         return None
     manifest = read_manifest(checkpoints(init_from.run), init_from.step)
+    # A parent that is still training would give other weights at every start.
     if init_from.step is None and manifest['step'] < manifest['stop']:
         progress = f'is at step {manifest["step"]} of {manifest["stop"]}'
         raise UserError(f'{init_from.run} {progress}: finish it, or name the step in config.init_from.step')
@@ -35,6 +36,7 @@ def read_parent(init_from: InitFrom | None) -> dict[str, Any] | None:
 
 def check_layers(config: Config, parent: dict[str, Any]) -> None:
     """Raises FieldError where carried layers would not fit, or would compute something else than in the parent."""
+    # Paths and layers don't depend on the vocabulary, so a table of one row will do.
     plan = config.init_from.entries
     if not graft.carries_layers(plan, transformer.abstract_params(config.model, Vocab(1))):
         return
@@ -61,6 +63,7 @@ def carry(
     carried = graft.carried(pieces)
     if not carried.isdisjoint(graft.VOCAB_AXIS):
         _check_same_tokens(config, program, parent)
+    # Only these leaves are read, straight into the shards that training uses.
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     layout = {path: sharding for path, sharding in trees.flatten(shardings).items() if path in carried}
     source, _ = restore_params(checkpoints(init_from.run), parent['step'], layout, init_from.weights)
