@@ -35,7 +35,7 @@ def test_stdout_holds_the_table_or_the_object_alone(run, tmp_path, capsys):
     assert (tmp_path / 'numbers.json').read_text() == printed.out
     assert (tmp_path / 'picture.png').read_bytes() == b'drawn'
     assert '3/3' in printed.err
-    assert run(f'--config={SMOKE}', f'--out={tmp_path}', '--seed=8') == 0
+    assert run(f'--config={SMOKE}', f'--out={tmp_path}', '--config.seed=8') == 0
     assert capsys.readouterr().out == '\n'.join(['a table', '', *files, ''])
     assert json.loads((tmp_path / 'numbers.json').read_text())['seed'] == 8
 
@@ -61,12 +61,9 @@ def test_a_files_mistakes_are_one_line(run, content, said, tmp_path, capsys):
     assert (printed.out, printed.err.count('\n')) == ('', 1)
 
 
-def test_paths_that_fail_are_one_line(run, tmp_path, capsys):
+def test_a_path_that_fails_is_one_line(run, tmp_path, capsys):
     assert run(f'--config={"x" * 300}.py', f'--out={tmp_path}') == 2
     assert 'File name too long' in capsys.readouterr().err
-    (tmp_path / 'picture.png').mkdir()
-    assert run(f'--config={SMOKE}', f'--out={tmp_path}') == 2
-    assert capsys.readouterr().err.endswith(f'error: {tmp_path}/picture.png: Is a directory\n')
 
 
 def test_work_that_fails_says_so_alone(run, tmp_path, capsys):

@@ -61,7 +61,7 @@ def test_information_of_independent_copied_and_half_copied_samples(rng):
 
 def test_shuffling_keeps_each_sequences_values_and_parts_them(rng):
     cells = rng.integers(0, 3, (4, 50, 2, 5))
-    shuffled = statistics.shuffled(cells, 0)
+    shuffled = statistics.shuffle(cells, 0)
     assert shuffled.shape == cells.shape
     np.testing.assert_array_equal(np.sort(shuffled.reshape(4, -1)), np.sort(cells.reshape(4, -1)))
     assert abs((shuffled == cells).mean() - 1 / 3) < 0.05
@@ -69,7 +69,7 @@ def test_shuffling_keeps_each_sequences_values_and_parts_them(rng):
 
 def test_displaced_cells_keep_their_values_over_time(rng):
     cells = rng.integers(0, 250, (4, 50, 2, 6))
-    displaced = statistics.displaced(cells, 0)
+    displaced = statistics.permute_places(cells, 0)
     for before, after in zip(cells.reshape(4, 50, 12), displaced.reshape(4, 50, 12), strict=True):
         assert sorted(map(tuple, before.T)) == sorted(map(tuple, after.T))
         assert (before != after).any()
@@ -78,17 +78,17 @@ def test_displaced_cells_keep_their_values_over_time(rng):
 def test_grids_that_stand_still_tell_nothing_of_other_places(rng):
     """All that a cell and another share is chance, of which 36 frames without change are as full as one."""
     frames = np.tile(rng.integers(0, 10, (100, 1, 12, 12)), (1, 36, 1, 1)).astype(np.uint8)
-    displaced = statistics.displaced(frames, 0)
+    displaced = statistics.permute_places(frames, 0)
     for dt, dx in ((0, 1), (0, 3), (1, 1), (5, 2)):
-        found, chance = (statistics.information_by_place(frames, y, 10, dt, dx) for y in (frames, displaced))
+        found, chance = (statistics.information_by_offset(frames, y, 10, dt, dx) for y in (frames, displaced))
         assert found > 0.4
         assert abs(found - chance) < 0.02
-    found, chance = (statistics.information_by_place(frames, y, 10, 3, 0) for y in (frames, displaced))
+    found, chance = (statistics.information_by_offset(frames, y, 10, 3, 0) for y in (frames, displaced))
     assert found - chance > 2.5
     cells = frames.reshape(100, 36, 36, 4)
-    displaced = statistics.displaced(cells, 0)
+    displaced = statistics.permute_places(cells, 0)
     for distance in (1, 5, 37, 50):
-        found, chance = (statistics.information_by_tokens(cells, y, 10, 38, distance) for y in (cells, displaced))
+        found, chance = (statistics.information_by_distance(cells, y, 10, 38, distance) for y in (cells, displaced))
         assert found > 0.4
         assert abs(found - chance) < 0.03
 
@@ -99,9 +99,9 @@ def test_information_along_tokens_is_at_the_copys_distance_only(rng):
     cells = np.tile(first, (1, frames // 2, 1, 1)).astype(np.uint8)  # every frame is that before the last
     cells += 4 * rng.integers(0, 2, cells.shape).astype(np.uint8)  # and half of what it shows is new
     distances = [1, 10, grid, 2 * grid - 1, 2 * grid, 2 * grid + 3]
-    displaced = statistics.displaced(cells, 0)
+    displaced = statistics.permute_places(cells, 0)
     found, chance = (
-        np.array([statistics.information_by_tokens(cells, later, 8, grid, distance) for distance in distances])
+        np.array([statistics.information_by_distance(cells, later, 8, grid, distance) for distance in distances])
         for later in (cells, displaced)
     )
     entropy = stats.entropy(np.stack([np.bincount(row.ravel(), minlength=4) for row in first]), base=2, axis=1).mean()
@@ -116,9 +116,9 @@ def test_information_between_places_follows_what_moves(rng):
     for t in range(1, 30):  # what is seen moves two cells to the right, and one cell in four is drawn anew
         moved, fresh = np.roll(frames[:, t - 1], 2, axis=2), rng.integers(0, 4, (6, 8, 12))
         frames[:, t] = np.where(rng.random(moved.shape) < 0.25, fresh, moved)
-    displaced = statistics.displaced(frames, 0)
+    displaced = statistics.permute_places(frames, 0)
     found, chance = (
-        np.array([[statistics.information_by_place(frames, y, 4, dt, dx) for dx in range(6)] for dt in range(3)])
+        np.array([[statistics.information_by_offset(frames, y, 4, dt, dx) for dx in range(6)] for dt in range(3)])
         for y in (frames, displaced)
     )
     copied = lambda kept: kept * np.eye(4) / 4 + (1 - kept) / 16  # noqa: E731

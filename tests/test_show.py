@@ -31,7 +31,7 @@ def sharding():
 
 @pytest.fixture(scope='module')
 def drawn():
-    return sequences.draw(CONFIG, 0, 8, 12, LENGTH, silent)
+    return sequences.sample(CONFIG, 0, 8, 12, LENGTH, '', silent)
 
 
 @pytest.fixture(scope='module')
@@ -77,7 +77,7 @@ def test_the_sequences_are_those_of_the_training_stream(drawn, sharding):
 
 
 def test_what_is_chosen_runs_from_the_simplest_to_the_most_complex(drawn):
-    frames, scores = drawn.spaced(5)
+    frames, scores = drawn.frames_SxTxYxX[drawn.spaced(5)], drawn.scores_S[drawn.spaced(5)]
     assert scores.tolist() == sorted(scores)
     assert [scores[0], scores[-1]] == [drawn.scores_S.min(), drawn.scores_S.max()]
     for one, found in zip(frames, scores, strict=True):
@@ -87,7 +87,7 @@ def test_what_is_chosen_runs_from_the_simplest_to_the_most_complex(drawn):
 
 def test_two_grids_must_fit():
     with pytest.raises(FieldError, match=r'config.model.length = 20: must hold two grids of 11 tokens'):
-        sequences.draw(CONFIG, 0, 8, 12, 20, silent)
+        sequences.sample(CONFIG, 0, 8, 12, 20, '', silent)
 
 
 GRIDS = dataclasses.replace(CONFIG, rule=dataclasses.replace(CONFIG.rule, height=12, width=12))  # of 38 tokens
@@ -96,58 +96,55 @@ GRIDS = dataclasses.replace(CONFIG, rule=dataclasses.replace(CONFIG.rule, height
 @pytest.fixture(scope='module')
 def known():
     """40 sequences of six grids: a quarter is of colour 0 for ever, the others have cells of three colours, drawn alike
-    and independently. A quarter stands still, the rest go on to the next colour in each frame. What `measure` says, and
-    what it told underway."""
+    and independently. A quarter stands still, the rest go on to the next colour in each frame."""
     first_SxYxX = np.random.default_rng(0).integers(0, 3, (40, 12, 12))
     frames = (first_SxYxX[:, None] + np.arange(6)[:, None, None]).astype(np.uint8) % 3
     frames[::4], frames[2::4] = 0, frames[2::4, :1]
     tokens = np.asarray(patches.encode(GRIDS.vocab, frames.reshape(-1, 12, 12))).reshape(40, 6, 38)[:, :, 1:-1]
     rules = bank.Bank(np.arange(10), np.linspace(0, 0.9, 10), (0.0, 1.0), np.zeros(1), 25, '')
-    told = []
-    made = sequences.SequenceSet(rules, np.arange(40) / 39, tokens, frames)
-    return sequences.measure(GRIDS, made, lambda *now: told.append(now)), told
+    return sequences.measure(GRIDS, sequences.SequenceSet(rules, np.arange(40) / 39, tokens, frames))
 
 
 def test_simple_numbers_of_known_sequences(known):
-    found, _ = known
+    found = known
     assert [found[name] for name in ('sequences', 'frames', 'tokens', 'distinct_tokens')] == [40, 6, 8640, 81]
     assert (found['candidates'], found['accepted'], found['accepted_share']) == (25, 10, 0.4)
     assert found['rule_score_quantiles'] == pytest.approx([0.045, 0.45, 0.855])
     assert found['sequence_score_quantiles'] == pytest.approx([0.05, 0.5, 0.95])
-    assert (found['change_rate'], found['still_share']) == (0.5, 0.5)
+    assert (found['change_rate'], found['static_share']) == (0.5, 0.5)
     assert found['cell_entropy'] == pytest.approx(np.log2(3) * 0.75, abs=5e-3)
     shares = np.append(np.full(80, 0.75 / 81), 0.25 + 0.75 / 81)
     assert found['token_entropy'] == pytest.approx(-(shares * np.log2(shares)).sum(), abs=0.05)
 
 
 def test_information_of_known_sequences(known):
-    found, _ = known
-    place = found['information_by_place']
+    found = known
+    place = found['information_by_offset']
     assert place.shape == (6, 6)
     assert np.isnan(place[0, 0])
     # What a cell tells of its own future: all, but for chance and the bias of 144 cells' entropy, 0.02 in all.
     whole = np.log2(3) * 0.75 - 0.02
     assert place[1:, 0] == pytest.approx(np.full(5, whole), abs=0.01)
-    assert found['next_cell_information'] == place[1, 0]
+    assert found['next_frame_information'] == place[1, 0]
     assert abs(place[:, 1:].mean()) < 3e-3  # with chance it would be 0.010, without that of shuffled cells 0.008
     assert abs(place[:, 1:]).max() < 0.02
-    tokens = found['information_by_tokens']
+    tokens = found['information_by_distance']
     at = {distance: bits for distance, bits in zip(found['distances'], tokens, strict=True)}
     assert [at[38], at[76]] == pytest.approx(np.full(2, whole), abs=0.01)
     assert abs(np.mean([at[1], at[5], at[37], at[39]])) < 5e-3
 
 
 def test_zipf_exponents_of_known_sequences(known):
-    pooled, within = known[0]['pooled'], known[0]['within']
-    assert pooled['counts'].sum() == pooled['counts_shuffled'].sum() == 8640
-    assert pooled['counts'][0] > 2160 > 10 * pooled['counts'][1]
-    assert pooled['counts'].tolist() != pooled['counts_shuffled'].tolist()
-    assert pooled['exponent'] == pytest.approx(likeliest(pooled['counts']), abs=2e-3)
-    assert pooled['exponent_shuffled'] == pytest.approx(likeliest(pooled['counts_shuffled']), abs=2e-3)
-    assert within['fitted'] == 30  # one token has no law
-    assert all(0.1 < within[f'exponent{kind}_quartiles'][1] < 0.5 for kind in ('', '_shuffled', '_uniform'))
-    assert len(within['counts'][0]) == 1
-    assert all(counts.sum() == 216 for counts in [*within['counts'], within['counts_uniform']])
+    laws = known
+    assert laws['counts'].sum() == laws['counts_shuffled'].sum() == 8640
+    assert laws['counts'][0] > 2160 > 10 * laws['counts'][1]
+    assert laws['counts'].tolist() != laws['counts_shuffled'].tolist()
+    assert laws['zipf_exponent'] == pytest.approx(likeliest(laws['counts']), abs=2e-3)
+    assert laws['zipf_exponent_shuffled'] == pytest.approx(likeliest(laws['counts_shuffled']), abs=2e-3)
+    assert laws['fitted_sequences'] == 30  # one token has no law
+    assert all(0.1 < laws[f'sequence_zipf_exponent{kind}_quartiles'][1] < 0.5 for kind in ('', '_shuffled', '_uniform'))
+    assert len(laws['sequence_counts'][0]) == 1
+    assert all(counts.sum() == 216 for counts in [*laws['sequence_counts'], laws['sequence_counts_uniform']])
 
 
 def likeliest(counts):
@@ -161,25 +158,27 @@ def test_a_law_of_each_sequence_is_told_from_uniform_tokens():
     draw = np.random.default_rng(0)
     zipf = np.repeat(np.arange(40), np.round(200 / np.arange(1, 41)).astype(int))
     tokens = np.stack([draw.permutation(9999)[:40][draw.permutation(zipf)] for _ in range(9)])  # of kinds of its own
-    pooled, within = sequences.zipf_laws(tokens, draw.integers(0, 50, tokens.shape), np.array([4, 2]))
-    assert within['exponent_quartiles'] == pytest.approx(np.ones(3), abs=0.02)
-    assert within['exponent_uniform_quartiles'][1] < 0.3 > within['exponent_shuffled_quartiles'][1]
-    assert [counts.tolist() for counts in within['counts']] == [np.bincount(zipf).tolist()] * 2
-    assert len(within['counts_uniform']) == 40
-    assert pooled['exponent_shuffled'] < 0.1 < 0.4 < pooled['exponent']
+    laws = sequences.zipf_laws(tokens, draw.integers(0, 50, tokens.shape), np.array([4, 2]))
+    assert laws['sequence_zipf_exponent_quartiles'] == pytest.approx(np.ones(3), abs=0.02)
+    assert (
+        laws['sequence_zipf_exponent_uniform_quartiles'][1] < 0.3 > laws['sequence_zipf_exponent_shuffled_quartiles'][1]
+    )
+    assert [counts.tolist() for counts in laws['sequence_counts']] == [np.bincount(zipf).tolist()] * 2
+    assert len(laws['sequence_counts_uniform']) == 40
+    assert laws['zipf_exponent_shuffled'] < 0.1 < 0.4 < laws['zipf_exponent']
 
 
 def test_the_rank_figure_draws_the_counts(known):
-    other = known[0] | {'pooled': {'counts': np.array([6, 2]), 'counts_shuffled': np.array([5, 3])}}
-    together, alone = pictures.rank_frequency({'a': known[0], 'b': other}, 4).axes
+    other = known | {'counts': np.array([6, 2]), 'counts_shuffled': np.array([5, 3])}
+    together, alone = pictures.rank_frequency({'a': known, 'b': other}, 4).axes
     lines = together.get_lines()
-    for line, found, colour in zip(lines[::2], (known[0], other), pictures.SET_COLOURS, strict=False):
-        counts = found['pooled']['counts']
+    for line, found, colour in zip(lines[::2], (known, other), pictures.SET_COLOURS, strict=False):
+        counts = found['counts']
         np.testing.assert_allclose(line.get_xydata().T, [np.arange(len(counts)) + 1, counts / counts.sum()])
         assert line.get_color() == colour
     np.testing.assert_allclose(lines[3].get_ydata(), [5 / 8, 3 / 8])
     np.testing.assert_allclose(lines[4].get_ydata(), np.array([12, 6, 4, 3]) / 25)  # 1 / rank
-    counts = known[0]['within']['counts'][3]
+    counts = known['sequence_counts'][3]
     np.testing.assert_allclose(alone.get_lines()[3].get_ydata(), counts / counts.sum())
     assert [line.get_color() for line in alone.get_lines()] == [c for c in pictures.SET_COLOURS for _ in range(5)] + [
         style.LIGHT.muted
@@ -187,26 +186,21 @@ def test_the_rank_figure_draws_the_counts(known):
 
 
 def test_the_information_figure_draws_the_bits(known):
-    nothing = known[0] | {'information_by_tokens': np.zeros(120), 'information_by_place': np.zeros((6, 6))}
-    axes, first, second = pictures.information({'a': known[0], 'b': nothing}, 38).axes
+    nothing = known | {'information_by_distance': np.zeros(120), 'information_by_offset': np.zeros((6, 6))}
+    axes, first, second = pictures.information({'a': known, 'b': nothing}, 38).axes
     drawn = [line.get_ydata() for line in axes.get_lines()]
-    np.testing.assert_allclose(drawn[0], np.maximum(known[0]['information_by_tokens'], pictures.MIN_BITS))
+    np.testing.assert_allclose(drawn[0], np.maximum(known['information_by_distance'], pictures.MIN_BITS))
     np.testing.assert_allclose(drawn[1], np.full(120, pictures.MIN_BITS))
-    assert axes.get_lines()[0].get_xdata().tolist() == known[0]['distances']
+    assert axes.get_lines()[0].get_xdata().tolist() == known['distances']
     assert [line.get_color() for line in axes.get_lines()] == list(pictures.SET_COLOURS)
     assert [text.get_color() for text in axes.texts[1:]] == list(pictures.SET_COLOURS)
     low, high = axes.get_ylim()
     assert all(0.8 * low < text.get_position()[1] < high for text in axes.texts[1:])
     image = first.images[0].get_array()
     assert image.mask.sum() == 1
-    assert 10 ** image[1, 0] == pytest.approx(known[0]['information_by_place'][1, 0])
+    assert 10 ** image[1, 0] == pytest.approx(known['information_by_offset'][1, 0])
     assert (second.images[0].get_array() == np.log10(pictures.MIN_BITS)).all()
     assert [first.texts[place].get_text() for place in (0, 6)] == ['itself', '1.2']
-
-
-def test_the_measuring_tells_how_far_it_is(known):
-    done = [now for stage, now, total in known[1] if (stage, total) == ('measured', 156)]
-    assert done == list(range(157))  # 120 distances and 6 x 6 places
 
 
 def test_the_animation_has_every_frame_and_every_cell_in_its_colour():
@@ -236,18 +230,18 @@ def test_the_numbers_are_the_samples(shown, drawn):
     tokens = drawn.tokens_SxTxP
     assert found['sequences'] == 12
     assert found['tokens'] == tokens.size == 12 * 36
-    assert found['distinct_tokens'] == len(np.unique(tokens)) == len(found['pooled']['counts'])
+    assert found['distinct_tokens'] == len(np.unique(tokens)) == len(found['counts'])
     assert found['accepted_share'] == 8 / drawn.bank.candidates < unfiltered['accepted_share'] == 1
     assert 0.8 < found['rule_score_quantiles'][0] <= found['rule_score_quantiles'][2] < 1.3
     assert unfiltered['rule_score_quantiles'][0] < 0.8
     assert found['change_rate'] == pytest.approx((np.diff(drawn.frames_SxTxYxX.astype(int), axis=1) != 0).mean())
-    assert found['information_by_place'][0][0] is None
-    assert len(found['information_by_tokens']) == len(found['distances']) == 33
+    assert found['information_by_offset'][0][0] is None
+    assert len(found['information_by_distance']) == len(found['distances']) == 33
     assert record['files'] == [str(shown / name) for name in PICTURES]
 
 
 def test_one_json_object_and_nothing_else(file, tmp_path, capsys):
-    whole = ['--config.data.band=(0.0, 9.0)', '--config.data.rule.temperature=0', '--seed=3']
+    whole = ['--config.data.band=(0.0, 9.0)', '--config.data.rule.temperature=0', '--config.seed=3']
     assert cli.main(['show', f'--config={file}', *whole, '--sequences=4', f'--out={tmp_path}', '--json']) == 0
     record = json.loads(capsys.readouterr().out)
     assert record == json.loads((tmp_path / 'statistics.json').read_text())
@@ -263,14 +257,12 @@ def test_the_table_tells_both_sets(shown):
     assert cells[''] == list(sets) == [sequences.IN_BAND, sequences.UNFILTERED]
     values = list(sets.values())
     assert cells['tokens'] == ['432', '432']
-    for name in ('token_entropy', 'still_share', 'next_cell_information'):
+    for name in ('token_entropy', 'static_share', 'next_frame_information', 'zipf_exponent', 'zipf_exponent_shuffled'):
         assert cells[name.replace('_', ' ')] == [f'{v[name]:.3f}' for v in values]
-    for name in ('exponent', 'exponent_shuffled'):
-        assert cells[f'pooled, {name.replace("_", " ")}'] == [f'{v["pooled"][name]:.3f}' for v in values]
     assert cells['sequence score quantiles'] == [
         ' / '.join(f'{q:.3f}' for q in v['sequence_score_quantiles']) for v in values
     ]
-    assert 'information by place' not in cells
+    assert 'information by offset' not in cells
 
 
 @pytest.mark.filterwarnings('error')
@@ -280,10 +272,10 @@ def test_automata_that_stand_still_are_drawn(tmp_path, capsys, number):
     words = f'experiments/nca_pretrain.py:family=elementary:{number},smoke'
     assert cli.main(['show', f'--config={words}', '--sequences=4', f'--out={tmp_path}', '--json']) == 0
     found = json.loads(capsys.readouterr().out)['sets'][sequences.IN_BAND]
-    assert found['still_share'] == 1
+    assert found['static_share'] == 1
     assert found['cell_entropy'] == pytest.approx(0 if number == 0 else 1, abs=0.1)
-    assert found['next_cell_information'] == pytest.approx(0 if number == 0 else 1, abs=0.1)
-    assert all(abs(bits) < 0.1 for row in found['information_by_place'] for bits in row[1:])
+    assert found['next_frame_information'] == pytest.approx(0 if number == 0 else 1, abs=0.1)
+    assert all(abs(bits) < 0.1 for row in found['information_by_offset'] for bits in row[1:])
 
 
 def test_each_sets_stages_are_told_from_their_beginning(file):
@@ -294,14 +286,17 @@ def test_each_sets_stages_are_told_from_their_beginning(file):
     drawn = [
         f'{stage} {name}' for name in (sequences.IN_BAND, sequences.UNFILTERED) for stage in ('rules', 'sequences')
     ]
-    assert list(stages) == [*drawn, f'measured {sequences.IN_BAND}', f'measured {sequences.UNFILTERED}', 'pictures']
+    assert list(stages) == [*drawn, 'measured']
     for ticks in stages.values():
         assert ticks[0][1] == 0
         assert ticks[-1][1] == ticks[-1][2]
 
 
 def test_the_strips_say_what_their_numbers_are(drawn):
-    figure = figures.film_strips({'rules': drawn.spaced(2)}, 3, 'gzip ratio, first 4 frames', style.LIGHT)
+    ends = drawn.spaced(2)
+    figure = figures.film_strips(
+        {'rules': (drawn.frames_SxTxYxX[ends], drawn.scores_S[ends])}, 3, 'gzip ratio, first 4 frames', style.LIGHT
+    )
     words = [text.get_text() for text in figure.texts]
     scores = [f'{score:.2f}' for score in (drawn.scores_S.min(), drawn.scores_S.max())]
     assert words == ['rules', *scores, 'gzip ratio, first 4 frames', 'successive frames →']
@@ -322,7 +317,7 @@ def test_the_strips_say_what_their_numbers_are(drawn):
             ['--config={file}', '--rules=600'],
             '--rules = 600: must be 1 to 10: at most a set',
         ),
-        (['--config={file}', '--seed=-1'], 'config.seed = -1'),
+        (['--config={file}', '--config.seed=-1'], 'config.seed = -1'),
         (['--config={file}', '--out={file}'], 'File exists'),
         (['--config={file}', '--config.data.band=(1.9, 2.0)', '--sequences=4'], '0 of 4 train rules found'),
     ],

@@ -10,12 +10,15 @@ Each text is measured in up to four settings:
     raw      as many bytes as those have, one byte wide; for reference
     long     up to 1 MiB, one byte wide; for reference, since the paper may have compressed whole corpora
 
-A ratio becomes a relative ratio, 0 for constant tokens and 1 for uniform ones over the text's vocabulary, and then the
-score of automata with the same relative ratio. The proposed band holds the score of the median window: of tokens if a
-tokenizer is given, else of bytes. Bands are the paper's where its thresholds apply, else fifths of unfiltered rules.
+A ratio becomes a normalized ratio, 0 for constant tokens and 1 for uniform ones over the text's vocabulary, and then
+the score of automata with the same normalized ratio. The proposed band holds the score of the median window: of tokens
+if a tokenizer is given, else of bytes. Bands are the paper's where its thresholds apply, else fifths of unfiltered
+rules.
 
-Not covered: whether training on the band helps. The relative ratio is a convention that depends on the vocabulary; the
-column `shuffled` has that of tokens drawn from the text's frequencies.
+Not covered:
+- Compressed files: their bytes are measured as they are.
+- Whether training on the band helps. The normalized ratio is a convention that depends on the vocabulary; the rows
+  `shuffled` have those of tokens drawn from the text's frequencies.
 
 Files in --out: calibration.png and calibration.json.
 """

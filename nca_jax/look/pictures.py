@@ -1,4 +1,4 @@
-"""Pictures of sequences of automata: still, moving, and what they are like."""
+"""The pictures of `show` and `calibrate`: automata still and moving, their statistics, and scores beside texts'."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from nca_jax.report import figures, style
 MOVING, STRIPS = 16, 8
 # The set in the band, and the unfiltered one.
 SET_COLOURS = (style.ARMS[2], style.ARMS[1])
-# Fewer bits are drawn as this.
+# Fewer bits are drawn as this: they are noise, and a logarithmic axis has no zero.
 MIN_BITS = 1e-3
 # The animation's layout, in pixels and milliseconds.
 COLUMNS, SIDE, GAP, LABEL, TITLE, BETWEEN, MARGIN, FOOT = 4, 96, 12, 18, 34, 36, 14, 26
@@ -26,11 +26,18 @@ FRAME_MS, LAST_FRAME_MS = 160, 1200
 
 # Frames (R, T, Y, X) and scores (R) by title.
 Blocks = Mapping[str, tuple[np.ndarray, np.ndarray]]
-Sets = Mapping[str, Mapping[str, Any]]
+# The records of `sequences.measure` by the name of the set.
+Measured = Mapping[str, Mapping[str, Any]]
 
 
-def draw_all(data: NCAConfig, moving: Blocks, strips: Blocks, measured: Sets) -> dict[str, bytes]:
-    """The files of `show` by name."""
+def draw_sequences(data: NCAConfig, sets: Mapping[str, Any], measured: Measured) -> dict[str, bytes]:
+    """The pictures of `show` by file name, from `sequences.SequenceSet`s and their statistics."""
+
+    def choose(drawn: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = drawn.spaced(count)
+        return drawn.frames_SxTxYxX[rows], drawn.scores_S[rows]
+
+    moving, strips = ({name: choose(drawn, count) for name, drawn in sets.items()} for count in (MOVING, STRIPS))
     # A short sequence has fewer frames than rules are judged by.
     frames = min(next(iter(moving.values()))[0].shape[1], data.complexity.frames)
     score, (low, high) = style.score_name(data.complexity.measure), data.band
@@ -78,27 +85,29 @@ def animation(blocks: Blocks, colours: int, note: str) -> bytes:
     return buffer.getvalue()
 
 
-def rank_frequency(sets: Sets, tokens: int) -> Figure:
+def rank_frequency(measured: Measured, tokens: int) -> Figure:
     """Share of tokens by rank: all sequences of each set together, and a few by themselves.
 
-    sets: as `sequences.measure` returns them. tokens: the size of the vocabulary.
+    tokens: the size of the vocabulary.
     """
+
+    def plot(axes: Axes, counts: Sequence[float], **look: Any) -> None:
+        axes.plot(np.arange(1, len(counts) + 1), np.array(counts) / np.sum(counts), **look)
+
     figure = Figure(figsize=(figures.WIDTH, 4.3), layout='constrained')
     together, alone = figure.subplots(1, 2)
-    for (name, values), colour in zip(sets.items(), SET_COLOURS, strict=False):
-        pooled, within, look = values['pooled'], values['within'], {'color': colour}
-        draw_ranks(together, pooled['counts'], **look, linewidth=2, label=f'{name}, all {values["tokens"]:,} tokens')
-        draw_ranks(together, pooled['counts_shuffled'], **look, linewidth=1.2, linestyle='dotted')
-        # Marked at the first rank, since a sequence of one token has no line.
-        look |= {'linewidth': 1.1, 'marker': 'o', 'markersize': 3.5, 'markevery': [0]}
-        for number, counts in enumerate(within['counts']):
-            label = None if number else f'{name}, {len(within["counts"])} sequences'
-            draw_ranks(alone, counts, **look, label=label)
-    muted = {'color': style.LIGHT.muted}
-    law = 1 / np.arange(1, tokens + 1)
-    draw_ranks(together, law, **muted, linewidth=1, linestyle='dashed', label='slope -1, about that of language')
-    uniform = next(iter(sets.values()))['within']['counts_uniform']
-    draw_ranks(alone, uniform, **muted, linewidth=2, label='uniform, as many kinds as the middle one')
+    for (name, values), colour in zip(measured.items(), SET_COLOURS, strict=False):
+        plot(together, values['counts'], color=colour, linewidth=2, label=f'{name}, all {values["tokens"]:,} tokens')
+        plot(together, values['counts_shuffled'], color=colour, linewidth=1.2, linestyle='dotted')
+        for number, counts in enumerate(values['sequence_counts']):
+            label = None if number else f'{name}, {len(values["sequence_counts"])} sequences'
+            # Marked at the first rank, since a sequence of one token has no line.
+            marked = {'marker': 'o', 'markersize': 3.5, 'markevery': [0]}
+            plot(alone, counts, color=colour, linewidth=1.1, label=label, **marked)
+    muted, law = {'color': style.LIGHT.muted}, 1 / np.arange(1, tokens + 1)
+    plot(together, law, **muted, linewidth=1, linestyle='dashed', label='slope -1, about that of language')
+    uniform = next(iter(measured.values()))['sequence_counts_uniform']
+    plot(alone, uniform, **muted, linewidth=2, label='uniform, as many kinds as the middle one')
     for axes, title, note in (
         (together, 'All sequences together', 'dotted: cells shuffled within each sequence'),
         (alone, 'Sequences by themselves', 'from the lowest score to the highest'),
@@ -113,21 +122,18 @@ def rank_frequency(sets: Sets, tokens: int) -> Figure:
     return figure
 
 
-def draw_ranks(axes: Axes, counts: Sequence[float], **look: Any) -> None:
-    axes.plot(np.arange(1, len(counts) + 1), np.array(counts) / np.sum(counts), **look)
-
-
-def information(sets: Sets, tokens_per_grid: int) -> Figure:
-    """Information of cells, less chance, by distance in tokens, and as a chart by frames later and cells aside."""
+def information(measured: Measured, tokens_per_grid: int) -> Figure:
+    """Mutual information of cells, less chance, by distance in tokens, and by frames later and cells aside."""
     figure = Figure(figsize=(figures.WIDTH, 6.4))
     grid = figure.add_gridspec(2, 2, left=0.09, right=0.88, top=0.9, bottom=0.08, hspace=0.5, wspace=0.3)
     axes = figure.add_subplot(grid[0, :])
     ends = []
-    for (name, values), colour in zip(sets.items(), SET_COLOURS, strict=False):
-        bits = np.maximum(values['information_by_tokens'], MIN_BITS)
+    for (name, values), colour in zip(measured.items(), SET_COLOURS, strict=False):
+        bits = np.maximum(values['information_by_distance'], MIN_BITS)
         axes.plot(values['distances'], bits, color=colour, linewidth=1.4)
         ends.append((bits[-1], name, colour))
     drawn = np.concatenate([line.get_ydata() for line in axes.get_lines()])
+    # At least a decade, if nothing is above the noise.
     low, high = np.nanmin(drawn) / 1.3, 1.3 * max(10 * MIN_BITS, np.nanmax(drawn))
     axes.set(yscale='log', ylim=(low, high), xlabel='distance in tokens', ylabel='bits per cell')
     axes.set_title('Mutual information along the sequence')
@@ -138,13 +144,17 @@ def information(sets: Sets, tokens_per_grid: int) -> Figure:
     chance = 'less that of cells in permuted places: an upper bound'
     style.subtitle(axes, f'of a cell and the same one in a later token, {chance}; ticks: one grid', style.LIGHT)
     style.label_ends(axes, [end for end in ends if np.isfinite(end[0])])
-    charts = {name: np.log10(np.maximum(values['information_by_place'], MIN_BITS)) for name, values in sets.items()}
+    charts = {
+        name: np.log10(np.maximum(values['information_by_offset'], MIN_BITS)) for name, values in measured.items()
+    }
+    # One scale for both charts, so that their colours compare.
     low = min(np.nanmin(chart) for chart in charts.values())
     high = max(1 + np.log10(MIN_BITS), *(np.nanmax(chart) for chart in charts.values()))
     for number, (name, chart_TxX) in enumerate(charts.items()):
         axes = figure.add_subplot(grid[1, number])
         axes.imshow(chart_TxX, cmap='YlGnBu', vmin=low, vmax=high, aspect='auto')
-        for (dt, dx), bits in np.ndenumerate(sets[name]['information_by_place']):
+        for (dt, dx), bits in np.ndenumerate(measured[name]['information_by_offset']):
+            # White text on the dark end of the map.
             dark = chart_TxX[dt, dx] > 0.4 * low + 0.6 * high
             label = 'itself' if np.isnan(bits) else f'{max(0.0, round(bits, 3)):.2g}'
             axes.text(dx, dt, label, ha='center', va='center', fontsize=7, color='white' if dark else style.LIGHT.ink)
@@ -153,3 +163,45 @@ def information(sets: Sets, tokens_per_grid: int) -> Figure:
         axes.spines[:].set_visible(False)
         style.subtitle(axes, 'bits, less those of permuted places: an upper bound', style.LIGHT)
     return figure
+
+
+def score_histograms(scores_R: np.ndarray, windows: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> bytes:
+    """The picture of `calibrate`: the rules' scores and, below on the same axis, those of each text's windows."""
+
+    def histogram(axes: Axes, scores: np.ndarray, colour: str) -> None:
+        percent = np.full(len(scores), 100 / len(scores))
+        axes.hist(scores, edges, weights=percent, color=colour, edgecolor=style.LIGHT.paper, linewidth=0.8)
+        axes.margins(y=0.3)
+        axes.grid(visible=False, axis='x')
+
+    def shade(axes: Axes, name: str, colour: str) -> None:
+        [band] = [band for band in record['bands'] if band['name'] == name]
+        # The ends of the outer bands are infinite, null in the record.
+        low, high = band['low'] or 0, edges[-1] if band['high'] is None else min(band['high'], edges[-1])
+        axes.axvspan(low, high, color=colour, alpha=0.18, linewidth=0, zorder=0)
+
+    highest = max(scores_R.max(), *(scores.max() for scores in windows.values()))
+    width = 0.02 if highest > 0.4 else 0.01
+    edges = width * np.arange(1 + np.ceil(1.001 * highest / width))
+    with matplotlib.rc_context(style.settings(style.LIGHT)):
+        figure = Figure(figsize=(figures.WIDTH, 0.95 + 1.75 * (1 + len(windows))), layout='constrained')
+        top, *panels = figure.subplots(1 + len(windows), sharex=True)
+        rule, scored = record['spec']['rule'], record['spec']['complexity']
+        histogram(top, scores_R, style.LIGHT.muted)
+        top.set(title=f'Rules of family {rule["family"]}, {rule["colours"]} colours', ylabel='% of rules')
+        style.subtitle(top, f'{len(scores_R):,} of them, before filtering; shaded: proposed bands', style.LIGHT)
+        for band in {text['band'] for text in record['texts'].values()}:
+            shade(top, band, style.LIGHT.muted)
+        for number, (axes, (name, scores)) in enumerate(zip(panels, windows.items(), strict=True)):
+            colour, text = style.ARMS[number % len(style.ARMS)], record['texts'][name]
+            histogram(axes, scores, colour)
+            # The end of a long path tells more than its beginning; a $ is no formula.
+            axes.set_title(name[-90:], parse_math=False)
+            axes.set(ylabel='% of windows')
+            counted = f'{len(scores):,} windows on the scale of the rules'
+            style.subtitle(axes, f'{counted}; dashed: their median; shaded: band {text["band"]}', style.LIGHT)
+            axes.axvline(text['score'], color=style.LIGHT.ink, linewidth=1.2, linestyle=style.DASHES)
+            shade(axes, text['band'], colour)
+        xlabel = f"{scored['measure']} ratio; of texts: {record['setting']}, on the automata's scale"
+        panels[-1].set(xlim=(0, edges[-1]), xlabel=xlabel)
+        return style.png(figure)

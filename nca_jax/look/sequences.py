@@ -1,10 +1,9 @@
-"""Draws sequences as a training would see them and measures them."""
+"""Samples sequences as a training would see them, and measures them."""
 
 import argparse
 import dataclasses
 import functools
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,19 +19,19 @@ from nca_jax.nca.config import NCAConfig
 from nca_jax.progress import Progress
 
 BATCH = 64
-# Occurrences that a rank needs in the fit of Zipf's law, in all sequences together and in one.
-LEAST, LEAST_WITHIN = 10, 3
-# Such ranks that one sequence needs.
-RANKS_WITHIN = 5
-# Sequences whose counts are kept to be drawn.
-FEW = 5
-# Frames and cells of the chart of information.
+# Rarer tokens are left out of a fit of Zipf's law: of all sequences together, and of one.
+MIN_COUNT, MIN_COUNT_ALONE = 10, 3
+# A single sequence with fewer such tokens has no fit.
+MIN_RANKS_ALONE = 5
+# Sequences whose own counts are drawn.
+DRAWN = 5
+# Frames and cells of the chart of mutual information.
 CHART = 7
 IN_BAND, UNFILTERED = 'in band', 'unfiltered'
 NOTE = """
 
 Scores' quantiles are at 5, 50 and 95 %. Entropies, in bits, have Miller and Madow's correction. A Zipf exponent
-describes a slope and shows no power law: the pooled one depends on the number of sequences, and beside each stands what
+describes a slope and shows no power law: that of all sequences depends on their number, and beside each stands what
 comes without any dependence between cells."""
 
 
@@ -47,10 +46,10 @@ class SequenceSet:
     tokens_SxTxP: np.ndarray
     frames_SxTxYxX: np.ndarray
 
-    def spaced(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Frames and scores of `count` sequences, evenly spaced in the order of their scores."""
-        picked = spaced(self.scores_S, count)
-        return self.frames_SxTxYxX[picked], self.scores_S[picked]
+    def spaced(self, count: int) -> np.ndarray:
+        """The indices of `count` sequences, evenly spaced in the order of their scores."""
+        order_S = np.argsort(self.scores_S, kind='stable')
+        return order_S[np.linspace(0, len(order_S) - 1, min(count, len(order_S))).round().astype(int)]
 
 
 def show(config: Config, args: argparse.Namespace, progress: Progress) -> tuple[dict[str, Any], dict[str, bytes], str]:
@@ -64,12 +63,15 @@ def show(config: Config, args: argparse.Namespace, progress: Progress) -> tuple[
     unfiltered = dataclasses.replace(data, band=(0.0, 1.0), band_by='quantile')
     sets, measured = {}, {}
     for name, source in ((IN_BAND, data), (UNFILTERED, unfiltered)):
-        sets[name] = draw(source, config.seed, rules, count, config.model.length, named(progress, name))
+        sets[name] = sample(source, config.seed, rules, count, config.model.length, name, progress)
+        # A band that took every candidate is the unfiltered set.
         if sets[IN_BAND].bank.candidates == rules:
-            # The band took every candidate, so that the second set would be the same.
             break
     for name, sequences in sets.items():
-        measured[name] = measure(data, sequences, named(progress, name))
+        progress('measured', len(measured), len(sets))
+        measured[name] = measure(data, sequences)
+    progress('measured', len(sets), len(sets))
+    drawn = pictures.draw_sequences(data, sets, measured)
     record = {
         'name': config.name,
         'seed': config.seed,
@@ -77,140 +79,118 @@ def show(config: Config, args: argparse.Namespace, progress: Progress) -> tuple[
         'spec': dataclasses.asdict(data),
         'sets': measured,
     }
-    progress('pictures', 0, 1)
-    moving, strips = (
-        {name: sequences.spaced(number) for name, sequences in sets.items()}
-        for number in (pictures.MOVING, pictures.STRIPS)
-    )
-    files = pictures.draw_all(data, moving, strips, measured)
-    progress('pictures', 1, 1)
     record = output.plain(record)
-    return record, files, output.table(record['sets']) + NOTE
+    return record, drawn, output.table(record['sets']) + NOTE
 
 
-def named(progress: Progress, name: str) -> Progress:
-    """Progress whose stages name the set."""
-    return lambda stage, done, total: progress(f'{stage} {name}', done, total)
-
-
-def draw(data: NCAConfig, seed: int, rules: int, sequences: int, length: int, progress: Progress) -> SequenceSet:
-    """The first `sequences` of the training stream, if its only bank has so many rules.
+def sample(
+    data: NCAConfig, seed: int, rules: int, sequences: int, length: int, name: str, progress: Progress
+) -> SequenceSet:
+    """The first `sequences` of the training stream, if its only bank has so many rules; `name` labels the progress.
 
     Raises FieldError if a sequence of `length` inputs and its last target hold less than two grids.
     """
     data = dataclasses.replace(data, rules_per_epoch=rules, fresh_rules=False)
     grids = (length + 1) // data.tokens_per_grid
     check(grids >= 2, 'config.model.length', length, f'must hold two grids of {data.tokens_per_grid} tokens')
+    # One device, whatever the config's mesh: the sequences are the same.
     sharding = meshes.batch_sharding(meshes.make_mesh(meshes.MeshConfig(1, 1, 1), jax.devices()[:1]))
-    banks = stream.Banks(data, seed, 'train', None, 1, functools.partial(progress, 'rules'))
+    banks = stream.Banks(data, seed, 'train', None, 1, functools.partial(progress, f'rules {name}'))
     batches = stream.make_stream(data, seed, 'train', BATCH, length, sharding, banks)
-    progress('rules', 0, rules)
-    progress('sequences', 0, sequences)
+    progress(f'rules {name}', 0, rules)
     rows = []
     for step in range(-(-sequences // BATCH)):
+        progress(f'sequences {name}', step * BATCH, sequences)
         batch = jax.device_get(batches(step))
+        # The last target completes the last grid.
         rows.append(np.concatenate([batch.inputs_BxL, batch.targets_BxL[:, -1:]], 1))
-        progress('sequences', min((step + 1) * BATCH, sequences), sequences)
+    progress(f'sequences {name}', sequences, sequences)
     tokens_SxL = np.concatenate(rows)[:sequences, : grids * data.tokens_per_grid]
     frames = patches.decode(data.vocab, tokens_SxL.reshape(-1), data.rule.height, data.rule.width)
     frames_SxTxYxX = frames.reshape(sequences, grids, *frames.shape[1:])
     tokens_SxTxP = tokens_SxL.reshape(sequences, grids, -1)[:, :, 1:-1]
+    # As many frames as rules are judged by.
     scored = slice(None), slice(data.complexity.frames)
     scored_tokens_SxL = tokens_SxTxP[scored].reshape(sequences, -1)
     scores_S = complexity.scores(data.complexity, frames_SxTxYxX[scored], scored_tokens_SxL)
     return SequenceSet(banks(0), scores_S, tokens_SxTxP, frames_SxTxYxX)
 
 
-def measure(data: NCAConfig, drawn: SequenceSet, progress: Progress) -> dict[str, Any]:
+def measure(data: NCAConfig, sequences: SequenceSet) -> dict[str, Any]:
     """The statistics of a set as statistics.json has them.
 
-    Information is in bits, less what chance gives, NaN of a cell and itself. For moving patterns chance gives more than
-    is subtracted: these are upper bounds.
+    Mutual information is in bits, less what chance gives, NaN of a cell and itself. For moving patterns chance gives
+    more than is subtracted: these are upper bounds.
     """
-    tokens, frames = drawn.tokens_SxTxP, drawn.frames_SxTxYxX
+    tokens, frames, colours = sequences.tokens_SxTxP, sequences.frames_SxTxYxX, data.rule.colours
+    cells = statistics.cells_of_tokens(tokens, colours, data.patch**2)
+    chance_cells, chance_frames = statistics.permute_places(cells, 0), statistics.permute_places(frames, 0)
     # Up to three grids and a few tokens, if sequences are that long.
     distances = list(range(1, min(3 * data.tokens_per_grid + 6, (frames.shape[1] - 1) * data.tokens_per_grid) + 1))
-    cells = statistics.cells_of_tokens(tokens, data.rule.colours, data.patch**2)
-    by_tokens, by_place = net_information(data, cells, frames, distances, progress)
-    shuffled = statistics.tokens_of_cells(statistics.shuffled(cells, 2), data.rule.colours)
-    pooled, within = zipf_laws(tokens, shuffled, spaced(drawn.scores_S, FEW))
-    counts_SxC = np.stack([np.bincount(row, minlength=data.rule.colours) for row in frames.reshape(len(frames), -1)])
+    by_distance = [
+        less_chance(statistics.information_by_distance, cells, chance_cells, colours, data.tokens_per_grid, distance)
+        for distance in distances
+    ]
+    # To the right at most half the torus: further away all pairs would count twice.
+    by_offset = np.zeros((min(CHART, frames.shape[1]), min(CHART, (data.rule.width + 1) // 2)))
+    for offset in np.ndindex(by_offset.shape):
+        information = statistics.information_by_offset
+        by_offset[offset] = less_chance(information, frames, chance_frames, colours, *offset)
+    # A cell tells all of itself.
+    by_offset[0, 0] = np.nan
+    shuffled = statistics.tokens_of_cells(statistics.shuffle(cells, 2), colours)
+    laws = zipf_laws(tokens, shuffled, sequences.spaced(DRAWN))
+    counts_SxC = np.stack([np.bincount(row, minlength=colours) for row in frames.reshape(len(frames), -1)])
+    bank = sequences.bank
     return {
         'sequences': len(tokens),
         'frames': frames.shape[1],
         'tokens': tokens.size,
-        'candidates': drawn.bank.candidates,
-        'accepted': len(drawn.bank.index_R),
-        'accepted_share': len(drawn.bank.index_R) / drawn.bank.candidates,
-        'rule_score_quantiles': np.quantile(drawn.bank.scores_R, (0.05, 0.5, 0.95)),
-        'sequence_score_quantiles': np.quantile(drawn.scores_S, (0.05, 0.5, 0.95)),
+        'candidates': bank.candidates,
+        'accepted': len(bank.index_R),
+        'accepted_share': len(bank.index_R) / bank.candidates,
+        'rule_score_quantiles': np.quantile(bank.scores_R, (0.05, 0.5, 0.95)),
+        'sequence_score_quantiles': np.quantile(sequences.scores_S, (0.05, 0.5, 0.95)),
         'change_rate': complexity.change_rate(frames.swapaxes(0, 1)),
-        'still_share': (frames == frames[:, :1]).all((1, 2, 3)).mean(),
-        'distinct_tokens': len(pooled['counts']),
-        'token_entropy': statistics.entropy(pooled['counts']),
+        'static_share': (frames == frames[:, :1]).all((1, 2, 3)).mean(),
+        'distinct_tokens': len(laws['counts']),
+        'token_entropy': statistics.entropy(laws['counts']),
         'cell_entropy': statistics.entropy(counts_SxC).mean(),
-        'next_cell_information': by_place[1, 0],
-        'information_by_place': by_place,
+        'next_frame_information': by_offset[1, 0],
+        'information_by_offset': by_offset,
         'distances': distances,
-        'information_by_tokens': by_tokens,
-        'pooled': pooled,
-        'within': within,
+        'information_by_distance': by_distance,
+        **laws,
     }
 
 
-def net_information(
-    data: NCAConfig, cells: np.ndarray, frames: np.ndarray, distances: Sequence[int], progress: Progress
-) -> tuple[np.ndarray, np.ndarray]:
-    """Information by distance in tokens, and by frames later and cells to the right, less that of displaced cells."""
-    later = range(min(CHART, frames.shape[1]))
-    # Half a torus away all pairs would count twice.
-    aside = range(min(CHART, (data.rule.width + 1) // 2))
-    by_tokens, by_place = np.zeros(len(distances)), np.full((len(later), len(aside)), np.nan)
-    other_cells, other_frames = statistics.displaced(cells, 0), statistics.displaced(frames, 0)
-    total, colours = by_tokens.size + by_place.size, data.rule.colours
-    for index, distance in enumerate(distances):
-        progress('measured', index, total)
-        own, chance = (
-            statistics.information_by_tokens(cells, other, colours, data.tokens_per_grid, distance)
-            for other in (cells, other_cells)
-        )
-        by_tokens[index] = own - chance
-    for index, place in enumerate(itertools.product(later, aside), len(distances)):
-        progress('measured', index, total)
-        own, chance = (
-            statistics.information_by_place(frames, other, colours, *place) for other in (frames, other_frames)
-        )
-        by_place[place] = own - chance
-    by_place[0, 0] = np.nan
-    progress('measured', total, total)
-    return by_tokens, by_place
+def less_chance(information: Callable[..., float], samples: np.ndarray, permuted: np.ndarray, *where: int) -> float:
+    return information(samples, samples, *where) - information(samples, permuted, *where)
 
 
-def zipf_laws(tokens: np.ndarray, shuffled: np.ndarray, few: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Counts by rank and Zipf exponents of all sequences (S, ...) together, and quartiles of each by itself.
+def zipf_laws(tokens: np.ndarray, shuffled: np.ndarray, drawn: np.ndarray) -> dict[str, Any]:
+    """Counts by rank and the Zipf exponent of all sequences (S, ...) together, and its quartiles over single ones.
 
     Beside them stand those of shuffled cells and, for each sequence, of as many tokens drawn uniformly from as many
-    kinds, since sorted noise has a slope too. `few` are the sequences whose own counts are returned.
+    kinds, since sorted noise has a slope too. `drawn` are the sequences whose own counts are returned.
     """
-    rank_counts, draw = statistics.rank_counts, np.random.default_rng(0)
-    own, of_shuffled = ([rank_counts(row) for row in rows.reshape(len(rows), -1)] for rows in (tokens, shuffled))
-    uniform = [rank_counts(draw.integers(0, len(counts), counts.sum())) for counts in own]
-    pooled = {'counts': rank_counts(tokens), 'counts_shuffled': rank_counts(shuffled)}
+    rank_counts, zipf_exponent = statistics.rank_counts, statistics.zipf_exponent
+    generator = np.random.default_rng(0)
+    own, of_shuffled = ([rank_counts(row) for row in rows] for rows in (tokens, shuffled))
+    uniform = [rank_counts(generator.integers(0, len(counts), counts.sum())) for counts in own]
+    laws = {'counts': rank_counts(tokens), 'counts_shuffled': rank_counts(shuffled)}
     for kind in ('', '_shuffled'):
-        pooled[f'exponent{kind}'] = statistics.zipf_exponent(pooled[f'counts{kind}'], LEAST)
-    within = {'counts': [own[s] for s in few], 'counts_uniform': uniform[few[len(few) // 2]]}
-    for kind, counts in (('', own), ('_shuffled', of_shuffled), ('_uniform', uniform)):
-        exponents = np.array([statistics.zipf_exponent(ranks, LEAST_WITHIN, RANKS_WITHIN) for ranks in counts])
-        if not kind:
-            fitted = ~np.isnan(exponents)
-            within['fitted'] = fitted.sum()
-        # Of the sequences whose own tokens have a law, so that the three can be compared.
+        laws[f'zipf_exponent{kind}'] = zipf_exponent(laws[f'counts{kind}'], MIN_COUNT)
+    laws |= {'sequence_counts': [own[s] for s in drawn], 'sequence_counts_uniform': uniform[drawn[len(drawn) // 2]]}
+    single = {
+        kind: np.array([zipf_exponent(counts, MIN_COUNT_ALONE, MIN_RANKS_ALONE) for counts in sequences])
+        for kind, sequences in (('', own), ('_shuffled', of_shuffled), ('_uniform', uniform))
+    }
+    fitted = ~np.isnan(single[''])
+    laws['fitted_sequences'] = fitted.sum()
+    for kind, exponents in single.items():
+        # Only of sequences whose own tokens have a fit, so that the three can be compared.
         exponents = exponents[fitted & ~np.isnan(exponents)]
-        within[f'exponent{kind}_quartiles'] = np.quantile(exponents, (0.25, 0.5, 0.75)) if len(exponents) else None
-    return pooled, within
-
-
-def spaced(scores_S: np.ndarray, count: int) -> np.ndarray:
-    """The indices of `count` sequences, evenly spaced in the order of their scores."""
-    order_S = np.argsort(scores_S, kind='stable')
-    return order_S[np.linspace(0, len(order_S) - 1, min(count, len(order_S))).round().astype(int)]
+        quartiles = np.quantile(exponents, (0.25, 0.5, 0.75)) if len(exponents) else None
+        laws[f'sequence_zipf_exponent{kind}_quartiles'] = quartiles
+    return laws

@@ -38,24 +38,25 @@ def zipf_exponent(counts: np.ndarray, least: float, ranks: int = 2) -> float:
 def mutual_information(x_SxN: np.ndarray, y_SxN: np.ndarray, size: int) -> np.ndarray:
     """Mutual information of the observed x and y, both in 0..size-1, within each row, (S).
 
-    Its bias is about (size - 1)^2 / 2N nats for N independent samples: subtract that of `displaced` samples.
+    Its bias is about (size - 1)^2 / 2N nats for N independent samples: subtract that of permuted samples.
     """
     rows = len(x_SxN)
-    code_SxN = (np.arange(rows)[:, None] * size + x_SxN) * size + y_SxN
-    joint = np.bincount(code_SxN.ravel(), minlength=rows * size * size).reshape(rows, size, size)
+    # One bincount for all rows: each row's pairs have numbers of their own.
+    pair_SxN = (np.arange(rows)[:, None] * size + x_SxN) * size + y_SxN
+    joint = np.bincount(pair_SxN.ravel(), minlength=rows * size * size).reshape(rows, size, size)
     counts = joint.sum(2), joint.sum(1), joint.reshape(rows, -1)
-    of_x, of_y, of_both = (stats.entropy(each, base=2, axis=1) for each in counts)
+    of_x, of_y, of_both = (stats.entropy(table, base=2, axis=1) for table in counts)
     # Rounding may take it below zero.
     return np.maximum(0.0, of_x + of_y - of_both)
 
 
-def shuffled(samples: np.ndarray, seed: int) -> np.ndarray:
+def shuffle(samples: np.ndarray, seed: int) -> np.ndarray:
     """All values of each sequence (axis 0) in a random order: the same counts without any dependence."""
     rows_SxN = samples.reshape(len(samples), -1)
     return np.random.default_rng(seed).permuted(rows_SxN, axis=1).reshape(samples.shape)
 
 
-def displaced(samples: np.ndarray, seed: int) -> np.ndarray:
+def permute_places(samples: np.ndarray, seed: int) -> np.ndarray:
     """The places of each sequence (S, T, ...) in a random order, the same in all its frames.
 
     Each place keeps its values over time, so that slow cells are still alike by chance, but neighbours are lost.
@@ -76,17 +77,17 @@ def tokens_of_cells(cells: np.ndarray, colours: int) -> np.ndarray:
     return cells.astype(int) @ colours ** np.arange(cells.shape[-1])
 
 
-def information_by_tokens(
+def information_by_distance(
     now_SxTxPxK: np.ndarray, later_SxTxPxK: np.ndarray, colours: int, tokens_per_grid: int, distance: int
 ) -> float:
-    """Mean information between a cell and the same cell of the patch `distance` tokens later.
+    """Mean mutual information of a cell and the same cell of the patch `distance` tokens later.
 
-    `later_SxTxPxK` is the first array again, or a `displaced` one for what chance gives. NaN if no two patches are so
-    far apart.
+    `later_SxTxPxK` is the first array again, or has permuted places for what chance gives. NaN if no two patches are
+    so far apart.
     """
     sequences, frames, _, cells = now_SxTxPxK.shape
-    place_L = np.arange(frames * tokens_per_grid) % tokens_per_grid
     # Delimiters count in the distance and are left out as samples.
+    place_L = np.arange(frames * tokens_per_grid) % tokens_per_grid
     patch_L = (place_L > 0) & (place_L < tokens_per_grid - 1)
     both = patch_L[:-distance] & patch_L[distance:]
     if not both.any():
@@ -97,8 +98,8 @@ def information_by_tokens(
     return mutual_information(x.reshape(sequences, -1), y.reshape(sequences, -1), colours).mean()
 
 
-def information_by_place(now_SxTxYxX: np.ndarray, later_SxTxYxX: np.ndarray, colours: int, dt: int, dx: int) -> float:
-    """As `information_by_tokens`, for the cell dt frames later and dx cells to the right on the torus."""
+def information_by_offset(now_SxTxYxX: np.ndarray, later_SxTxYxX: np.ndarray, colours: int, dt: int, dx: int) -> float:
+    """As `information_by_distance`, for the cell dt frames later and dx cells to the right on the torus."""
     sequences, frames = now_SxTxYxX.shape[:2]
     x, y = now_SxTxYxX[:, : frames - dt], np.roll(later_SxTxYxX[:, dt:], -dx, axis=3)
     return mutual_information(x.reshape(sequences, -1), y.reshape(sequences, -1), colours).mean()

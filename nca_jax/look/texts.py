@@ -2,15 +2,13 @@
 
 Ratios of a text and of automata can't be compared as they are: they depend on the compressor's header, the width of a
 token and the vocabulary. 360 int32 tokens have 0.022 if they are constant and 0.67 if they are drawn uniformly from
-10,000 tokens, but at most 0.36 if they are drawn from the 87 characters of source code. So both become relative ratios.
+10,000 tokens, but at most 0.36 if they are drawn from the 87 characters of source code. So both are normalized.
 """
 
 import bisect
 import collections
 import dataclasses
-import errno
 import itertools
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +21,9 @@ from nca_jax.errors import UserError, check
 from nca_jax.nca import complexity
 from nca_jax.nca.complexity import ComplexityConfig
 from nca_jax.nca.config import NCAConfig
-from nca_jax.progress import Progress
 
 BUILT_IN = {'python_stdlib': python.sources, 'python_docs': python.docstrings}
-COMPRESSED = ('.gz', '.zst', '.xz', '.bz2', '.zip', '.7z', '.parquet', '.npz', '.png', '.jpg', '.jpeg', '.webp', '.mp4')
+# Fewer say nothing about a median.
 MIN_WINDOWS = 10
 LONG_BYTES, LONG_WINDOWS = 2**20, 16
 # Share of a text's bytes that its vocabulary covers. Rare bytes come and go with the choice of windows.
@@ -50,80 +47,43 @@ class ByteCorpus:
     def size(self) -> int:
         return self.ends[-1]
 
-    @property
-    def compressed_files(self) -> int:
-        """Number of files whose names look compressed, so that their bytes say little about their content."""
-        return sum(isinstance(part, Path) and part.name.lower().endswith(COMPRESSED) for part in self.parts)
-
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes start to stop - 1, fewer at the corpus's end. Raises UserError if a file can't be read."""
-        content, stop = b'', min(stop, self.size)
-        index = bisect.bisect_right(self.ends, start)
-        while start < stop:
-            begin = self.ends[index - 1] if index else 0
-            content += read_part(self.parts[index], start - begin, min(stop, self.ends[index]) - begin)
-            start, index = self.ends[index], index + 1
+        """Bytes start to stop - 1, fewer at the corpus's end."""
+        content = b''
+        first = bisect.bisect_right(self.ends, start)
+        # Where the first part begins to be read; all others are read from their beginning.
+        skipped = start - (self.ends[first - 1] if first else 0)
+        for part in itertools.islice(self.parts, first, None):
+            missing = stop - start - len(content)
+            if isinstance(part, bytes):
+                content += part[skipped : skipped + missing]
+            else:
+                with part.open('rb') as file:
+                    file.seek(skipped)
+                    content += file.read(missing)
+            if len(content) == stop - start:
+                break
+            skipped = 0
         return content
 
 
-def read_part(part: Path | bytes, start: int, stop: int) -> bytes:
-    if isinstance(part, bytes):
-        return part[start:stop]
-    try:
-        with part.open('rb') as file:
-            file.seek(start)
-            content = file.read(stop - start)
-    except OSError as error:
-        raise UserError(f'{part}: {error.strerror}') from None
-    if len(content) < stop - start:
-        raise UserError(f'{part}: became shorter while it was read')
-    return content
-
-
-def open_corpus(name: str, progress: Progress) -> ByteCorpus:
+def open_corpus(name: str) -> ByteCorpus:
     """A corpus of BUILT_IN, a file, or a folder: all files in it by path, except hidden ones.
 
     Raises UserError if nothing is there or it holds no bytes.
     """
-    # A file's name may be no text.
-    shown = name.encode(errors='backslashreplace').decode()
     if name in BUILT_IN:
-        progress(name, 0, 1)
         parts = [b''.join(document.text.encode(errors='surrogatepass') for document in BUILT_IN[name]())]
-        sizes = [len(parts[0])]
-        progress(name, 1, 1)
     else:
-        try:
-            root = Path(name).expanduser()
-            if not name or not root.exists():
-                raise UserError(f'--text {shown!r}: no such file or folder, and no corpus of {", ".join(BUILT_IN)}')
-            parts = [root] if root.is_file() else visible_files(root)
-            for file in parts:
-                # Before any work, not after minutes of it.
-                if not os.access(file, os.R_OK):
-                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
-            sizes = [file.stat().st_size for file in parts]
-        except OSError as error:
-            raise UserError(f'--text {shown}: {error.filename}: {error.strerror}') from None
-        # Path.expanduser raises it for an unknown user.
-        except RuntimeError as error:
-            raise UserError(f'--text {shown}: {error}') from None
-    check(sum(sizes) > 0, '--text', shown, 'must hold at least one byte')
-    return ByteCorpus(shown, tuple(parts), tuple(itertools.accumulate(sizes)))
-
-
-def visible_files(root: Path) -> list[Path]:
-    """All files below a folder, by path, except hidden ones. Raises OSError for an unreadable folder."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    files = []
-    # `os.walk` skips unreadable folders unless it is told otherwise.
-    for folder, below, names in os.walk(root, onerror=fail):
-        below[:] = [name for name in below if not name.startswith('.')]
-        files += [Path(folder, name) for name in names if not name.startswith('.')]
-    return sorted(file for file in files if file.is_file())
+        root = Path(name).expanduser()
+        paths = sorted(root.rglob('*')) if root.is_dir() else [root]
+        # Such as .git, which holds compressed copies of everything.
+        hidden = [any(part.startswith('.') for part in path.relative_to(root).parts) for path in paths]
+        parts = [path for path, skip in zip(paths, hidden, strict=True) if not skip and path.is_file()]
+    ends = list(itertools.accumulate(len(part) if isinstance(part, bytes) else part.stat().st_size for part in parts))
+    allowed = f'must be a file or folder that holds at least one byte, or one of {", ".join(BUILT_IN)}'
+    check(bool(ends) and ends[-1] > 0, '--text', name, allowed)
+    return ByteCorpus(name, tuple(parts), tuple(ends))
 
 
 def window_starts(corpus: ByteCorpus, length: int, count: int, seed: int) -> Iterator[int]:
@@ -142,13 +102,13 @@ class Scale:
     constant: float
     uniform: float
 
-    def relative(self, ratio: np.ndarray) -> np.ndarray:
+    def normalize(self, ratio: np.ndarray) -> np.ndarray:
         """0 for the constant ratio, 1 for the uniform one."""
         return (ratio - self.constant) / (self.uniform - self.constant)
 
-    def ratio(self, relative: np.ndarray) -> np.ndarray:
-        """The inverse of `relative`."""
-        return self.constant + relative * (self.uniform - self.constant)
+    def ratio(self, normalized: np.ndarray) -> np.ndarray:
+        """The inverse of `normalize`."""
+        return self.constant + normalized * (self.uniform - self.constant)
 
 
 def make_scale(config: ComplexityConfig, tokens: int, vocabulary_V: np.ndarray, seed: int) -> Scale:
@@ -159,24 +119,24 @@ def make_scale(config: ComplexityConfig, tokens: int, vocabulary_V: np.ndarray, 
     generator = np.random.default_rng([seed, zlib.crc32(b'uniform')])
     # Uniform tokens take two at least: a vocabulary of one gets a neighbour.
     drawn_from = vocabulary_V if len(vocabulary_V) > 1 else np.append(vocabulary_V, vocabulary_V ^ 1)
-    uniform = mean_ratio(config, (generator.choice(drawn_from, tokens) for _ in range(streams(tokens))))
-    chosen = generator.choice(vocabulary_V, streams(tokens))
-    constant = mean_ratio(config, (np.full(tokens, token) for token in chosen))
+    uniform = drawn_ratio(config, tokens, generator, drawn_from)
+    constants = generator.choice(vocabulary_V, streams(tokens))
+    constant = float(np.mean([complexity.ratio(config, np.full(tokens, token)) for token in constants]))
     differ = uniform > 1.01 * constant
     check(differ, 'config.data.complexity.level', config.level, 'must compress a constant stream')
     return Scale(len(vocabulary_V), constant, uniform)
 
 
-def shuffled_ratio(config: ComplexityConfig, tokens: int, counts: collections.Counter[int], seed: int) -> float:
-    """The mean ratio of streams with these frequencies and no order."""
-    generator = np.random.default_rng([seed, zlib.crc32(b'shuffled')])
-    vocabulary, times = np.array(list(counts.items())).T
-    shares = times / times.sum()
-    return mean_ratio(config, (generator.choice(vocabulary, tokens, p=shares) for _ in range(streams(tokens))))
-
-
-def mean_ratio(config: ComplexityConfig, streams_of_tokens: Iterator[np.ndarray]) -> float:
-    return float(np.mean([complexity.ratio(config, tokens_L) for tokens_L in streams_of_tokens]))
+def drawn_ratio(
+    config: ComplexityConfig,
+    tokens: int,
+    generator: np.random.Generator,
+    vocabulary_V: np.ndarray,
+    shares_V: np.ndarray | None = None,
+) -> float:
+    """The mean ratio of streams of tokens drawn independently, with these shares or uniformly."""
+    drawn = (generator.choice(vocabulary_V, tokens, p=shares_V) for _ in range(streams(tokens)))
+    return float(np.mean([complexity.ratio(config, tokens_L) for tokens_L in drawn]))
 
 
 def streams(tokens: int) -> int:
@@ -210,9 +170,6 @@ def measure_text(
     results = {}
     if tokenizer is not None:
         results['tokens'] = measure_windows(corpus, scored, tokens, windows, seed, tokenizer)
-        count = len(results['tokens'].ratios_W)
-        if count < MIN_WINDOWS:
-            raise UserError(f'--text {corpus.name}: too small, {count} windows of {tokens} tokens')
     one_byte = dataclasses.replace(scored, bytes_per_token=1)
     return results | {
         'bytes': measure_windows(corpus, scored, tokens, windows, seed),
@@ -240,9 +197,13 @@ def measure_windows(
         if len(tokens_L) == tokens:
             ratios.append(complexity.ratio(config, tokens_L))
             counts.update(dict(zip(*np.unique(tokens_L, return_counts=True), strict=True)))
+    if tokenizer and len(ratios) < MIN_WINDOWS:
+        raise UserError(f'--text {corpus.name}: too small, {len(ratios)} windows of {tokens} tokens')
     vocabulary_V = np.arange(tokenizer.get_vocab_size()) if tokenizer else covering(counts)
     scale = make_scale(config, tokens, vocabulary_V, seed)
-    shuffled = shuffled_ratio(config, tokens, counts, seed)
+    generator = np.random.default_rng([seed, zlib.crc32(b'shuffled')])
+    occurring_V, times_V = np.array(list(counts.items())).T
+    shuffled = drawn_ratio(config, tokens, generator, occurring_V, times_V / times_V.sum())
     return TextRatios(tokens, config.bytes_per_token, np.array(ratios), shuffled, scale)
 
 
