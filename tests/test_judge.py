@@ -14,7 +14,7 @@ import pytest
 
 from nca_jax import cli
 from nca_jax.errors import UserError
-from nca_jax.sandbox import human_eval, judging, layers, pool
+from nca_jax.sandbox import judging, layers, pool
 
 ROOT = pathlib.Path(__file__).parents[1]
 ADD = {
@@ -190,13 +190,13 @@ def test_a_judge_that_was_stopped_goes_on(finished, folder, capsys):
 def test_a_cut_line_counts_for_nothing(finished, folder):
     """Wherever it was cut."""
     (folder / 'samples.jsonl').write_text(lines(*THREE))
-    samples = human_eval.read_completions(folder / 'samples.jsonl', human_eval.read_tasks(folder / 'problems.jsonl'))
-    names = [{'task_id': s.task_id, 'sample': s.sample, 'hash': s.hash(layers.Limits())} for s in samples]
+    samples = judging.read_completions(folder / 'samples.jsonl', judging.read_tasks(folder / 'problems.jsonl'))
+    begun = [sample.record(layers.Limits()) for sample in samples]
     out = folder / 'samples.judged.jsonl'
     for length in range(len(finished) + 1):
         out.write_bytes(finished[:length])
         whole = finished[:length].count(b'\n')
-        assert len(judging.judged_before(out, names)) == whole
+        assert len(judging.judged_before(out, begun)) == whole
         assert out.read_bytes() == b''.join(finished.splitlines(keepends=True)[:whole])
 
 
@@ -243,8 +243,9 @@ def test_a_file_of_something_else_keeps_its_last_line(text, folder, capsys):
 def test_what_it_reads_is_not_what_it_writes(name, folder, capsys):
     (folder / 'link').symlink_to(f'{name}.jsonl')
     assert run(folder, *THREE, options=[f'--out={folder / "link"}']) == 2
-    assert capsys.readouterr().err == f"error: --out = '{folder / 'link'}': is the file of the {name}\n"
+    assert 'link: holds verdicts of other samples, problems or limits; remove it' in capsys.readouterr().err
     assert (folder / 'samples.jsonl').read_text() == lines(*THREE)
+    assert (folder / 'problems.jsonl').read_text() == lines(ADD, ADD | {'task_id': 'sum'})
 
 
 def test_a_second_judge_of_the_same_file_is_refused(folder, capsys):
@@ -319,7 +320,7 @@ def test_judge_file_hands_on_what_is_wrong(folder):
 def test_it_imports_nothing_heavy():
     code = (
         'import sys, nca_jax.sandbox.judge\n'
-        'nca_jax.sandbox.human_eval.read_tasks(None)\n'
+        'nca_jax.sandbox.judging.read_tasks(None)\n'
         "heavy = 'jax', 'jaxlib', 'flax', 'numpy', 'human_eval', 'multiprocessing'\n"
         'print([name for name in heavy if name in sys.modules])'
     )
@@ -333,13 +334,13 @@ def test_human_eval_is_known_by_its_content(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, 'human_eval', raising=False)
     with pytest.raises(UserError, match=r'sha256 = None: must be .* the published file'):
-        human_eval.read_tasks(None)
+        judging.read_tasks(None)
     (tmp_path / 'human_eval' / 'data' / 'HumanEval.jsonl.gz').write_bytes(gzip.compress(lines(ADD).encode()))
     with pytest.raises(UserError, match='the published file'):
-        human_eval.read_tasks(None)
+        judging.read_tasks(None)
 
 
 def test_without_human_eval_it_says_so(monkeypatch):
     monkeypatch.setattr(sys, 'path', [path for path in sys.path if not os.path.isdir(os.path.join(path, 'human_eval'))])
     with pytest.raises(UserError, match='HumanEval: not installed'):
-        human_eval.read_tasks(None)
+        judging.read_tasks(None)

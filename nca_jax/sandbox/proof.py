@@ -26,12 +26,11 @@ MIB = layers.MIB
 def prove(limits: layers.Limits, shared: layers.Shared, answer: int) -> None:
     """Confines this process, and sends into the file `answer` the names of failed probes, as a list in JSON."""
     missing: list[str] = []
-    abi = landlock.version()
     probes = {
-        'mounts': lambda: [*namespaces(), *root_folder()],
-        'limits': lambda: [*memory(limits), *files(limits), *private_folder(limits)],
+        'mounts': mounts,
+        'limits': lambda: [*memory_and_files(limits), *private_folder(limits)],
         'privileges': lambda: [*privileges(), *threads(limits)],
-        'Landlock': lambda: landlock_rules(abi),
+        'Landlock': landlock_rules,
         'seccomp': system_calls,
     }
 
@@ -44,6 +43,7 @@ def prove(limits: layers.Limits, shared: layers.Shared, answer: int) -> None:
         missing.append(f'{next(iter(probes), "end")}: {type(error).__name__}: {error}')
     else:
         missing += [f'{layer}: was never put in place' for layer in probes]
+    # The layer of the mounts moves the file to number 3.
     wire.send(answer if 'mounts' in probes else 3, json.dumps(missing).encode())
 
 
@@ -56,8 +56,8 @@ def refusal(attempt: Callable[[], object]) -> int:
     return 0
 
 
-def namespaces() -> Iterator[Probe]:
-    """Probes process, user, host name and network. `layers.build` itself compares namespaces with the machine's."""
+def mounts() -> Iterator[Probe]:
+    """Probes namespaces and the root folder. `layers.build` itself compares namespaces with the machine's."""
     yield 'pid namespace', os.getpid() == 1
     yield 'unprivileged user', 0 not in (*os.getresuid(), *os.getresgid())
     yield 'uts namespace', os.uname().nodename == layers.HOST
@@ -65,12 +65,9 @@ def namespaces() -> Iterator[Probe]:
     for address in UNREACHABLE:
         refused = refusal(lambda address=address: socket.create_connection(address, 1))
         yield 'network namespace: no route', refused == errno.ENETUNREACH
-
-
-def root_folder() -> Iterator[Probe]:
-    library = layers.readable()[0]
-    expected = children([*layers.readable(), layers.PRIVATE, layers.EMPTY, '/tmp'])
-    packages = layers.third_party(layers.readable())
+    library, *others = layers.readable()
+    expected = children([library, *others, layers.PRIVATE, layers.EMPTY, '/tmp'])
+    packages = layers.third_party([library, *others])
     yield 'mount namespace: its own root', set(os.listdir('/')) == expected['/']
     yield 'mount namespace: no other folders', all(set(os.listdir(path)) == expected[path] for path in expected)
     yield 'mount namespace: no packages', not any(os.listdir(path) for path in packages)
@@ -88,16 +85,13 @@ def children(paths: Sequence[str]) -> dict[str, set[str]]:
     return names
 
 
-def memory(limits: layers.Limits) -> Iterator[Probe]:
+def memory_and_files(limits: layers.Limits) -> Iterator[Probe]:
     try:
         bytearray((limits.memory_mb + 64) * MIB)
     except MemoryError:
-        return
-    yield 'limit of memory', False
-
-
-def files(limits: layers.Limits) -> Iterator[Probe]:
-    """Probes how large a file gets, how many are open, core files and waiting signals."""
+        pass
+    else:
+        yield 'limit of memory', False
     opened = [os.open('large', os.O_CREAT | os.O_RDWR)]
     os.unlink('large')
     yield 'limit of file size', refusal(lambda: os.pwrite(opened[0], b'x', limits.file_mb * MIB)) == errno.EFBIG
@@ -105,6 +99,7 @@ def files(limits: layers.Limits) -> Iterator[Probe]:
     for number in opened:
         os.close(number)
     yield 'limit of open files', too_many
+    # A probe can cause neither, so their numbers are compared.
     yield 'limit of core files', resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
     yield 'limit of signals that wait', resource.getrlimit(resource.RLIMIT_SIGPENDING) == (64, 64)
 
@@ -166,17 +161,19 @@ def threads(limits: layers.Limits) -> Iterator[Probe]:
     yield f'limit of threads: {len(started)} processes were started', refused
 
 
-def landlock_rules(abi: int) -> Iterator[Probe]:
-    """Probes the root folder's names, which Landlock alone refuses, and on newer kernels the way to a port."""
+def landlock_rules() -> Iterator[Probe]:
+    # Only Landlock refuses the names in the root folder.
     yield 'Landlock: reading', refusal(lambda: os.listdir('/')) == errno.EACCES
     yield 'Landlock: reading a file', refusal(lambda: open(layers.EMPTY).close()) == errno.EACCES
     yield 'Landlock: private folder', refusal(lambda: os.mkdir('made')) == 0
     yield 'Landlock: programs', refusal(lambda: os.mkfifo('pipe')) == errno.EACCES
-    yield 'Landlock: TCP', abi < 4 or refusal(lambda: socket.create_connection(UNREACHABLE[0], 1)) == errno.EACCES
+    # Landlock knows TCP from version 4 on. The namespace has nothing to reach either way.
+    if landlock.version() >= 4:
+        yield 'Landlock: TCP', refusal(lambda: socket.create_connection(UNREACHABLE[0], 1)) == errno.EACCES
 
 
 def system_calls() -> Iterator[Probe]:
-    """Probes every forbidden call. With these arguments none does harm where it gets through."""
+    # With these arguments no call does harm where it gets through.
     for name in FORBIDDEN:
         refused = refusal(lambda name=name: kernel.call(name, -1, 0, 0, 0, 0, 0))
         yield f'seccomp: {name}', refused == errno.EPERM

@@ -14,27 +14,31 @@ from typing import NoReturn
 
 from nca_jax.sandbox import wire
 
-NAME = 'candidate'  # of the module that a candidate is
+# The name of the module that a candidate is.
+NAME = 'candidate'
+# First byte of a report, before the nonce or the reason.
+PASSED, FAILED = b'+', b'-'
 REPORT_BYTES = 1024
-PASSED, FAILED = b'+', b'-'  # first byte of a report, before the nonce or the reason
-TEXT = 200  # characters of an error's message
+# Characters of an error's message.
+TEXT = 200
 # Exceptions that aren't rebuilt: UnicodeErrors take other arguments, and the others would end an iteration, so that
 # all(map(f, ...)) over calls would be over, and true, with the first of them.
 NOT_REBUILT = UnicodeError, StopIteration, StopAsyncIteration
-READY = b'confined'  # a candidate's process sends this before it reads the program
+# A candidate's process sends this before it reads the program.
+READY = b'confined'
 # Exit codes of the tests' side: the candidate's process ended, it never got ready, or no report could be sent.
 CANDIDATE_GONE, NEVER_READY, SPEECHLESS = 3, 4, 5
 
 
 class RaisedError(Exception):
-    """The candidate raised an exception, in its own process."""
+    """An exception that the candidate raised, in its own process."""
 
     def __init__(self, name: str, text: str):
         super().__init__(name, text)
         self.name, self.text = name[:TEXT], text[:TEXT]
 
     def as_builtin(self) -> Exception:
-        """Returns Python's own exception of that name if it has one, since tests may expect it."""
+        # Tests may expect Python's own exception of that name.
         kind = getattr(builtins, self.name, None)
         if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, NOT_REBUILT):
             return kind(self.text)
@@ -75,16 +79,13 @@ def _answer(work: Callable[[], object]) -> bytes:
 def _text(error: BaseException) -> str:
     try:
         return str(error)[:TEXT]
-    except BaseException:  # a candidate's own class may do anything here
+    # A candidate's own class may do anything in its __str__.
+    except BaseException:
         return ''
 
 
 def tests_side(judge: int, calls: int, answers: int) -> None:
-    """Runs the tests that the judge sends against the candidate, and reports the nonce or the reason to the judge.
-
-    The candidate may send anything, so every exception becomes a report: it's no failure of the sandbox itself, which
-    has exit codes of its own.
-    """
+    """Runs the tests that the judge sends against the candidate, and reports the nonce or the reason to the judge."""
     replies = os.fdopen(answers, 'rb')
     if wire.receive(replies) != READY:
         os._exit(NEVER_READY)
@@ -94,7 +95,8 @@ def tests_side(judge: int, calls: int, answers: int) -> None:
         try:
             line = ' '.join(reason.split()).encode('utf-8', 'backslashreplace')
             wire.send(judge, FAILED + line[:REPORT_BYTES])
-        except BaseException:  # no memory is left, or nobody listens
+        # No memory is left, or nobody listens.
+        except BaseException:
             code = SPEECHLESS
         os._exit(code)
 
@@ -123,12 +125,13 @@ def tests_side(judge: int, calls: int, answers: int) -> None:
         if reason := _judge(request, ask):
             leave(reason)
         wire.send(judge, PASSED + request['nonce'].encode())
+    # The candidate may send anything, so this is no failure of the sandbox itself, which has exit codes of its own.
     except BaseException as error:
         leave(_reason(type(error).__name__, _text(error)))
 
 
 def _judge(request: dict[str, str], ask: Callable[[bytes], object]) -> str | None:
-    """Returns None if the program was loaded and every test passed, else the reason."""
+    """Returns why the program failed; None if it was loaded and every test passed."""
     try:
         ask(wire.encode((request['source'], request['entry_point'])))
     except wire.NotPlainError as error:

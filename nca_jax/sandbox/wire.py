@@ -9,8 +9,10 @@ import os
 import struct
 from typing import BinaryIO
 
-DEPTH = 100  # of values in values
-MOST_BYTES = 8 << 20  # of one value or frame
+# Of values in values, so that no answer exhausts the reader's stack.
+DEPTH = 100
+# Of one value or frame.
+MOST_BYTES = 8 << 20
 
 
 class NotPlainError(ValueError):
@@ -28,8 +30,7 @@ def decode(data: bytes) -> object:
     """Returns the value that was encoded. Raises NotPlainError for other bytes."""
     try:
         value, end = _read(data, 0, DEPTH)
-    except NotPlainError:
-        raise
+    # KeyError for an unknown tag, TypeError for a list as a key.
     except (struct.error, KeyError, TypeError, ValueError) as error:
         raise NotPlainError(f'bytes of no plain value: {type(error).__name__}') from None
     if end != len(data):
@@ -40,6 +41,7 @@ def decode(data: bytes) -> object:
 def send(file: int, data: bytes) -> None:
     """Writes a frame: length and bytes."""
     left = memoryview(struct.pack('<I', len(data)) + data)
+    # A pipe takes a part of a large frame at a time.
     while left:
         left = left[os.write(file, left) :]
 

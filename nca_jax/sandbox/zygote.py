@@ -16,7 +16,6 @@ import select
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable
 
 from nca_jax.sandbox import kernel, layers, proof, sides, wire
@@ -35,6 +34,7 @@ def main() -> None:
     """Serves until the judge hangs up."""
     control, limits = socket.socket(fileno=int(sys.argv[1])), layers.Limits(**json.loads(sys.argv[2]))
     preload()
+    # Programs find neither this checkout nor the settings of the machine.
     sys.path[:] = [path for path in sys.path if path != os.environ.get('PYTHONPATH')]
     os.environ.clear()
     os.environ['TMPDIR'] = layers.PRIVATE
@@ -77,6 +77,7 @@ def find_problem(limits: layers.Limits, here: int, shared: layers.Shared) -> str
     """Returns which layers are missing; None if all work."""
     ours, theirs = os.pipe()
     process = fork(lambda: proof.prove(limits, shared, theirs), here)
+    # Else the pipe would never end.
     os.close(theirs)
     with open(ours, 'rb') as file:
         missing = wire.receive(file)
@@ -90,27 +91,31 @@ def run(control: socket.socket, judge: int, limits: layers.Limits, here: int, sh
     """Runs both processes of one program, from fork to burial. Returns how they ended."""
     calls, answers = os.pipe(), os.pipe()
 
-    def confined(side: Callable[..., None], *files: int) -> Callable[[], None]:
-        def work() -> None:
-            done = []
-            try:
-                layers.confine(limits, files, shared, done.append)
-            except BaseException:
-                os._exit(layers.FAILED + len(done))
-            side(*range(3, 3 + len(files)))
+    def confined(side: Callable[..., None], *files: int) -> None:
+        done = []
+        try:
+            layers.confine(limits, files, shared, done.append)
+        except BaseException:
+            os._exit(layers.FAILED + len(done))
+        side(*range(3, 3 + len(files)))
 
-        return work
-
-    candidate = fork(confined(sides.candidate_side, calls[0], answers[1]), here)
-    tests = fork(confined(sides.tests_side, judge, calls[1], answers[0]), here)
+    candidate = fork(lambda: confined(sides.candidate_side, calls[0], answers[1]), here)
+    tests = fork(lambda: confined(sides.tests_side, judge, calls[1], answers[0]), here)
     for file in (*calls, *answers, judge):
         os.close(file)
-    late = watch(control, tests, time.monotonic() + limits.wall_seconds)
+    # Either the tests' side ends, or the judge hangs up, or the time is over.
+    poll = select.poll()
+    poll.register(tests[1], select.POLLIN)
+    poll.register(control, select.POLLRDHUP)
+    events = dict(poll.poll(limits.wall_seconds * 1000))
+    if control.fileno() in events:
+        os._exit(0)  # all processes below end with this one, the first of its pid namespace
     tests_status, _ = bury(tests)
     # A candidate that closed its pipes may be about to end. The burial kills one that goes on.
     gone = os.waitstatus_to_exitcode(tests_status) in (sides.CANDIDATE_GONE, sides.NEVER_READY)
     ended = bool(select.select([candidate[1]], [], [], LINGER_SECONDS if gone else 0)[0])
     status, cpu_seconds = bury(candidate)
+    late = not events
     return {'late': late, 'ended': ended, 'candidate': status, 'tests': tests_status, 'cpu_seconds': cpu_seconds}
 
 
@@ -125,19 +130,9 @@ def fork(work: Callable[[], None], here: int) -> tuple[int, int]:
             code = 0
         finally:
             os._exit(code)
+    # Children begin in this namespace again: the new one ends with its first process, and no fork enters it then.
     kernel.call('setns', here, kernel.NAMESPACES['pid'])
     return process, os.pidfd_open(process)
-
-
-def watch(control: socket.socket, tests: tuple[int, int], deadline: float) -> bool:
-    """Waits for the end of the tests' side. Returns True at the deadline, and exits if the judge hangs up."""
-    poll = select.poll()
-    poll.register(tests[1], select.POLLIN)
-    poll.register(control, select.POLLRDHUP)
-    events = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
-    if control.fileno() in events:
-        os._exit(0)  # all processes below end with this one, the first of its pid namespace
-    return not events
 
 
 def bury(process: tuple[int, int]) -> tuple[int, float]:
