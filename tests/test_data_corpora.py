@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from nca_jax import cli
-from nca_jax.data import corpora, preparation, python, splits, text
+from nca_jax.data import corpora, preparation, python, text
 from nca_jax.errors import UserError
 from nca_jax.progress import silent
 
@@ -40,7 +40,7 @@ def test_the_standard_library_is_whole_and_without_tests():
 @pytest.mark.full
 def test_the_standard_library_prepares_to_the_byte(tmp_path):
     """All of it: the documents' bytes are those of the shards and of the tokens."""
-    rows = splits.scan(python.sources(), silent)
+    rows = preparation.scan(python.sources(), silent)
     found = preparation.prepare_text(config(cache=str(tmp_path / 'cache')), 'unused')
     _, first = np.unique(rows['digest'], return_index=True)
     assert found.train.bytes + found.valid.bytes == rows['bytes'][first].sum()

@@ -60,9 +60,9 @@ def test_folders_are_searched_to_their_depth_and_globs_expanded_in_order(tmp_pat
     assert [document.text for document in read(tmp_path / 'z.txt')] == ['z.txt']
 
 
-def test_what_is_not_utf8_is_replaced_and_marked_or_refused(tmp_path):
+def test_what_is_not_utf8_is_replaced_or_refused(tmp_path):
     file = write(tmp_path / 'a.txt', b'ab\xffc')
-    assert read(tmp_path, errors='replace') == [documents.Document('ab�c', str(file), replaced=True)]
+    assert read(tmp_path, errors='replace') == [documents.Document('ab�c', str(file))]
     with pytest.raises(UserError, match=r'a\.txt: not UTF-8 at byte 2'):
         read(tmp_path)
 
@@ -70,8 +70,7 @@ def test_what_is_not_utf8_is_replaced_and_marked_or_refused(tmp_path):
 def test_half_a_surrogate_pair_in_json_is_not_utf8(tmp_path):
     write(tmp_path / 'a.jsonl', b'{"body": "x\\ud800"}\n')
     (document,) = read(tmp_path, errors='replace')
-    assert document.replaced
-    document.text.encode()
+    assert document.text == 'x' + '\ufffd' * 3
     with pytest.raises(UserError, match=r'a\.jsonl:1: not UTF-8'):
         read(tmp_path)
 
@@ -84,7 +83,7 @@ def test_half_a_surrogate_pair_in_json_is_not_utf8(tmp_path):
         ('a.jsonl', b'{"body": 3}\n', r"no text in field 'body', has body"),
         pytest.param('a.jsonl', b'{"body": ' + b'9' * 5000 + b'}', r'a\.jsonl:1: not JSON', id='long number'),
         pytest.param('a.jsonl', b'[' * 100_000, r'a\.jsonl:1: not JSON', id='deep nest'),
-        ('a.jsonl', b'[1]\n', r"no text in field 'body', has list"),
+        ('a.jsonl', b'[1]\n', r'must be a JSON object, not list'),
         ('a.txt.gz', None, r'a\.txt\.gz: unreadable'),
         ('a.jsonl.zst', None, r'a\.jsonl\.zst: unreadable'),
         ('a.parquet', None, r'a\.parquet: unreadable'),
@@ -110,11 +109,11 @@ def test_a_file_that_is_cut_off_is_named_and_several_frames_are_read(tmp_path, s
             read(tmp_path, formats=documents.PUBLISHED_FORMATS)
 
 
-def test_text_in_parquet_that_is_not_utf8_is_replaced_and_marked_or_refused(tmp_path):
+def test_text_in_parquet_that_is_not_utf8_is_replaced_or_refused(tmp_path):
     text = pyarrow.Array.from_buffers(pyarrow.string(), 2, pyarrow.array([b'ok', b'ab\xffc']).buffers())
     pyarrow.parquet.write_table(pyarrow.table({'body': text}), tmp_path / 'a.parquet')
     found = read(tmp_path, errors='replace', formats=documents.PUBLISHED_FORMATS)
-    assert [(document.text, document.replaced) for document in found] == [('ok', False), ('ab\ufffdc', True)]
+    assert [document.text for document in found] == ['ok', 'ab\ufffdc']
     with pytest.raises(UserError, match=r'a\.parquet:2: not UTF-8 at byte 2'):
         read(tmp_path, formats=documents.PUBLISHED_FORMATS)
 
@@ -138,7 +137,7 @@ def test_a_damaged_parquet_page_is_one_line(tmp_path):
 
 def test_a_parquet_file_without_the_field_is_named(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({'other': ['x']}), tmp_path / 'a.parquet')
-    with pytest.raises(UserError, match=r"a\.parquet: no field 'body', has other"):
+    with pytest.raises(UserError, match=r"a\.parquet: no text in field 'body', has other"):
         read(tmp_path, formats=documents.PUBLISHED_FORMATS)
 
 

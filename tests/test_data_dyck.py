@@ -15,14 +15,14 @@ from nca_jax.data.dyck import DyckConfig
 from nca_jax.errors import UserError
 
 PAPER = DyckConfig(kinds=64, depth=16, p_open=0.5, shuffle=False)
-# The three widths of random numbers (a byte, a word, two words a position), and stacks of one word and of several.
+# Both widths of random numbers (a byte, a word a position), and stacks of one word and of several.
 CONFIGS = [
     PAPER,
     DyckConfig(kinds=64, depth=16, p_open=0.5, shuffle=True),
     DyckConfig(kinds=3, depth=4, p_open=0.625, shuffle=False),
-    DyckConfig(kinds=3, depth=9, p_open=0.7, shuffle=True),
-    DyckConfig(kinds=5, depth=3, p_open=0.3, shuffle=False),
-    DyckConfig(kinds=300, depth=5, p_open=0.45, shuffle=True),
+    DyckConfig(kinds=3, depth=9, p_open=180 / 256, shuffle=True),
+    DyckConfig(kinds=5, depth=3, p_open=76 / 256, shuffle=False),
+    DyckConfig(kinds=100, depth=5, p_open=115 / 256, shuffle=True),
     DyckConfig(kinds=16, depth=40, p_open=0.75, shuffle=False),
     DyckConfig(kinds=128, depth=2, p_open=0.5, shuffle=False),
     DyckConfig(kinds=1, depth=1, p_open=0.5, shuffle=False),
@@ -85,7 +85,9 @@ def test_chances_are_those_of_the_config(config):
 
 
 @pytest.mark.parametrize(
-    'config', [DyckConfig(256, 4, 0.5, True), DyckConfig(2**15, 3, 0.4, True), DyckConfig(200, 16, 0.5, True)], ids=str
+    'config',
+    [DyckConfig(128, 4, 0.5, True), DyckConfig(100, 3, 102 / 256, True), DyckConfig(120, 16, 0.5, True)],
+    ids=str,
 )
 def test_shuffle_closes_every_open_bracket_as_often(config):
     """Seen where all open kinds differ, which says nothing about the one that closes."""
@@ -193,13 +195,14 @@ def test_a_row_has_the_key_of_its_number():
 @pytest.mark.parametrize(
     ('change', 'said'),
     [
-        ({'kinds': 0}, r'kinds = 0: must be in 1\.\.32768'),
-        ({'kinds': 2**15 + 1}, 'kinds = 32769: '),
+        ({'kinds': 0}, r'kinds = 0: must be in 1\.\.128'),
+        ({'kinds': 129}, 'kinds = 129: '),
         ({'depth': 0}, r'depth = 0: Dyck words must be allowed a depth in 1\.\.255'),
         ({'depth': 256}, 'depth = 256: '),
-        ({'p_open': 0.0}, r'p_open = 0\.0: must be between 0 and 1'),
-        ({'p_open': 1.0}, r'p_open = 1\.0: must be between 0 and 1'),
-        ({'p_open': float('nan')}, r'p_open = nan: must be between 0 and 1'),
+        ({'p_open': 0.0}, r'p_open = 0\.0: must be a multiple of 1/256 between 0 and 1'),
+        ({'p_open': 1.0}, r'p_open = 1\.0: must be a multiple of 1/256'),
+        ({'p_open': float('nan')}, r'p_open = nan: must be a multiple of 1/256'),
+        ({'p_open': 0.3}, r'p_open = 0\.3: must be a multiple of 1/256'),
     ],
 )
 def test_bad_fields_are_named(change, said):

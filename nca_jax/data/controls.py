@@ -12,10 +12,7 @@ from nca_jax.errors import check
 
 @dataclasses.dataclass(frozen=True)
 class CopyConfig:
-    """A row is a segment of uniform tokens, repeated to the length of the row.
-
-    Targets in the first period have weight 0, since only the repetition can be learnt.
-    """
+    """A row is a segment of uniform tokens, repeated to the length of the row."""
 
     # Of the vocabulary.
     size: int
@@ -49,12 +46,14 @@ class NoiseConfig:
 
 
 def copy_sequences(config: CopyConfig, length: int, keys_R: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(int32 tokens (R, length), position of the first scored target (R)); target j is token j + 1."""
+    """(int32 tokens (R, length), position of the first scored target (R))."""
     low, high = config.period
 
     def row(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         period = jax.random.randint(keys.key(key, 'period'), (), low, high + 1)
+        # Drawn at the greatest length, since shapes are fixed.
         segment_P = jax.random.randint(keys.key(key, 'segment'), (high,), 0, config.size)
+        # Target j is token j + 1. Targets in the first period carry no loss, since only repetition can be learnt.
         return segment_P[jnp.arange(length) % period], period - 1
 
     return jax.vmap(row)(keys_R)

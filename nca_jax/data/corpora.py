@@ -5,45 +5,65 @@ Every corpus is read where it lies, without a network, and again for each pass o
 
 import dataclasses
 import functools
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import tensorflow_datasets as tfds
 
-from nca_jax.data import documents, python, splits
+from nca_jax.data import documents, python
 from nca_jax.data.documents import Document
 from nca_jax.data.text import TextConfig
-from nca_jax.errors import FieldError, UserError, check
+from nca_jax.errors import FieldError, check
 
 GPT2_VOCAB = 50_257
-TFDS_ROWS = 1000  # examples read at once
+# What the first pass keeps of a document: a digest of the text, its size in UTF-8, whether it holds U+FFFD (which
+# replaces bytes that aren't UTF-8), and `Document.valid`.
+SCANNED = np.dtype([('digest', 'S16'), ('bytes', np.int64), ('replaced', np.bool_), ('valid', np.bool_)])
+# `divide(scanned_N, valid_share) -> (train_M, valid_M)`: the numbers of each side's documents, ascending.
+Divide = Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Corpus:
-    """Where documents come from, and how they divide into training and validation."""
+def by_content(scanned_N: np.ndarray, valid_share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Deduplicates; a document is validation if its digest, as a number in [0, 1), is below the share.
 
-    name: str
-    # A JSON value that changes with the documents and is quickly known, such as sizes and times of files.
-    source: object
-    # Reads all documents, in the same order at every call.
-    read: Callable[[], Iterable[Document]]
-    divide: splits.Divide = splits.by_content
-    # Tokens of each side, end of text included, that somebody counted and published.
-    expected: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    # Size of the tokenizer that they were counted with, 0 for any.
-    vocab_size: int = 0
+    So the side of a document depends on its text alone, and no text is on both sides.
+    """
+    # The first of equal documents stays.
+    _, first_M = np.unique(scanned_N['digest'], return_index=True)
+    rows_M = np.sort(first_M)
+    # NumPy pads a digest that ends in zeros, so its first 8 bytes are always 8.
+    head_M = scanned_N['digest'][rows_M].astype('S8').view('>u8')
+    valid_M = head_M / 2.0**64 < valid_share
+    return rows_M[~valid_M], rows_M[valid_M]
+
+
+def as_published(scanned_N: np.ndarray, valid_share: float) -> tuple[np.ndarray, np.ndarray]:
+    """The publisher's own division, untouched."""
+    return np.flatnonzero(~scanned_N['valid']), np.flatnonzero(scanned_N['valid'])
+
+
+def by_permutation(
+    scanned_N: np.ndarray, valid_share: float, test_size: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The sides of `datasets.Dataset.train_test_split(test_size, seed=seed, shuffle=True)`, as nanoGPT published it."""
+    permutation_N = np.random.default_rng(seed).permutation(len(scanned_N))
+    held = int(np.ceil(test_size * len(scanned_N)))
+    # That function also shuffles each side. Here the documents stay in the corpus's order, so that one pass reads them.
+    return np.sort(permutation_N[held:]), np.sort(permutation_N[:held])
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a published corpus is read from the user's copy of its files."""
+    """How a published corpus is read from the user's copy of its files, and what is known about it."""
 
     # Repositories on the Hugging Face hub. The paper names no commit; these are read from branch main.
     source: str
     field: str
-    divide: splits.Divide
+    divide: Divide
+    # Tokens of each side, end of text included, that somebody counted and published.
     expected: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    # Size of the tokenizer that they were counted with.
     vocab_size: int = GPT2_VOCAB
 
 
@@ -53,20 +73,33 @@ RECIPES = {
     'openwebtext': Recipe(
         source='Skylion007/openwebtext',
         field='text',
-        divide=functools.partial(splits.by_permutation, test_size=0.0005, seed=2357),
+        divide=functools.partial(by_permutation, test_size=0.0005, seed=2357),
         expected={'train': 9_035_582_489, 'valid': 4_434_606},
     ),
     # Licence ODC-By-1.0. OpenWebMath, refined by ProX.
-    'openwebmath': Recipe(source='gair-prox/open-web-math-pro', field='text', divide=splits.by_content),
+    'openwebmath': Recipe(source='gair-prox/open-web-math-pro', field='text', divide=by_content),
     # Each file has its own licence, in its field `license`.
     'codeparrot': Recipe(
         source='codeparrot/codeparrot-train-v2-near-dedup and codeparrot/codeparrot-valid-v2-near-dedup',
         field='content',
-        divide=splits.as_published,
+        divide=as_published,
     ),
     # Licence ODC-By-1.0.
-    'c4': Recipe(source='allenai/c4, folder en', field='text', divide=splits.as_published),
+    'c4': Recipe(source='allenai/c4, folder en', field='text', divide=as_published),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Where documents come from."""
+
+    name: str
+    # A JSON value that changes with the documents and is quickly known, such as sizes and times of files.
+    source: object
+    # Reads all documents, in the same order at every call.
+    read: Callable[[], Iterable[Document]]
+    # Of a published corpus.
+    recipe: Recipe | None = None
 
 
 # Corpora that every interpreter brings.
@@ -84,15 +117,14 @@ def open_corpus(config: TextConfig) -> Corpus:
             check(not getattr(config, unused), unused, getattr(config, unused), f"must be '' for {name}")
         return BUILT_IN[name]()
     if name == 'text_files':
-        files = documents.find_files(config.path, documents.TEXT_FORMATS)
-        return Corpus(name, _stat(files), lambda: _read(files, config.field, errors))
+        return _of_files(name, documents.find_files(config.path, documents.TEXT_FORMATS), config.field, errors)
     if name in RECIPES:
         check(not config.field, 'field', config.field, f"must be '' for {name}, which fixes it")
-        return _published(name, RECIPES[name], config.path, errors)
+        return _published(name, config.path, errors)
     if name.startswith('tfds:'):
         return _prepared_by_tfds(name.removeprefix('tfds:'), config.path, config.field, errors)
-    known = ' '.join([*BUILT_IN, 'text_files', *RECIPES, 'tfds:NAME'])
-    raise FieldError('corpus', name, f'must be one of {known}')
+    names = ' '.join([*BUILT_IN, 'text_files', *RECIPES, 'tfds:NAME'])
+    raise FieldError('corpus', name, f'must be one of {names}')
 
 
 def open_tfds(name: str, path: str) -> tfds.core.DatasetBuilder:
@@ -104,35 +136,37 @@ def open_tfds(name: str, path: str) -> tfds.core.DatasetBuilder:
     infos = [*root.glob('dataset_info.json'), *root.glob(f'{name}/*/dataset_info.json')] if path and name else []
     build = f"tfds.builder({name!r}, data_dir={path!r}).download_and_prepare(file_format='array_record')"
     check(bool(infos), 'path', path, f'must be the folder in which TFDS has prepared {name}, as {build} does')
+    # The latest of several versions.
     builder = tfds.builder_from_directory(str(max(infos).parent))
     kind = builder.info.file_format.value
-    if kind != 'array_record':
-        raise UserError(f'path = {path!r}: prepared as {kind}, which needs TensorFlow; it must be array_record')
+    allowed = f'must be prepared as array_record, and is prepared as {kind}, which needs TensorFlow'
+    check(kind == 'array_record', 'path', path, allowed)
     return builder
 
 
-def _published(name: str, recipe: Recipe, path: str, errors: str) -> Corpus:
-    """A recipe's corpus. If its division is published, the files with `valid` in their path validate."""
-    root = Path(path).expanduser()
-    if not path or not root.is_dir():
-        raise UserError(f'path = {path!r}: must be the folder that holds the files of {recipe.source}')
+def _of_files(
+    name: str, files: list[Path], field: str, errors: str, recipe: Recipe | None = None, valid: Collection[Path] = ()
+) -> Corpus:
+    """A corpus of files, where the documents of the files in `valid` validate."""
+
+    def read() -> Iterator[Document]:
+        for file in files:
+            yield from documents.read_documents(file, field, errors, file in valid)
+
+    source = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return Corpus(name, source, read, recipe)
+
+
+def _published(name: str, path: str, errors: str) -> Corpus:
+    recipe, root = RECIPES[name], Path(path).expanduser()
+    allowed = f'must be the folder that holds the files of {recipe.source}'
+    check(bool(path) and root.is_dir(), 'path', path, allowed)
     files, valid = documents.find_files(path, documents.PUBLISHED_FORMATS), set()
-    if recipe.divide is splits.as_published:
+    if recipe.divide is as_published:
         valid = {file for file in files if 'valid' in file.relative_to(root).as_posix()}
-        if len(valid) in (0, len(files)):
-            missing = 'train' if valid else 'valid'
-            raise UserError(f"path = {path!r}: no {missing} file (validation files have 'valid' in their path)")
-    read = functools.partial(_read, files, recipe.field, errors, valid)
-    return Corpus(name, _stat(files), read, recipe.divide, recipe.expected, recipe.vocab_size)
-
-
-def _stat(files: Iterable[Path]) -> list:
-    return [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-
-
-def _read(files: Iterable[Path], field: str, errors: str, valid: Container[Path] = ()) -> Iterator[Document]:
-    for file in files:
-        yield from documents.read_documents(file, field, errors, file in valid)
+        both = 0 < len(valid) < len(files)
+        check(both, 'path', path, "must have files of both sides; those of validation have 'valid' in their path")
+    return _of_files(name, files, recipe.field, errors, recipe, valid)
 
 
 def _prepared_by_tfds(name: str, path: str, field: str, errors: str) -> Corpus:
@@ -140,18 +174,14 @@ def _prepared_by_tfds(name: str, path: str, field: str, errors: str) -> Corpus:
     builder = open_tfds(name, path)
     texts = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Text)]
     check(field in texts, 'field', field, f'must be a text of tfds:{name}: {" ".join(texts)}')
-    if 'train' not in builder.info.splits:
-        raise UserError(f'corpus tfds:{name}: no split train, has {" ".join(builder.info.splits)}')
+    check('train' in builder.info.splits, 'corpus', f'tfds:{name}', 'must have the split train')
     train = builder.info.splits['train']
 
     def read() -> Iterator[Document]:
-        examples = builder.as_data_source('train')
-        for start in range(0, len(examples), TFDS_ROWS):
-            rows = range(start, min(start + TFDS_ROWS, len(examples)))
-            for row, example in zip(rows, examples.__getitems__(rows), strict=True):
-                place = f'tfds:{name}:{row}'
-                text, replaced = documents.decode(example[field], place, errors)
-                yield Document(text, place, replaced)
+        for row, example in enumerate(builder.as_data_source('train')):
+            place = f'tfds:{name}:{row}'
+            yield Document(documents.decode(example[field], place, errors), place)
 
     source = (builder.info.full_name, field, train.num_examples, train.num_bytes)
+    # A TFDS name may hold a config, after a slash, and becomes part of a folder's name.
     return Corpus(name.replace('/', '_'), source, read)

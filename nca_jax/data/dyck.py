@@ -4,7 +4,7 @@ A word is a walk that can't be skipped ahead, so one sequence is slow and only m
 - The walk is a scan over positions with the rows in the last axis. A step is a few operations on vectors, no gather.
 - A row's stack is a number with kinds as its digits, the top one lowest, in a few uint32 words. Opening shifts it up,
   closing shifts it down, both elementwise.
-- Random words are drawn before the scan, no wider than the config needs: the paper's takes one byte a position.
+- Random words are drawn before the scan: one a position, or one for four where a byte decides a position (the paper's).
 - There the walk takes four positions a step, in two scans: first where brackets open, then their kinds. XLA computes
   each output of a step by its own expression from the step's inputs, so a step with few outputs repeats little.
 """
@@ -34,15 +34,17 @@ class DyckConfig:
     kinds: int
     # The paper says "depth 1..16", read here as nesting of at most 16.
     depth: int
-    # Exact if it is a multiple of 1/256, else to 2^-33.
     p_open: float
     # A closing token closes any open bracket, each as likely (shuffle-Dyck), else the innermost.
     shuffle: bool
 
     def __post_init__(self):
-        check(1 <= self.kinds <= 2**15, 'kinds', self.kinds, 'must be in 1..32768: a token is kept in two bytes')
+        check(1 <= self.kinds <= 128, 'kinds', self.kinds, 'must be in 1..128: a token is kept in a byte')
+        # A choice has 24 random bits, which a product with the depth must not exceed.
         check(1 <= self.depth <= 255, 'depth', self.depth, 'Dyck words must be allowed a depth in 1..255')
-        check(0 < self.p_open < 1, 'p_open', self.p_open, 'must be between 0 and 1, which are excluded')
+        # A coin has at most 8 random bits.
+        exact = 0 < self.p_open < 1 and (self.p_open * 256).is_integer()
+        check(exact, 'p_open', self.p_open, 'must be a multiple of 1/256 between 0 and 1, which are excluded')
 
     @property
     def vocab(self) -> Vocab:
@@ -50,7 +52,7 @@ class DyckConfig:
 
 
 def sequences(config: DyckConfig, length: int, keys_R: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(uint8 or uint16 tokens (R, length), zeros (R)), the first scored target of each row."""
+    """(uint8 tokens (R, length), zeros (R)), the first scored target of each row."""
     zeros_R = jnp.zeros(keys_R.shape, jnp.uint32)
     # As many words as hold `depth` digits.
     stack = (zeros_R,) * -(-config.depth * _digit(config) // 32)
@@ -62,28 +64,27 @@ def sequences(config: DyckConfig, length: int, keys_R: jax.Array) -> tuple[jax.A
         tokens_RxWx4 = jax.lax.bitcast_convert_type(words_WxR.T, jnp.uint8)
         tokens_RxL = tokens_RxWx4.reshape(len(keys_R), -1)[:, :length]
     else:
-        # A word a position has 8 bits for the coin and 24 for the choice; if either needs more, two words are drawn.
-        wide = _coin_bits(config) > 8 or max(config.kinds, config.depth) > 256
-        random = _random(keys_R, 2 * length).reshape(2, length, -1) if wide else _random(keys_R, length)[None]
-        _, tokens_LxR = jax.lax.scan(functools.partial(_one_position, config), (zeros_R, stack), tuple(random))
+        step = functools.partial(_one_position, config)
+        _, tokens_LxR = jax.lax.scan(step, (zeros_R, stack), _random(keys_R, length))
         tokens_RxL = tokens_LxR.T
     return tokens_RxL, zeros_R.astype(jnp.int32)
 
 
 def _coin_bits(config: DyckConfig) -> int:
-    """The fewest bits, up to 8, for a coin of exactly p_open; 32 if there are none."""
-    return next((bits for bits in range(1, 9) if (config.p_open * 2**bits).is_integer()), 32)
+    """The fewest bits for a coin of exactly p_open."""
+    return next(bits for bits in range(1, 9) if (config.p_open * 2**bits).is_integer())
 
 
 def _digit(config: DyckConfig) -> int:
     """Bits of a kind in the stack, so that a whole number of digits fills a word."""
+    # Four positions move whole bytes.
     if _fits_a_byte(config):
         return 8
-    return next(bits for bits in (1, 2, 4, 8, 16) if config.kinds <= 2**bits)
+    return next(bits for bits in (1, 2, 4, 8) if config.kinds <= 2**bits)
 
 
 def _fits_a_byte(config: DyckConfig) -> bool:
-    """Whether eight random bits decide a position exactly, and a token fits in eight."""
+    """Whether eight random bits decide a position exactly."""
     power_of_two = config.kinds & (config.kinds - 1) == 0
     return power_of_two and not config.shuffle and _coin_bits(config) + math.log2(config.kinds) <= 8
 
@@ -147,48 +148,25 @@ def _opens(config: DyckConfig, depth_R: jax.Array, heads_R: jax.Array) -> jax.Ar
     return (depth_R == 0) | ((depth_R < config.depth) & heads_R)
 
 
-def _one_position(config: DyckConfig, state: tuple, random: tuple) -> tuple[tuple, jax.Array]:
-    """One token: from a word of 8 bits for the coin and 24 for the choice, or from a word for each."""
-    if len(random) == 1:
-        heads_R = (random[0] >> 24) < int(config.p_open * 2**8)
-        choose = functools.partial(_share, random[0] & 0xFFFFFF)
-    else:
-        # Rounding may reach 2^32, which no word holds.
-        heads_R = random[0] < jnp.uint32(min(round(config.p_open * 2**32), 2**32 - 1))
-        choose = functools.partial(_share_of_word, random[1])
-    closed_R = choose(state[0]) if config.shuffle else None
-    state, token_R = _position(config, state, heads_R, choose(jnp.uint32(config.kinds)), closed_R)
-    return state, token_R.astype(jnp.uint8 if config.vocab.size <= 2**8 else jnp.uint16)
-
-
-def _share(random_R: jax.Array, n: jax.Array) -> jax.Array:
-    """0..n-1 from 24 random bits: floor(random * n / 2^24) for n up to 2^8."""
-    return (random_R * n) >> 24
-
-
-def _share_of_word(random_R: jax.Array, n: jax.Array) -> jax.Array:
-    """0..n-1 from 32 random bits: floor(random * n / 2^32) for n below 2^16, without a product of more than 32."""
-    return ((random_R >> 16) * n + (((random_R & 0xFFFF) * n) >> 16)) >> 16
-
-
-def _position(
-    config: DyckConfig, state: tuple, heads_R: jax.Array, kind_R: jax.Array, closed_R: jax.Array | None
-) -> tuple[tuple, jax.Array]:
-    """The next state and token. `closed_R` counts from the innermost bracket, which None stands for."""
+def _one_position(config: DyckConfig, state: tuple, random_R: jax.Array) -> tuple[tuple, jax.Array]:
+    """The next state and token, from 8 random bits for the coin and 24 for a choice."""
     depth_R, stack = state
-    digit = _digit(config)
-    opens_R = _opens(config, depth_R, heads_R)
+    digit, choice_R = _digit(config), random_R & 0xFFFFFF
+    opens_R = _opens(config, depth_R, (random_R >> 24) < int(config.p_open * 2**8))
+    # One of n is floor(choice * n / 2^24).
+    kind_R = (choice_R * config.kinds) >> 24
     # Digits that leave a word enter its neighbour: the lower one when opening, the upper one when closing.
     lower = (kind_R << (32 - digit), *stack[:-1])
     upper = (*stack[1:], jnp.zeros_like(kind_R))
     pushed = [(word_R << digit) | (other_R >> (32 - digit)) for word_R, other_R in zip(stack, lower, strict=True)]
     popped = [(word_R >> digit) | (other_R << (32 - digit)) for word_R, other_R in zip(stack, upper, strict=True)]
     top_R = stack[0] & (2**digit - 1)
-    if closed_R is not None:
-        top_R, popped = _taken_out(digit, stack, popped, closed_R)
+    if config.shuffle:
+        # Counted from the innermost bracket.
+        top_R, popped = _taken_out(digit, stack, popped, (choice_R * depth_R) >> 24)
     stack = tuple(jnp.where(opens_R, up_R, down_R) for up_R, down_R in zip(pushed, popped, strict=True))
     depth_R = jnp.where(opens_R, depth_R + 1, depth_R - 1)
-    return (depth_R, stack), jnp.where(opens_R, kind_R, top_R + config.kinds)
+    return (depth_R, stack), jnp.where(opens_R, kind_R, top_R + config.kinds).astype(jnp.uint8)
 
 
 def _taken_out(digit: int, stack: tuple, popped: list, closed_R: jax.Array) -> tuple[jax.Array, list]:

@@ -8,12 +8,9 @@ A config with the same words about its corpus, and with `cache` the folder given
 
 import argparse
 import dataclasses
-import time
 
 from nca_jax.errors import check
 from nca_jax.progress import bars
-
-LARGE = 9e9  # tokens, as many as OpenWebText has
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -33,28 +30,15 @@ def run(args: argparse.Namespace) -> None:
     from nca_jax.data.preparation import prepare_text
     from nca_jax.data.text import TextConfig
 
+    # TextConfig takes '' for the run's own folder, and here is no run.
     check(args.cache != '', '--out', args.cache, 'must name a folder')
     if args.vocab_size is None:
         args.vocab_size = 0 if args.tokenizer else 1024
+    # The flags are named as the config's fields.
     config = TextConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(TextConfig)})
-    marks = []  # (time, bytes tokenized): an interrupted call may have done some
     with bars() as show:
-
-        def progress(stage: str, done: int, total: int | None) -> None:
-            show(stage, done, total)
-            if stage == 'tokenize':
-                marks.append((time.monotonic(), done))
-
-        prepared = prepare_text(config, config.cache, progress)
+        prepared = prepare_text(config, config.cache, show)
     print(prepared.folder)
-    sides = {'train': prepared.train, 'valid': prepared.valid}
-    for side, store in sides.items():
-        print(f'{side}: {store.tokens:,} tokens, {store.documents:,} documents, {store.bytes:,} bytes')
+    for side, store in (('train', prepared.train), ('valid', prepared.valid)):
+        print(f'{side}: {len(store):,} tokens, {store.documents:,} documents, {store.bytes:,} bytes')
     print('documents ' + ', '.join(f'{name} {count:,}' for name, count in prepared.documents.items()))
-    if not marks:
-        print('already prepared')
-        return
-    (start, first), (end, last) = marks[0], marks[-1]
-    tokens, size = (sum(getattr(store, name) for store in sides.values()) for name in ('tokens', 'bytes'))
-    rate = (last - first) / size * tokens / (end - start)
-    print(f'tokenized {rate:,.0f} tokens/s; 9B tokens would take {LARGE / rate / 3600:.1f} h')

@@ -29,12 +29,13 @@ def sources() -> list[Document]:
 
 
 def source_identity() -> list:
-    """The interpreter's version and the sizes of the library's files, which tell libraries apart without reading."""
+    # The files' sizes tell libraries apart without reading them.
     interpreter = f'{platform.python_implementation()} {platform.python_version()}'
     return [interpreter, [(name.as_posix(), file.stat().st_size) for file, name in _library_files()]]
 
 
-@functools.cache  # parsing all modules takes many seconds, and the texts only 16 MB
+# Parsing all modules takes many seconds, and the texts take only 16 MB.
+@functools.cache
 def docstrings() -> list[Document]:
     """pydoc's topics, then one document for each module of the library and the dependencies that has docstrings."""
     documents = [Document(text, f'pydoc/{topic}') for topic, text in sorted(pydoc_data.topics.topics.items())]
@@ -59,13 +60,12 @@ def _library_files() -> list[tuple[Path, Path]]:
     for folder, below, names in os.walk(root):
         # os.walk descends into what stays in `below`. config-* and _sysconfigdata hold this machine's paths.
         below[:] = [name for name in below if name not in SKIPPED and not name.startswith('config-')]
-        files += [
-            Path(folder, name) for name in names if name.endswith('.py') and not name.startswith('_sysconfigdata')
-        ]
+        kept = [name for name in names if name.endswith('.py') and not name.startswith('_sysconfigdata')]
+        files += [(Path(folder, name), Path(folder, name).relative_to(root)) for name in kept]
+    # Some systems package the interpreter without it.
     if not files:
         raise UserError(f'corpus python_stdlib: no source in {root}, this interpreter came without its library')
-    pairs = [(file, file.relative_to(root)) for file in files]
-    return sorted(pairs, key=lambda pair: pair[1].as_posix())
+    return sorted(files, key=lambda pair: pair[1].as_posix())
 
 
 def _package_files(dependency: str) -> list[tuple[Path, Path]]:
@@ -83,7 +83,7 @@ def _distribution(name: str) -> importlib.metadata.Distribution:
 
 
 def _read_source(file: Path) -> str:
-    """Python source, decoded as its own encoding line says."""
+    # Decodes as the source's own encoding line says.
     with tokenize.open(file) as stream:
         return stream.read()
 

@@ -1,5 +1,6 @@
 """Text as a stream of Batches: windows of token shards, in a seeded order or spread evenly for evaluation."""
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -12,11 +13,11 @@ from tokenizers import Tokenizer
 
 from nca_jax.batch import Batch, Vocab, check_vocab
 from nca_jax.data import tokenizer as bpe
-from nca_jax.data.shards import TokenStore
 from nca_jax.data.streams import make_read_stream, shuffled
 from nca_jax.errors import UserError, check
 
-LEAST_VOCAB = 257  # every byte and the end of text
+# Every byte and the end of text.
+LEAST_VOCAB = 257
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,41 @@ class TextConfig:
             check(size >= LEAST_VOCAB, 'vocab_size', size, f'must be at least {LEAST_VOCAB}, or name a tokenizer')
 
 
+class TokenStore:
+    """The tokens of one side as one long array over all its shards, read without loading them."""
+
+    def __init__(self, folder: Path, side: str, shards: int, tokens: int, documents: int, bytes: int):
+        """Raises UserError for a missing or damaged shard."""
+        self.documents, self.bytes = documents, bytes
+        self._shards = [open_shard(shard_file(folder, side, number)) for number in range(shards)]
+        self._starts = np.cumsum([0, *map(len, self._shards)]).tolist()
+        # Shards of another preparation would make other batches.
+        if len(self) != tokens:
+            raise UserError(f'{folder}: {side} has {len(self)} of {tokens} tokens; delete it to make it anew')
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """int32 tokens [start, stop)."""
+        starts = self._starts
+        touched = range(bisect.bisect_right(starts, start) - 1, bisect.bisect_left(starts, stop))
+        pieces = [self._shards[i][max(start - starts[i], 0) : stop - starts[i]] for i in touched]
+        return np.concatenate(pieces, dtype=np.int32)
+
+
+def shard_file(folder: Path, side: str, number: int) -> Path:
+    return folder / f'{side}-{number:05d}.npy'
+
+
+def open_shard(file: Path) -> np.ndarray:
+    """The memory-mapped tokens of a shard. Raises UserError if it can't be read."""
+    try:
+        return np.load(file, mmap_mode='r')
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f'{file}: not a readable shard ({error}); delete {file.parent} to make it anew') from None
+
+
 @dataclasses.dataclass(frozen=True)
 class PreparedText:
     """Token stores of both splits and their tokenizer."""
@@ -63,7 +99,7 @@ class PreparedText:
     # Hash of the texts and the tokenizer, free of paths.
     identity: str
     tokenizer_identity: str
-    # Documents `dropped` as duplicates, `shared` by both sides of a published split, with bytes `replaced`.
+    # Documents `dropped` as duplicates, `shared` by both sides of a published split, with U+FFFD (`replaced`).
     documents: dict[str, int]
 
     @property
@@ -85,9 +121,9 @@ class EvalRange(NamedTuple):
     bytes: int
 
 
-def count_windows(store: TokenStore, length: int) -> int:
-    """Windows of length + 1 tokens at stride `length`: every token but the first is a target once, up to the tail."""
-    return (len(store) - 1) // length
+def _window(store: TokenStore, number: int, length: int) -> np.ndarray:
+    """Window `number` of length + 1 tokens at stride `length`: every token but the first is a target once."""
+    return store.read(number * length, (number + 1) * length + 1)
 
 
 def make_stream(
@@ -95,7 +131,8 @@ def make_stream(
 ) -> Callable[[int], Batch]:
     """`stream(step)`: the step-th Batch of windows, each once an epoch, in an order of (seed, epoch). All weights 1."""
     store = getattr(prepared, split)
-    total = count_windows(store, length)
+    # The tail that fills no window is left out.
+    total = (len(store) - 1) // length
     if total < 1:
         raise UserError(f'{split} has {len(store)} tokens, fewer than a window of {length + 1}')
 
@@ -109,14 +146,12 @@ def make_stream(
 def make_eval_range(
     prepared: PreparedText, split: str, batch: int, length: int, windows: int, sharding: jax.sharding.NamedSharding
 ) -> EvalRange:
-    """`windows` windows spread evenly over a split; the last batch is filled with rows of weight 0.
-
-    Spread, since neighbouring windows are of one document, and a corpus may keep its documents in order.
-    """
+    """`windows` windows spread evenly over a split; the last batch is filled with rows of weight 0."""
     store = getattr(prepared, split)
-    total = count_windows(store, length)
+    total = (len(store) - 1) // length
     if total < windows:
         raise UserError(f'{split} split: {total} windows of {length} tokens, evaluation wants {windows}')
+    # Spread, since neighbouring windows are of one document, and a corpus may keep its documents in order.
     chosen_W = np.arange(windows) * total // windows
 
     def row_of(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -127,7 +162,3 @@ def make_eval_range(
     targets = (_window(store, window, length)[1:] for window in chosen_W.tolist())
     size = sum(int(prepared.token_bytes_V[tokens_L].sum(dtype=np.int64)) for tokens_L in targets)
     return EvalRange(make_read_stream(row_of, batch, length, sharding), -(-windows // batch), size)
-
-
-def _window(store: TokenStore, number: int, length: int) -> np.ndarray:
-    return store.read(number * length, (number + 1) * length + 1)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from nca_jax.errors import UserError
 
 END_OF_TEXT = '<|endoftext|>'
 FILE = 'tokenizer.json'
-ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())  # one printable character for each of the 256 bytes
+# One printable character for each of the 256 bytes.
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 # GPT-2 writes a printable byte as its own character, the others in order as the characters from 256 on.
 PRINTABLE = [ord(character) for character in ALPHABET if ord(character) < 256]
 OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
@@ -21,10 +22,7 @@ BYTE_OF = {chr(byte): byte for byte in PRINTABLE} | {chr(256 + place): byte for 
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of `vocab_size` tokens, where 0 ends a text; a function of the texts and the size alone.
-
-    Raises UserError where the texts have too little to merge for that many tokens.
-    """
+    """A byte-level BPE of `vocab_size` tokens, where 0 ends a text; a function of the texts and the size alone."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -32,6 +30,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=ALPHABET, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
+    # The texts may have too little to merge.
     if tokenizer.get_vocab_size() != vocab_size:
         raise UserError(f'vocab_size = {vocab_size}: this corpus fills {tokenizer.get_vocab_size()} tokens at most')
     return _plain(tokenizer)
@@ -41,20 +40,18 @@ def load(file: str) -> Tokenizer:
     """Reads a tokenizer.json; UserError unless it is a byte-level BPE with an end-of-text token, like GPT-2's."""
     try:
         tokenizer = Tokenizer.from_str(Path(file).expanduser().read_text())
+        layout = json.loads(tokenizer.to_str())
+        # Raises for tokens that aren't byte-level or whose numbers have gaps.
+        pieces(tokenizer)
     # The library raises bare Exceptions.
     except Exception as error:
-        raise UserError(f'tokenizer = {file!r}: no readable tokenizer.json ({error})') from error
-    # Whatever changes text before it becomes tokens makes counts of bytes wrong; dropout makes tokens random.
-    layout = json.loads(tokenizer.to_str())
+        raise UserError(f'tokenizer = {file!r}: no readable tokenizer.json of a byte-level BPE ({error!r})') from error
     ends = [token for token in layout['added_tokens'] if token['content'] == END_OF_TEXT and token['special']]
+    # Whatever changes text before it becomes tokens makes counts of bytes wrong; dropout makes tokens random.
     if layout['model']['type'] != 'BPE' or layout['normalizer'] or layout['model'].get('dropout') or not ends:
         raise UserError(
             f'tokenizer = {file!r}: must be a byte-level BPE with special {END_OF_TEXT}, no normalizer and no dropout'
         )
-    try:
-        pieces(tokenizer)
-    except UserError as error:
-        raise UserError(f'{file}: {error}') from None
     return _plain(tokenizer)
 
 
@@ -64,24 +61,32 @@ def load_of_run(run: Path, manifest: Mapping[str, Any], given: Path | None) -> T
     Searches `given`, else the run's folder, the file that the run's config names and the run's cache of texts.
     """
     if 'tokenizer' not in manifest['data']:
-        if given is not None:
-            raise UserError(f'--tokenizer={given}: {run} was trained on no text')
         return None
-    for file in [given] if given else filter(Path.is_file, _places(run, manifest['config'])):
-        tokenizer = load(str(file))
-        if identity(tokenizer) == manifest['data']['tokenizer']:
-            return tokenizer
+    files = [given] if given else [run / FILE]
+    # The config of adopted weights has no data.
+    data = manifest['config'].get('data', {})
+    if not given and data.get('tokenizer'):
+        files.append(Path(data['tokenizer']).expanduser())
+    if not given and 'cache' in data:
+        # A cache may hold the texts of several runs.
+        files += sorted(Path(data['cache'] or run / 'text').expanduser().glob(f'tokens/*/{FILE}'))
+    for file in files:
+        # The run may have been moved without its data, but a file that the user names must be readable.
+        if given or file.is_file():
+            tokenizer = load(str(file))
+            if identity(tokenizer) == manifest['data']['tokenizer']:
+                return tokenizer
     where = f'{given} is another one' if given else 'it is not where the run had it; name it with --tokenizer=FILE'
     raise UserError(f'{run}: was trained with a tokenizer of hash {manifest["data"]["tokenizer"][:12]}, and {where}')
 
 
 def identity(tokenizer: Tokenizer) -> str:
-    """sha256 of the tokenizer's contents, however its file is laid out. Token shards and manifests carry it."""
+    """sha256 of the tokenizer's contents. Token shards and manifests carry it."""
+    # Files of one tokenizer may be laid out differently.
     return hashlib.sha256(json.dumps(json.loads(tokenizer.to_str()), sort_keys=True).encode()).hexdigest()
 
 
 def end_of_text(tokenizer: Tokenizer) -> int:
-    """The token that follows every document."""
     return tokenizer.token_to_id(END_OF_TEXT)
 
 
@@ -94,27 +99,16 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def pieces(tokenizer: Tokenizer) -> list[bytes]:
-    """The bytes of every token, by its number; special tokens have none. Raises UserError if it isn't byte-level."""
+    """The bytes of every token, by its number; special tokens have none.
+
+    Raises KeyError or IndexError for a tokenizer that `load` refuses.
+    """
     special = {token['id'] for token in json.loads(tokenizer.to_str())['added_tokens'] if token['special']}
     pieces_V = [b''] * tokenizer.get_vocab_size()
     for token, number in tokenizer.get_vocab().items():
-        if number >= len(pieces_V):
-            raise UserError(f'tokenizer: token {token!r} has number {number}, of {len(pieces_V)} tokens')
         if number not in special:
-            if not BYTE_OF.keys() >= set(token):
-                raise UserError(f'tokenizer: token {token!r} is not byte-level')
             pieces_V[number] = bytes(BYTE_OF[character] for character in token)
     return pieces_V
-
-
-def _places(run: Path, config: Mapping[str, Any]) -> Iterator[Path]:
-    yield run / FILE
-    # The config of adopted weights has no data.
-    data = config.get('data', {})
-    if data.get('tokenizer'):
-        yield Path(data['tokenizer']).expanduser()
-    if 'cache' in data:
-        yield from sorted(Path(data['cache'] or run / 'text').expanduser().glob(f'tokens/*/{FILE}'))
 
 
 def _plain(tokenizer: Tokenizer) -> Tokenizer:
