@@ -18,8 +18,7 @@ from nca_jax import cli, folders, run, transfer, trees
 from nca_jax import mesh as meshes
 from nca_jax.checkpoint.store import Store, read_manifest, restore_params, saved_params
 from nca_jax.experiment import from_dict
-from nca_jax.hf import folder as folders_of_hf
-from nca_jax.hf import sources, torch_zip
+from nca_jax.hf import release, torch_zip
 from nca_jax.report.runs import read_run
 from tests.test_hf import GOLDEN, assert_logits, logits
 from tests.test_run import adjusted, metrics, train
@@ -122,20 +121,15 @@ def test_a_run_from_an_adopted_folder_measures_what_the_exported_one_did(cache, 
     assert parent['identity'] == folders.read_record(tmp_path / 'adopted')['identity']
 
 
-def test_large_weights_lie_in_several_files(trained, exported, tmp_path, monkeypatch):
-    monkeypatch.setattr(folders_of_hf, 'SHARD_BYTES', 40_000)
-    assert cli.main(['export', str(trained), f'--out={tmp_path / "out"}']) == 0
-    index = json.loads((tmp_path / 'out' / 'model.safetensors.index.json').read_text())
-    files = sorted(path.name for path in (tmp_path / 'out').glob('*.safetensors'))
-    assert sorted(set(index['weight_map'].values())) == files
-    assert files[0] == f'model-00001-of-{len(files):05}.safetensors'
-    assert len(files) > 2
+def test_weights_in_several_files_are_those_in_one(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / 'parts')
     whole = load_file(exported / 'model.safetensors')
-    assert index['metadata']['total_size'] == sum(tensor.nbytes for tensor in whole.values())
-    for name, file in index['weight_map'].items():
-        np.testing.assert_array_equal(load_file(tmp_path / 'out' / file)[name], whole[name])
+    (tmp_path / 'parts' / 'model.safetensors').unlink()
+    for number in range(3):
+        part = {name: tensor for place, (name, tensor) in enumerate(whole.items()) if place % 3 == number}
+        save_file(part, tmp_path / 'parts' / f'model-0000{number + 1}-of-00003.safetensors')
     identities = []
-    for number, folder in enumerate((tmp_path / 'out', exported)):
+    for number, folder in enumerate((tmp_path / 'parts', exported)):
         assert cli.main(['adopt', str(folder), f'--out={tmp_path / str(number)}']) == 0
         identities.append(folders.read_record(tmp_path / str(number))['identity'])
     assert identities[0] == identities[1]
@@ -180,12 +174,12 @@ def test_a_run_starts_from_a_checkpoint_of_the_release(tmp_path):
 
 
 @pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'module._orig_mod.'])
-def test_names_of_wrapped_modules_are_freed_of_their_prefix(tmp_path, capsys, prefix):
-    content = {f'{prefix}{name}': tensor for name, tensor in torch_zip.load(RELEASE)['model'].items()}
-    assert sources.unwrap(content) == (torch_zip.load(RELEASE)['model'], (f'taken off every name: {prefix}',))
-    del content[f'{prefix}norm.weight']
-    content['norm.weight'] = None
-    assert set(sources.unwrap(content)[0]) == set(content)
+def test_names_of_wrapped_modules_are_freed_of_their_prefix(monkeypatch, prefix):
+    content = torch_zip.load(RELEASE)
+    wrapped = {'model': {f'{prefix}{name}': tensor for name, tensor in content['model'].items()}}
+    monkeypatch.setattr(torch_zip, 'load', lambda file: wrapped)
+    source = release.read(RELEASE, heads=2)
+    np.testing.assert_array_equal(source.read('model.norm.weight'), content['model']['norm.weight'].read())
 
 
 def test_an_automata_run_has_no_tokenizer(tmp_path, capsys):
@@ -235,22 +229,26 @@ def test_adopt_refuses_folders(exported, tmp_path, capsys):
 
     assert "model_type = 'gpt2'" in said(changed(tmp_path / 'gpt2', model_type='gpt2'))
     assert 'num_key_value_heads = 1' in said(changed(tmp_path / 'grouped', num_key_value_heads=1))
-    assert 'has unexpected model.layers.1' in said(changed(tmp_path / 'short', num_hidden_layers=1))
-    assert 'lacks model.layers.2' in said(changed(tmp_path / 'long', num_hidden_layers=3))
-    assert '(24, 16), not (32, 16)' in said(changed(tmp_path / 'wide', intermediate_size=32))
-    assert 'has unexpected lm_head.weight' in said(changed(tmp_path / 'tied', tie_word_embeddings=True))
-    assert '--heads = 4: is 2' in said(HF, '--heads=4')
+    assert 'tensor model.layers.1.input_layernorm.weight must be absent' in said(
+        changed(tmp_path / 'short', num_hidden_layers=1)
+    )
+    assert 'tensor model.layers.2.input_layernorm.weight must be (16,), and is missing' in said(
+        changed(tmp_path / 'long', num_hidden_layers=3)
+    )
+    assert 'must be (16, 32), and is (16, 24)' in said(changed(tmp_path / 'wide', intermediate_size=32))
+    assert 'tensor lm_head.weight must be absent' in said(changed(tmp_path / 'tied', tie_word_embeddings=True))
+    assert '--heads = 4: is only for a file' in said(HF, '--heads=4')
     assert '--vocab-size = 41: must be 1 to 40' in said(HF, '--vocab-size=41')
     assert 'config.json: No such file' in said(tmp_path)
     folder = changed(tmp_path / 'damaged')
     (folder / 'model.safetensors').write_bytes((HF / 'model.safetensors').read_bytes()[:-1])
     assert 'not a whole safetensors file' in said(folder)
     (folder / 'model.safetensors').unlink()
-    assert 'lacks lm_head.weight; lacks model.embed_tokens.weight; ' in said(folder)
+    assert 'tensor lm_head.weight must be (40, 16), and is missing' in said(folder)
     for name in 'ab':
-        save_file({'a': np.zeros(2, np.float32)}, folder / f'{name}.safetensors')
-    assert 'b.safetensors: a is in a.safetensors too' in said(folder)
-    save_file({'b': np.zeros(2, np.int32)}, folder / 'b.safetensors')
+        save_file({'a': np.zeros(2, np.float32)}, folder / f'model-{name}.safetensors')
+    assert 'model-b.safetensors: a is in model-a.safetensors too' in said(folder)
+    save_file({'b': np.zeros(2, np.int32)}, folder / 'model-b.safetensors')
     assert "'I32': must be F32, F16, BF16" in said(folder)
     shutil.copytree(exported, tmp_path / 'more')
     described = json.loads((exported / 'config.json').read_text()) | {'vocab_size': 310}
@@ -259,7 +257,7 @@ def test_adopt_refuses_folders(exported, tmp_path, capsys):
     for name in ('model.embed_tokens.weight', 'lm_head.weight'):
         tensors[name] = np.pad(tensors[name], ((0, 10), (0, 0)))
     save_file(tensors, tmp_path / 'more' / 'model.safetensors')
-    assert '310 rows and its tokenizer 300 tokens; --vocab-size=N' in said(tmp_path / 'more')
+    assert '--vocab-size = None: must be 1 to 310: how many of the 310 rows' in said(tmp_path / 'more')
     assert cli.main(['adopt', str(tmp_path / 'more'), f'--out={tmp_path / "in"}', '--vocab-size=300']) == 0
 
 
@@ -280,14 +278,18 @@ def test_adopt_refuses_files(tmp_path, capsys):
         return refused(capsys, 'adopt', file, f'--out={tmp_path / "out"}', *flags)
 
     both = ('--heads=2', '--vocab-size=34')
-    assert '--heads=N must say' in said(RELEASE)
-    assert 'its tables have 48 rows; --vocab-size=N must say' in said(RELEASE, '--heads=2')
+    assert '--heads = None: must be given for a file' in said(RELEASE)
+    assert '--vocab-size = None: must be 1 to 48: how many of the 48 rows' in said(RELEASE, '--heads=2')
     assert '--vocab-size = 64000: must be 1 to 48' in said(RELEASE, '--heads=2', '--vocab-size=64000')
     assert 'heads = 3: must divide width 8' in said(RELEASE, '--heads=3', '--vocab-size=34')
     assert 'No such file' in said(tmp_path / 'none.pt', *both)
     other = tmp_path / 'other.pt'
-    assert 'lacks norm.weight' in said(repacked(other, b'\x0b\0\0\0norm.weight', b'\x0b\0\0\0nerm.weight'), *both)
-    assert 'lacks output_proj.weight' in said(repacked(other, b'output_proj.weight', b'output_proj.waight'), *both)
+    assert 'tensor nerm.weight must be absent' in said(
+        repacked(other, b'\x0b\0\0\0norm.weight', b'\x0b\0\0\0nerm.weight'), *both
+    )
+    assert 'tensor output_proj.waight must be absent' in said(
+        repacked(other, b'output_proj.weight', b'output_proj.waight'), *both
+    )
     assert "must hold a dict with 'model'" in said(repacked(other, b'\x05\0\0\0model', b'\x05\0\0\0madel'), *both)
     assert 'torch LoatStorage' in said(repacked(other, b'torch\nFloatStorage', b'torch\nLoatStorage'), *both)
     assert 'must be a tensor of' in said(repacked(other, b'torch\nFloatStorage', b'torch\nIntStorage'), *both)

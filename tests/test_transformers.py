@@ -103,7 +103,7 @@ def test_random_weights_give_the_same_logits(tmp_path, changes):
     for dtype in ('float32', 'bfloat16'):
         folder = tmp_path / dtype
         folder.mkdir()
-        folders_of_hf.write_weights(folder, llama, params, vocab, jax.numpy.dtype(dtype))
+        folders_of_hf.write_weights(folder, params, vocab, jax.numpy.dtype(dtype))
         (folder / 'config.json').write_text(json.dumps(hf.to_config(llama, vocab, None, dtype)))
     tokens_BxL = rng.integers(0, 77, (3, 10))
     assert_logits(their_logits(tmp_path / 'float32', tokens_BxL), logits(llama, params, tokens_BxL, vocab))
@@ -141,7 +141,7 @@ def test_what_transformers_saves_is_adopted(tmp_path, capsys, tied, dtype):
     model.save_pretrained(tmp_path / 'theirs', max_shard_size='10KB')
     assert len(list((tmp_path / 'theirs').glob('*.safetensors'))) > 1
     assert cli.main(['adopt', str(tmp_path / 'theirs'), f'--out={tmp_path / "run"}']) == 0
-    assert f'{dtype} -> float32' in capsys.readouterr().out
+    assert 'parameters as float32' in capsys.readouterr().out
     llama = hf.model_config(read_manifest(tmp_path / 'run' / 'checkpoints')['config']['model'])
     assert (llama.rope_theta, llama.norm_eps, llama.tied, llama.heads) == (5e4, 1e-5, tied, 3)
     tokens_BxL = np.random.default_rng(0).integers(0, 77, (3, 12))
@@ -219,7 +219,6 @@ def test_checkpoints_of_the_release(tmp_path, capsys, prefix, dtype):
     assert cli.main(['adopt', str(tmp_path / 'file.pt'), f'--out={tmp_path / "run"}', *flags]) == 0
     said = capsys.readouterr().out
     assert '10,002 of 64,000 rows, padded to 10,112' in said
-    assert (f'taken off every name: {prefix}' in said) is bool(prefix)
     found = params_of(tmp_path / 'run')
     plain = {name: tensor.float().numpy() for name, tensor in state.items()}
     np.testing.assert_array_equal(found['embed/table'][:10_002], plain['input_proj.weight'][:10_002])

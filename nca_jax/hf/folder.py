@@ -1,25 +1,22 @@
-"""Writes a Hugging Face folder of a LlamaForCausalLM: config.json, weights as safetensors, and a tokenizer."""
+"""Hugging Face folders of a LlamaForCausalLM, out and in: config.json, weights as safetensors, and a tokenizer."""
 
-import itertools
 import json
-import math
 import pathlib
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from nca_jax import trees
+from nca_jax import files, trees
 from nca_jax.batch import Vocab
 from nca_jax.data import tokenizer as bpe
+from nca_jax.errors import UserError, check
 from nca_jax.hf import llama
 from nca_jax.model.config import ModelConfig
 
-WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
-# Of one file, and of what is held in memory beside the parameters themselves.
-SHARD_BYTES = 2 << 30
+# safetensors' names of the dtypes that are read.
+DTYPES = ('F32', 'F16', 'BF16')
 
 
 def write_config(
@@ -27,42 +24,61 @@ def write_config(
 ) -> None:
     """Writes everything but the weights. Raises UserError for a head with a bias."""
     end = None if tokenizer is None else bpe.end_of_text(tokenizer)
-    _write_json(folder / 'config.json', llama.to_config(model, vocab, end, dtype))
+    contents = {'config.json': llama.to_config(model, vocab, end, dtype)}
     if tokenizer is not None:
         tokenizer.save(str(folder / bpe.FILE))
-        special = dict.fromkeys(('bos_token', 'eos_token', 'unk_token'), bpe.END_OF_TEXT)
-        content = {
+        contents['tokenizer_config.json'] = {
             'tokenizer_class': 'PreTrainedTokenizerFast',
             'model_max_length': model.length,
             'model_input_names': ['input_ids', 'attention_mask'],
             'clean_up_tokenization_spaces': False,
+            **dict.fromkeys(('bos_token', 'eos_token', 'unk_token'), bpe.END_OF_TEXT),
         }
-        _write_json(folder / 'tokenizer_config.json', content | special)
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + '\n')
 
 
-def write_weights(folder: pathlib.Path, model: ModelConfig, params: trees.Tree, vocab: Vocab, dtype: np.dtype) -> int:
-    """Writes the parameters and returns the number of files: one, or several of about SHARD_BYTES with an index."""
-    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in llama.tensor_shapes(model, vocab.size).items()}
-    shards, room = [[]], SHARD_BYTES
-    for name, size in sizes.items():
-        if shards[-1] and size > room:
-            shards.append([])
-            room = SHARD_BYTES
-        shards[-1].append(name)
-        room -= size
-    names = [f'model-{number:05}-of-{len(shards):05}.safetensors' for number in range(1, len(shards) + 1)]
-    if len(shards) == 1:
-        names = [WEIGHTS]
-    else:
-        index = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        _write_json(folder / INDEX, {'metadata': {'total_size': sum(sizes.values())}, 'weight_map': index})
-    tensors = llama.exported(params, vocab, dtype)
-    for name, shard in zip(names, shards, strict=True):
-        save_file(dict(itertools.islice(tensors, len(shard))), folder / name, metadata={'format': 'pt'})
-        # safetensors closes its files to other users.
-        (folder / name).chmod(folder.stat().st_mode & 0o666)
-    return len(shards)
+def write_weights(folder: pathlib.Path, params: trees.Tree, vocab: Vocab, dtype: np.dtype) -> None:
+    file = folder / 'model.safetensors'
+    # transformers reads a file only if it says that it is PyTorch's, whose layout of arrays is NumPy's.
+    save_file(dict(llama.exported(params, vocab, dtype)), file, metadata={'format': 'pt'})
+    # safetensors closes its files to other users.
+    file.chmod(folder.stat().st_mode & 0o666)
 
 
-def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + '\n')
+def read(folder: pathlib.Path) -> llama.Source:
+    """A folder that LlamaForCausalLM.save_pretrained wrote, or export. UserError for any other."""
+    config = folder / 'config.json'
+    model, rows = llama.from_config(files.read_json(config), config)
+    places, shapes = {}, {}
+    # Large weights lie in several files. Each has its own table of contents, so their index isn't needed.
+    for file in sorted(folder.glob('model*.safetensors')):
+        try:
+            with safe_open(str(file), framework='numpy') as tensors:
+                pieces = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(f'{file}: not a whole safetensors file ({error})') from None
+        for name, piece in pieces.items():
+            dtype = piece.get_dtype()
+            # Others are quantized: their numbers aren't the weights.
+            check(dtype in DTYPES, f'{file}: dtype of {name}', dtype, f'must be {", ".join(DTYPES)}')
+            if name in places:
+                raise UserError(f'{file}: {name} is in {places[name].name} too')
+            places[name], shapes[name] = file, tuple(piece.get_shape())
+    llama.check_tensors(llama.tensor_shapes(model, rows), shapes, folder)
+
+    def read_tensor(name: str) -> np.ndarray:
+        with safe_open(str(places[name]), framework='numpy') as tensors:
+            return tensors.get_tensor(name)
+
+    tokenizer, tokens = None, rows
+    if (folder / bpe.FILE).exists():
+        try:
+            tokenizer = bpe.load(str(folder / bpe.FILE))
+            tokens = tokenizer.get_vocab_size()
+        except UserError:
+            # Many published tokenizers aren't byte-level; the weights are of use without them.
+            pass
+    # Tables with more rows than tokens may be padded, which only the user knows.
+    known = tokens if tokens == rows else None
+    return llama.Source('Hugging Face folder', model, rows, known, read_tensor, tokenizer)

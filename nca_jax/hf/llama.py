@@ -5,12 +5,14 @@ Hugging Face's are NumPy arrays by name.
 """
 
 import math
+import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
+from tokenizers import Tokenizer
 
 from nca_jax import trees
 from nca_jax.batch import Vocab
@@ -32,10 +34,6 @@ FIELDS = {
 }
 # The other fields of a ModelConfig say how a model starts and runs.
 SHARED = (*FIELDS.values(), 'head_bias')
-SIZES = (
-    *('vocab_size', 'num_hidden_layers', 'hidden_size', 'num_attention_heads', 'intermediate_size'),
-    'max_position_embeddings',
-)
 # This model has no other values.
 FIXED = {'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False}
 # LlamaConfig's own, for fields that a config.json may leave out.
@@ -63,6 +61,19 @@ TENSORS = (
     ('head/kernel', 'lm_head.weight', 1),
     ('head/bias', 'lm_head.bias', 0),
 )
+
+
+class Source(NamedTuple):
+    """A model outside, checked, but with its weights still unread."""
+
+    format: str
+    model: ModelConfig
+    # Rows of its tables, and how many of them are tokens, if that is known.
+    rows: int
+    tokens: int | None
+    # The array of one of Hugging Face's names.
+    read: Callable[[str], np.ndarray]
+    tokenizer: Tokenizer | None
 
 
 def model_config(shared: Mapping[str, Any], dtype: str = 'float32', param_dtype: str = 'float32') -> ModelConfig:
@@ -124,15 +135,12 @@ def _views(arrays: Mapping[str, Any], rows: int) -> Iterator[tuple[str, np.ndarr
 def check_tensors(
     expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]], place: object
 ) -> None:
-    """Raises UserError, naming up to 3 tensors, unless names and shapes are as expected."""
-    wrong = [f'lacks {name}' for name in sorted(expected.keys() - actual.keys())]
-    # A file may use any name: it's escaped and cut, so that the message stays one line.
-    wrong += [f'has unexpected {repr(name)[1:-1][:100]}' for name in sorted(actual.keys() - expected.keys())]
-    both = (name for name in expected if name in actual and actual[name] != expected[name])
-    wrong += [f'{name} has shape {actual[name]}, not {expected[name]}' for name in both]
-    if wrong:
-        more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
-        raise UserError(f'{place}: {"; ".join(wrong[:3])}{more}')
+    """Raises UserError, naming one tensor, unless names and shapes are as expected."""
+    for name in sorted(expected.keys() | actual.keys()):
+        wanted, given = expected.get(name, 'absent'), actual.get(name, 'missing')
+        if name not in expected or wanted != given:
+            # A file may use any name: it's escaped and cut, so that the message stays one line.
+            raise UserError(f'{place}: tensor {repr(name)[1:-1][:100]} must be {wanted}, and is {given}')
 
 
 def to_config(model: ModelConfig, vocab: Vocab, end_of_text: int | None, dtype: str) -> dict[str, Any]:
@@ -161,31 +169,29 @@ def to_config(model: ModelConfig, vocab: Vocab, end_of_text: int | None, dtype: 
 def from_config(given: Mapping[str, Any], place: object) -> tuple[ModelConfig, int]:
     """The model of a config.json, and the rows of its tables. UserError names a field that this model can't have."""
     config = DEFAULTS | given
-
-    def demand(ok: bool, field: str, allowed: str) -> None:
-        check(ok, f'{place}: {field}', config.get(field), allowed)
-
-    demand(config.get('model_type') == 'llama', 'model_type', "must be 'llama', the only architecture that is read")
-    for field in SIZES:
-        size = config.get(field)
-        demand(type(size) is int and size > 0, field, 'must be a positive whole number')
-    heads, width = config['num_attention_heads'], config['hidden_size']
-    only = {'num_key_value_heads': heads, 'head_dim': width // heads, 'quantization_config': None}
-    for field, value in (FIXED | only).items():
-        demand(config.get(field) in (None, value), field, f'must be {value!r}; nothing else is read')
-    demand(type(config['tie_word_embeddings']) is bool, 'tie_word_embeddings', 'must be true or false')
-    # transformers 5 writes the rotary base into rope_parameters.
-    for field in ('rope_scaling', 'rope_parameters'):
-        rope = {} if config.get(field) is None else config[field]
-        demand(isinstance(rope, dict), field, 'must be an object')
-        config['rope_theta'] = rope.get('rope_theta', config['rope_theta'])
-        plain = all(rope[name] == 'default' for name in rope if name != 'rope_theta')
-        demand(plain, field, "must be of rope_type 'default': scaled rotary positions are not read")
-    for field in ('rope_theta', 'rms_norm_eps'):
-        number = config[field]
-        demand(type(number) in (int, float) and 0 < number < math.inf, field, 'must be a positive number')
     try:
-        shared = {ours: config[theirs] for theirs, ours in FIELDS.items()}
-        return model_config(shared | {'head_bias': False}), config['vocab_size']
+        architecture = config.get('model_type')
+        check(
+            architecture == 'llama', 'model_type', architecture, "must be 'llama', the only architecture that is read"
+        )
+        # transformers 5 writes the rotary base into rope_parameters.
+        for field in ('rope_scaling', 'rope_parameters'):
+            rope = config.get(field) or {}
+            plain = isinstance(rope, dict) and all(rope[name] == 'default' for name in rope if name != 'rope_theta')
+            check(plain, field, rope, "must be of rope_type 'default': scaled rotary positions are not read")
+            config['rope_theta'] = rope.get('rope_theta', config['rope_theta'])
+        hints = typing.get_type_hints(ModelConfig)
+        kinds = {'vocab_size': int} | {theirs: hints[ours] for theirs, ours in FIELDS.items()}
+        for theirs, kind in kinds.items():
+            value = config.get(theirs)
+            # JSON may write a float without a point.
+            right = type(value) is kind or (kind is float and type(value) is int)
+            check(right and (kind is bool or value > 0), theirs, value, f'must be a positive {kind.__name__}')
+        model = model_config({ours: config[theirs] for theirs, ours in FIELDS.items()} | {'head_bias': False})
+        only = {'num_key_value_heads': model.heads, 'head_dim': model.head_width, 'quantization_config': None}
+        for field, value in (FIXED | only).items():
+            # A field that is missing or null has LlamaConfig's default, which is this value.
+            check(config.get(field) in (None, value), field, config.get(field), f'must be {value!r}')
     except UserError as error:
         raise UserError(f'{place}: {error}') from None
+    return model, config['vocab_size']

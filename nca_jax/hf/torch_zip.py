@@ -6,17 +6,14 @@ on nested tuples or allocate by the index of a memo, and BUILD rewrites our own 
 builds dicts, lists, tuples, numbers, strings and tensors here; any other opcode or name is refused.
 
 Since PyTorch 1.6 `torch.save` writes a zip file that isn't compressed: `data.pkl`, the pickle, and the numbers of every
-storage, which stay there until they are read. zipfile checks that they are what was written.
-
-Messages quote a file's values only once they are known to be numbers or strings: a few bytes of pickle make tuples in
-tuples that no time suffices to print, or to hash.
+storage, which stay there until they are read.
 """
 
 import contextlib
 import dataclasses
 import math
+import os
 import pickletools
-import re
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -28,7 +25,7 @@ import numpy as np
 
 from nca_jax.errors import UserError
 
-# In bytes; 1.6B parameters with the moments of Adam take 0.1 MB.
+# In bytes; 1.6B parameters with the moments of Adam take 0.1 MB. Reading takes time and memory of its length.
 MAX_PICKLE = 1 << 23
 MAX_DIMENSIONS = 8
 STORAGES = {
@@ -44,13 +41,11 @@ STORAGES = {
     'BoolStorage': np.bool_,
 }
 DTYPES = [np.dtype(kind).name for kind in STORAGES.values()]
-ORDERED_DICT, REBUILD = 'collections OrderedDict', 'torch._utils _rebuild_tensor_v2'
-GLOBALS = {ORDERED_DICT, REBUILD, *(f'torch {name}' for name in (*STORAGES, *DTYPES))}
-# Opcodes that push their argument, and opcodes that push something new.
-LITERALS = {
-    *('BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT'),
-    *('BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8'),
-}
+CALLED = 'collections OrderedDict', 'torch._utils _rebuild_tensor_v2'
+# torch names its storages' types, and in some protocols dtypes, which nothing here needs.
+GLOBALS = {*CALLED, *(f'torch {name}' for name in (*STORAGES, *DTYPES))}
+# Opcodes that push their argument, a constant, or something new and empty.
+LITERALS = {'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8'}
 CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
 EMPTY = {'EMPTY_DICT': dict, 'EMPTY_LIST': list, 'EMPTY_TUPLE': tuple}
 
@@ -85,14 +80,23 @@ class Tensor:
     def dtype(self) -> np.dtype:
         return self.storage.dtype
 
+    @property
+    def reach(self) -> int:
+        """How many numbers from `offset` on it lies in; 0 without elements."""
+        spans = [(size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True)]
+        return 1 + sum(spans) if math.prod(self.shape) else 0
+
     def read(self) -> np.ndarray:
         """Its numbers, read-only. UserError if the file is damaged."""
-        if not math.prod(self.shape):
-            return np.zeros(self.shape, self.dtype)
-        with _refusals(self.storage.file), zipfile.ZipFile(self.storage.file) as archive:
-            numbers = np.frombuffer(archive.read(self.storage.member), self.dtype)
-        strides = [stride * self.dtype.itemsize for stride in self.strides]
-        return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, strides, writeable=False)
+        width, stored = self.dtype.itemsize, self.storage
+        with _refusals(stored.file), zipfile.ZipFile(stored.file) as archive, archive.open(stored.member) as file:
+            file.seek(self.offset * width)
+            content = file.read(self.reach * width)
+            # zipfile compares the checksum when it has read all, piece by piece: memory holds this tensor alone.
+            file.seek(0, os.SEEK_END)
+        strides = [stride * width for stride in self.strides]
+        numbers = np.frombuffer(content, self.dtype)
+        return np.lib.stride_tricks.as_strided(numbers, self.shape, strides, writeable=False)
 
 
 def load(path: Path) -> Any:
@@ -102,7 +106,16 @@ def load(path: Path) -> Any:
     anything else.
     """
     with _refusals(path), zipfile.ZipFile(path) as archive:
-        members = _members(archive, path.stat().st_size)
+        members, length = {}, path.stat().st_size
+        for info in archive.infolist():
+            # All lie in one folder, named after the file.
+            _, _, name = info.filename.partition('/')
+            _demand(name not in members, f'has two files named {name!r}')
+            # Anything else could grow without bound as it's read.
+            stored = info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size
+            _demand(stored, f'{name!r} is compressed, which torch.save never does')
+            _demand(info.header_offset + info.file_size <= length, f'ends before {name!r} does')
+            members[name] = info
         program = members.get('data.pkl')
         _demand(program is not None, 'has no data.pkl, so torch.save did not write it')
         _demand(program.file_size <= MAX_PICKLE, f'its data.pkl is over {MAX_PICKLE:,} bytes')
@@ -124,30 +137,16 @@ def _refusals(path: Path) -> Iterator[None]:
     except (zipfile.BadZipFile, RuntimeError) as error:
         old = 'a file from before PyTorch 1.6 must be loaded and saved anew'
         raise UserError(f'{path}: not a whole zip file ({error}); {old}') from None
+    # A pickle that pops an empty stack, names a memo that isn't there, or ends in the middle.
     except (ValueError, LookupError, TypeError, EOFError, struct.error) as error:
         raise UserError(f'{path}: not a checkpoint that torch.save wrote: {error}') from None
 
 
 def _demand(ok: bool, wrong: str) -> None:
+    # Messages quote values only once they are known to be numbers or strings: a few bytes of pickle make tuples in
+    # tuples that no time suffices to print, or to hash.
     if not ok:
         raise UserError(wrong)
-
-
-def _members(archive: zipfile.ZipFile, length: int) -> dict[str, zipfile.ZipInfo]:
-    """The archive's files by their names below its one folder, all of them inside the file's `length` bytes."""
-    members, roots = {}, set()
-    for info in archive.infolist():
-        root, *parts = info.filename.split('/')
-        name, roots = '/'.join(parts), roots | {root}
-        plain = parts and len(roots) == 1 and '\\' not in info.filename and not {'', '.', '..'} & {root, *parts}
-        _demand(plain, f'has a file named {info.filename!r}, which torch.save would not write')
-        _demand(name not in members, f'has two files named {name!r}')
-        # Anything else could grow without bound as it's read.
-        stored = info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size
-        _demand(stored, f'{name} is compressed, which torch.save never does')
-        _demand(info.header_offset + info.file_size <= length, f'ends before {name} does')
-        members[name] = info
-    return members
 
 
 class _Machine:
@@ -178,6 +177,7 @@ class _Machine:
                 push(EMPTY[name]())
             case 'BINGET' | 'LONG_BINGET':
                 push(self._memo[argument])
+            # A dict, not a list: an index of 2**32 takes no memory.
             case 'BINPUT' | 'LONG_BINPUT':
                 self._memo[argument] = self._stack[-1]
             case 'MEMOIZE':
@@ -194,13 +194,15 @@ class _Machine:
             case 'SETITEM' | 'SETITEMS':
                 items = self._since_mark() if name == 'SETITEMS' else [pop(), pop()][::-1]
                 for key, value in zip(items[::2], items[1::2], strict=True):
-                    self._set(key, value)
+                    # Nested tuples would take exponential time to hash.
+                    _demand(isinstance(key, str | int | float | None), f'a dict has a {type(key).__name__} as a key')
+                    self._top(dict)[key] = value
             case 'GLOBAL':
                 push(_global(argument))
             case 'STACK_GLOBAL':
-                words = [pop(), pop()][::-1]
-                _demand(all(isinstance(word, str) for word in words), 'names an object not by strings')
-                push(_global(' '.join(words)))
+                attribute, module = pop(), pop()
+                _demand(isinstance(module, str) and isinstance(attribute, str), 'names an object not by strings')
+                push(_global(f'{module} {attribute}'))
             case 'BINPERSID':
                 push(self._storage(pop()))
             case 'REDUCE':
@@ -221,52 +223,45 @@ class _Machine:
 
     def _top(self, kind: type) -> Any:
         top = self._stack[-1]
+        # Not a subclass, and above all not one of the classes above.
         _demand(type(top) is kind, f'its data.pkl uses a {type(top).__name__} as a {kind.__name__}')
         return top
 
-    def _set(self, key: Any, value: Any) -> None:
-        # Nested tuples would take exponential time to hash.
-        _demand(isinstance(key, str | int | float | None), f'a dict has a {type(key).__name__} as a key')
-        self._top(dict)[key] = value
-
     def _storage(self, given: Any) -> Storage:
         """The storage that a persistent id names: ('storage', type, key, device, count of numbers)."""
-        shaped = isinstance(given, tuple) and len(given) == 5 and given[0] == 'storage' and isinstance(given[1], Global)
-        kind = given[1].name.removeprefix('torch ') if shaped else None
-        _demand(kind in STORAGES, 'refers to something that is no storage')
-        key, size, dtype = given[2], given[4], np.dtype(STORAGES[kind])
-        named = isinstance(key, str) and re.fullmatch(r'[0-9]{1,20}', key) and type(size) is int
-        _demand(named, 'refers to a storage without a number for a name')
-        info = self._members.get(f'data/{key}')
-        _demand(info is not None, f'lacks the storage data/{key}')
-        numbers = f'{size} numbers of {dtype}'
-        fits = size * dtype.itemsize == info.file_size
-        _demand(fits, f'data/{key} has {info.file_size} bytes, not those of {numbers}')
-        return Storage(self._path, info.filename, size, dtype)
+        match given:
+            case ('storage', Global(name=kind), str(key), _, int(size)) if f'data/{key}' in self._members:
+                _demand(kind.removeprefix('torch ') in STORAGES, f'has a storage of type {kind}')
+                info, dtype = self._members[f'data/{key}'], np.dtype(STORAGES[kind.removeprefix('torch ')])
+                wrong = f'data/{key} has {info.file_size} bytes, not those of {size} numbers of {dtype}'
+                _demand(size * dtype.itemsize == info.file_size, wrong)
+                return Storage(self._path, info.filename, size, dtype)
+        raise UserError('refers to a storage that it lacks')
 
 
 def _global(name: str) -> Global:
-    allowed = f'allowed are {ORDERED_DICT}, {REBUILD} and the storages and dtypes of torch'
-    _demand(name in GLOBALS, f'refused, it names {name[:100]!r}; {allowed}')
+    _demand(name in GLOBALS, f'refused, it names {name[:100]!r}, which no dict of tensors needs')
     return Global(name)
 
 
 def _call(function: Any, arguments: Any) -> Any:
     """The two calls that are known: an empty OrderedDict, and a tensor inside its storage, no larger than that."""
+    match function, arguments:
+        case Global(name='collections OrderedDict'), ():
+            return {}
+        case (
+            Global(name='torch._utils _rebuild_tensor_v2'),
+            (Storage() as storage, offset, tuple(shape), tuple(strides), _, _),
+        ):
+            counts = all(type(number) is int and number >= 0 for number in (offset, *shape, *strides))
+            _demand(
+                counts and len(shape) == len(strides) <= MAX_DIMENSIONS, 'a tensor has an odd offset, shape or strides'
+            )
+            tensor = Tensor(storage, offset, shape, strides)
+            # Strides of 0 repeat numbers: a tensor larger than its storage could take memory that no file has.
+            inside = offset + tensor.reach <= storage.size and math.prod(shape) <= storage.size
+            extent = f'offset {offset}, shape {shape} and strides {strides}'
+            _demand(inside, f'a tensor of {extent} is larger than its storage of {storage.size} numbers')
+            return tensor
     name = function.name if isinstance(function, Global) else type(function).__name__
-    _demand(type(arguments) is tuple, f'calls {name} without a tuple of arguments')
-    if name == ORDERED_DICT and not arguments:
-        return {}
-    _demand(name == REBUILD and len(arguments) == 6, f'refused, it calls {name} in an odd way')
-    storage, offset, shape, strides = arguments[:4]
-    _demand(isinstance(storage, Storage), 'a tensor has no storage')
-    sized = type(shape) is tuple and type(strides) is tuple and len(shape) == len(strides) <= MAX_DIMENSIONS
-    _demand(sized, 'a tensor has no shape with as many strides')
-    counts = all(type(number) is int and number >= 0 for number in (offset, *shape, *strides))
-    _demand(counts, 'a tensor has an offset, shape or strides that are no counts')
-    count = math.prod(shape)
-    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    inside = count == 0 or (last < storage.size and count <= storage.size)
-    extent = f'offset {offset}, shape {shape} and strides {strides}'
-    _demand(inside, f'a tensor of {extent} is larger than its storage of {storage.size} numbers')
-    return Tensor(storage, offset, shape, strides)
+    raise UserError(f'refused, it calls {name} in an odd way')
