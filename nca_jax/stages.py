@@ -132,7 +132,7 @@ def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, pro
     if data.problems.task == CODE:
         return Data(prepared.vocab, None, answers, hashes)
     if distributed.is_first():
-        print(instruct.describe(data, prepared, config.seed, length), flush=True)
+        print(instruct.describe(prepared, length), flush=True)
 
     def stream(split: str, batch: int) -> Callable[[int], Batch]:
         return instruct.make_stream(data, prepared, config.seed, split, batch, length, sharding)

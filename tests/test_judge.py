@@ -256,32 +256,6 @@ def test_a_second_judge_of_the_same_file_is_refused(folder, capsys):
     assert capsys.readouterr().err == f'error: {out}: another judge is writing it\n'
 
 
-def test_its_judge_ends_with_the_one_that_started_it(folder):
-    """By force: nobody would read what it goes on to write, and it holds the file."""
-    (folder / 'samples.jsonl').write_text(lines(*(sample(completion='    while True: pass\n') for _ in range(50))))
-    code = (
-        'import pathlib, sys\n'
-        'from nca_jax.sandbox import judging\n'
-        'folder = pathlib.Path(sys.argv[1])\n'
-        'files = folder / "samples.jsonl", folder / "problems.jsonl"\n'
-        'judging.judge_file(*files, "--allow-code", "--workers=1", "--cpu-seconds=1000")\n'  # in which it says nothing
-    )
-    out, deadline = folder / 'samples.judged.jsonl', time.monotonic() + 60
-    with subprocess.Popen([sys.executable, '-c', code, str(folder)], cwd=ROOT, stderr=subprocess.DEVNULL) as parent:
-        while not out.exists() or not is_locked(out):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        parent.send_signal(signal.SIGKILL)
-    while is_locked(out):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def is_locked(path):
-    """By the kernel's list: to try a lock would hold it for a moment, and turn a judge away that just begins."""
-    return f':{path.stat().st_ino} ' in pathlib.Path('/proc/locks').read_text()
-
-
 def test_killed_in_the_middle(folder):
     """By force, as a program of its own."""
     slow = '    import time\n    time.sleep(0.05)\n    return a + b\n'
@@ -304,17 +278,9 @@ def test_killed_in_the_middle(folder):
         first.send_signal(signal.SIGKILL)
     before = out.read_bytes()
     assert 3 <= before.count(b'\n') < 40
-    records = judging.judge_file(folder / 'samples.jsonl', folder / 'problems.jsonl', '--allow-code', '--workers=2')
+    assert run(folder, options=['--workers=2']) == 0
     assert out.read_bytes().startswith(before[: before.rfind(b'\n') + 1])
-    assert [(record['sample'], record['why']) for record in records] == [(n, 'passed') for n in range(40)]
-
-
-def test_judge_file_hands_on_what_is_wrong(folder):
-    (folder / 'samples.jsonl').write_text(lines(sample('none')))
-    with pytest.raises(UserError, match=":1: task_id = 'none': is none of the 2 problems"):
-        judging.judge_file(folder / 'samples.jsonl', folder / 'problems.jsonl', '--allow-code')
-    with pytest.raises(UserError, match='add --allow-code'):
-        judging.judge_file(folder / 'samples.jsonl', folder / 'problems.jsonl')
+    assert [(record['sample'], record['why']) for record in judged(folder)] == [(n, 'passed') for n in range(40)]
 
 
 def test_it_imports_nothing_heavy():

@@ -10,7 +10,7 @@ from typing import Any
 from nca_jax import distributed, files
 from nca_jax.errors import check
 from nca_jax.problems.problem import Problem
-from nca_jax.sandbox import judging
+from nca_jax.sandbox import judging, pool
 
 
 def read(path: str) -> tuple[Problem, ...]:
@@ -31,31 +31,31 @@ def judged(
     Writes the programs beside the file of answers. The judge runs them here, if it may, or has run them before.
     """
     samples, problems = answers.with_suffix('.samples.jsonl'), _file(path)
-    programs = {(record['id'], sample): text for record in records for sample, text in enumerate(record['texts'])}
+    programs = [
+        {'task_id': record['id'], 'sample': number, 'completion': text}
+        for record in records
+        for number, text in enumerate(record['texts'])
+    ]
 
-    def judge() -> dict[tuple[str, int], bool]:
+    def judge() -> list[dict]:
+        out = judging.out_file(samples)
         if distributed.is_first():
-            fields = (
-                {'task_id': name, 'sample': sample, 'completion': text} for (name, sample), text in programs.items()
-            )
-            files.write(samples, ''.join(json.dumps(program) + '\n' for program in fields))
+            files.write(samples, ''.join(json.dumps(program) + '\n' for program in programs))
             if run_code:
-                judging.judge_file(samples, problems, '--allow-code')
-        verdicts = files.read_records(judging.out_file(samples))
-        return {(verdict['task_id'], verdict['sample']): verdict['passed'] for verdict in verdicts}
+                judging.judge(samples, problems, out, pool.Limits(), None)
+        return files.read_records(out)
 
-    passed = distributed.first(judge)
+    verdicts = distributed.first(judge)
+    keys = [[(line['task_id'], line['sample']) for line in lines] for lines in (verdicts, programs)]
     # Nobody has judged them, or a judge was stopped halfway.
-    if passed.keys() != programs.keys():
+    if keys[0] != keys[1]:
         if distributed.is_first():
             command = ['python', '-m', 'nca_jax', 'judge', str(samples), '--allow-code']
             command += [f'--problems={problems}'] if problems else []
             print(f'not judged yet: {shlex.join(command)}, then the same run once more', file=sys.stderr)
         return None
-    return [
-        {**record, 'correct': [passed[record['id'], sample] for sample in range(len(record['texts']))]}
-        for record in records
-    ]
+    passed = iter(verdict['passed'] for verdict in verdicts)
+    return [{**record, 'correct': [next(passed) for _ in record['texts']]} for record in records]
 
 
 def _file(path: str) -> Path | None:

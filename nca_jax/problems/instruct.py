@@ -11,7 +11,7 @@ from nca_jax.data import tokenizer as bpe
 from nca_jax.data.streams import make_read_stream, shuffled
 from nca_jax.errors import UserError, check
 from nca_jax.problems.sets import ProblemsConfig
-from nca_jax.problems.shots import PreparedProblems, Tokens, assemble
+from nca_jax.problems.shots import PreparedProblems, assemble
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +38,13 @@ def fitting(prepared: PreparedProblems, split: str, length: int) -> np.ndarray:
     return np.flatnonzero(np.asarray(sizes, np.int64) <= length + 1)
 
 
-def describe(config: InstructConfig, prepared: PreparedProblems, seed: int, length: int) -> str:
-    """One line: counts of problems by split, of those left out and why, and of rows that lack shots."""
+def describe(prepared: PreparedProblems, length: int) -> str:
+    """One line: counts of problems by split, and of those left out and why."""
     counts = {split: len(problems) for split, problems in prepared.problems.splits.items()}
-    fit = {split: fitting(prepared, split, length) for split in ('train', 'valid')}
     splits = ', '.join(f'{count} {split}' for split, count in counts.items())
     left = ', '.join(f'{count} {reason}' for reason, count in prepared.problems.left_out.items())
-    long = ' and '.join(f'{counts[split] - len(numbers)} {split}' for split, numbers in fit.items())
-    # The first epoch stands for the others, which draw other shots.
-    dropped = [_shots(config, prepared, seed, 'train', 0, number, length)[1] for number in fit['train']]
-    lacking = f'{np.count_nonzero(dropped)} of the first {len(dropped)} rows have room for fewer shots than drawn'
-    return f'{splits} problems; left out: {left}, {long} longer than {length}; {lacking}'
+    long = ' and '.join(f'{counts[s] - len(fitting(prepared, s, length))} {s}' for s in ('train', 'valid'))
+    return f'{splits} problems; left out: {left}, {long} longer than {length}'
 
 
 def make_stream(
@@ -78,14 +74,11 @@ def make_stream(
 
     def row_of(number: int) -> tuple[np.ndarray, np.ndarray]:
         epoch, place = shuffled(number, total, f'{seed}/instruct/{split}')
-        shots, _ = _shots(config, prepared, seed, split, epoch, chosen[place], length)
-        return assemble(prepared.tokens[split][chosen[place]], shots, length, end, config.loss_on)
+        problem = chosen[place]
+        own = prepared.tokens[split][problem]
+        # Named by the epoch too, so that a problem has other shots each time.
+        name, room = f'{seed}/shots/{split}/{epoch}/{problem}', length + 1 - own.count
+        shots, _ = prepared.draw_shots(name, split, problem, config.shots, room)
+        return assemble(own, shots, length, end, config.loss_on)
 
     return make_read_stream(row_of, batch, length, sharding)
-
-
-def _shots(
-    config: InstructConfig, prepared: PreparedProblems, seed: int, split: str, epoch: int, number: int, length: int
-) -> tuple[list[Tokens], int]:
-    room = length + 1 - prepared.tokens[split][number].count
-    return prepared.draw_shots(f'{seed}/shots/{split}/{epoch}/{number}', split, number, config.shots, room)

@@ -14,12 +14,10 @@ nca_jax/sandbox/pool.py lists what the sandbox covers and what it doesn't.
 
 import argparse
 import dataclasses
-import os
 import pathlib
-import sys
 
 from nca_jax.errors import UserError, check
-from nca_jax.sandbox import judging, kernel, layers
+from nca_jax.sandbox import judging, layers
 
 REFUSAL = (
     'this runs code that a model wrote and nobody has read; add --allow-code to run it, confined, on this machine, or '
@@ -37,22 +35,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add('--workers', type=int, help='programs at a time (one per core)')
     add('--cpu-seconds', type=int, default=LIMITS.cpu_seconds, help=f'per program ({LIMITS.cpu_seconds})')
     add('--memory-mb', type=int, default=LIMITS.memory_mb, help=f'per program ({LIMITS.memory_mb})')
-    # Process number of the caller in `judging.judge_file`; this process ends with it.
-    add('--parent', type=int, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.parent is not None and layers.platform_problem() is None:
-        kernel.end_with_parent()
-        if os.getppid() != args.parent:  # it ended before the line above
-            sys.exit(1)
     if not args.allow_code:
         raise UserError(REFUSAL)
     check(args.workers is None or args.workers > 0, '--workers', args.workers, 'must be positive')
     check(args.cpu_seconds > 0, '--cpu-seconds', args.cpu_seconds, 'must be positive')
     check(args.memory_mb >= 32, '--memory-mb', args.memory_mb, 'must be 32 or more')
+    # Programs that wait get longer in proportion.
     wall = LIMITS.wall_seconds / LIMITS.cpu_seconds * args.cpu_seconds
     limits = dataclasses.replace(LIMITS, cpu_seconds=args.cpu_seconds, wall_seconds=wall, memory_mb=args.memory_mb)
     out = args.out or judging.out_file(args.samples)
-    completions = judging.read_completions(args.samples, judging.read_tasks(args.problems))
-    print(judging.summary(judging.judge(completions, out, limits, args.workers)))
+    print(judging.summary(judging.judge(args.samples, args.problems, out, limits, args.workers)))

@@ -6,10 +6,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
-import os
 import pathlib
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -101,35 +98,20 @@ def _text(place: str, record: Mapping[str, Any], field: str) -> str:
     return record[field]
 
 
-def judge_file(samples: pathlib.Path, problems: pathlib.Path | None, *flags: str) -> list[dict[str, Any]]:
-    """Returns the records that the command `judge` writes, run with these flags as a process of its own.
-
-    It passes on that process's stderr. Raises UserError if the command refuses, RuntimeError if it fails.
-    """
-    # A process with JAX's threads must not fork programs, so the judge is started by exec. It ends with its parent.
-    command = [sys.executable, '-m', 'nca_jax', 'judge', str(samples), f'--parent={os.getpid()}', *flags]
-    command += [f'--problems={problems}'] if problems else []
-    last = ''
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
-            last = line.strip() or last
-            print(line, end='', file=sys.stderr)
-    if process.returncode == 2:
-        raise UserError(last.removeprefix('error: '))
-    if process.returncode:
-        raise RuntimeError(f'the judge failed, exit code {process.returncode}: {last}')
-    return files.read_records(out_file(samples))
-
-
 def out_file(samples: pathlib.Path) -> pathlib.Path:
     """Returns the file that `judge` writes without --out."""
     return samples.with_name(samples.name.removesuffix('.gz').removesuffix('.jsonl') + '.judged.jsonl')
 
 
 def judge(
-    completions: Sequence[Completion], out: pathlib.Path, limits: pool.Limits, workers: int | None
+    samples: pathlib.Path,
+    problems: pathlib.Path | None,
+    out: pathlib.Path,
+    limits: pool.Limits,
+    workers: int | None,
 ) -> list[dict[str, Any]]:
-    """Returns the record of every completion. Those that are in `out` already stay; the others are run and appended."""
+    """Returns the record of every sample. Those that are in `out` already stay; the others are run and appended."""
+    completions = read_completions(samples, read_tasks(problems))
     begun = [completion.record(limits) for completion in completions]
 
     def busy() -> NoReturn:

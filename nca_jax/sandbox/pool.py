@@ -54,7 +54,8 @@ from nca_jax.sandbox import layers, sides, wire
 
 Limits = layers.Limits
 ROOT = pathlib.Path(__file__).parents[2]
-# No site-packages, nothing of the user's and of the working folder, and no bytecode written.
+# Started by exec, since a caller with JAX's threads must not fork. It sees no site-packages and nothing of the user's
+# or the working folder, and it writes no bytecode.
 ZYGOTE = sys.executable, '-S', '-s', '-P', '-B', '-m', 'nca_jax.sandbox.zygote'
 # The kernel stops a process by a count of clock ticks and accounts for its time afterwards by a finer clock. On a busy
 # machine that was an eighth lower than the limit.
