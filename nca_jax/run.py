@@ -23,11 +23,10 @@ from nca_jax.model.attention import check_cudnn
 from nca_jax.model.config import ModelConfig, step_flops
 from nca_jax.progress import Progress, bars, silent
 from nca_jax.train import loop, tracking
+from nca_jax.train.loop import Program
 from nca_jax.train.metrics import MetricWriter, SilentWriter, evaluated
 from nca_jax.train.optimizer import check_paths, make_optimizer
-from nca_jax.train.profiler import Profiler
-from nca_jax.train.program import Program
-from nca_jax.train.step import TrainState, freeze, init_ema, init_state, make_sum_loss, make_train_step
+from nca_jax.train.step import TrainState, init_ema, init_state, make_sum_loss, make_train_step
 
 # Attention kernels of each platform; every platform has einsum.
 KERNELS = {'gpu': ('cudnn',), 'tpu': ('splash',)}
@@ -66,15 +65,13 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
         about, step = describe(config, program, identity, lineage), int(state.step)
         evaluated_before = distributed.first(lambda: evaluated(folder, step))
         writer = stack.enter_context(contextlib.closing(open_writer(config, program, folder, about, step)))
-        profiler = Profiler(program.timetable.traced, folder / 'profile', print)
-        stack.enter_context(contextlib.closing(profiler))
         loop.train(
             state,
             program,
             about=about,
             store=store,
             writer=writer,
-            profiler=profiler,
+            traces=folder / 'profile',
             preemption=preemption,
             seconds={
                 'prepare': data_clock - clock + time.perf_counter() - start_clock,
@@ -154,7 +151,7 @@ def make_update(config: Config, mesh: jax.sharding.Mesh, vocab: Vocab) -> tuple[
     shardings = meshes.state_shardings(mesh, shapes, params, moments)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     step = make_train_step(
-        freeze(make_sum_loss(config.model, vocab), config.optimizer.frozen),
+        make_sum_loss(config.model, vocab, config.optimizer.frozen),
         optimizer,
         seed=config.seed,
         dropout=config.model.dropout > 0,
@@ -229,7 +226,7 @@ def open_writer(
     folders.write_record(folder, about)
     stages.STAGES[config.stage].write_examples(config.data, config.seed, folder)
     title = f'{config.name}/{config.arm}/{config.seed}'
-    tracker = tracking.make_tracker(config.track, about, folder, print)
+    tracker = tracking.Wandb(about, folder) if config.track == 'wandb' else None
     return MetricWriter(folder, step, program.timetable.stop, title, tracker)
 
 

@@ -13,7 +13,7 @@ from nca_jax.config import Config, InitFrom
 from nca_jax.errors import UserError, check
 from nca_jax.folders import checkpoints
 from nca_jax.model import transformer
-from nca_jax.train.program import Program
+from nca_jax.train.loop import Program
 
 
 def read_parent(init_from: InitFrom | None) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """The loop around a model of three numbers: what it records, and the trace that it writes."""
 
+import dataclasses
 import functools
 import gzip
 import json
@@ -15,9 +16,8 @@ from nca_jax.batch import Batch
 from nca_jax.checkpoint.store import Store
 from nca_jax.errors import FieldError
 from nca_jax.train import loop
+from nca_jax.train.loop import Program
 from nca_jax.train.metrics import MetricWriter
-from nca_jax.train.profiler import Profiler
-from nca_jax.train.program import Program
 from nca_jax.train.step import TrainState, init_state
 from nca_jax.train.timetable import Timetable, to_updates
 
@@ -41,16 +41,15 @@ def stream(step: int) -> Batch:
         return Batch(*[jnp.full((2, 3), float(step))] * 3)
 
 
-def train(folder: pathlib.Path, profile: str = '', stream=stream, said=None) -> tuple[np.ndarray, list[dict]]:
+def train(folder: pathlib.Path, profile: str = '', stream=stream) -> tuple[np.ndarray, list[dict]]:
     """The final weights, and the records."""
     folder.mkdir()
     state = init_state({'w': jnp.zeros(3)}, optax.identity())
     writer = MetricWriter(folder, 0, TIMETABLE.stop, 'toy')
-    profiler = Profiler(to_updates(profile), folder / 'profile', [].append if said is None else said.append)
     program = Program(
         mesh=None,
         vocab=None,
-        timetable=TIMETABLE,
+        timetable=dataclasses.replace(TIMETABLE, traced=to_updates(profile)),
         abstract=None,
         init=None,
         train_step=train_step(),
@@ -68,12 +67,11 @@ def train(folder: pathlib.Path, profile: str = '', stream=stream, said=None) -> 
                 about={'identity': 'x', 'vocab_size': 1, 'parent': None},
                 store=store,
                 writer=writer,
-                profiler=profiler,
+                traces=folder / 'profile',
                 preemption=loop.Preemption(),
                 seconds={},
             )
         finally:
-            profiler.close()
             writer.close()
     records = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
     return np.asarray(state.params['w']), records
@@ -110,15 +108,14 @@ def last_loss() -> float:
     return loss
 
 
-def test_a_trace_holds_the_updates_asked_for_and_changes_nothing(plain, tmp_path):
-    said = []
-    weights, records = train(tmp_path / 'run', '3-4', said=said)
+def test_a_trace_holds_the_updates_asked_for_and_changes_nothing(plain, tmp_path, capsys):
+    weights, records = train(tmp_path / 'run', '3-4')
     np.testing.assert_array_equal(weights, plain[0])
     assert [row.get('loss') for row in records] == [row.get('loss') for row in plain[1]]
     folder = tmp_path / 'run' / 'profile'
     assert traced_updates(folder) == [3, 4]
     assert all(path.stat().st_size > 1000 for path in folder.rglob('*.xplane.pb'))  # what TensorBoard reads
-    assert said == [f'the trace that begins with update 3 is in {folder}']
+    assert f'the trace that begins with update 3 is in {folder}\n' in capsys.readouterr().out
 
 
 def test_a_trace_is_written_even_if_the_run_ends_within_it(tmp_path):

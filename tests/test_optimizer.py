@@ -31,7 +31,7 @@ from nca_jax.train.optimizer import (
     make_optimizer,
     make_schedule,
 )
-from nca_jax.train.step import TrainState, freeze, init_state, make_sum_loss, make_train_step
+from nca_jax.train.step import TrainState, init_state, make_sum_loss, make_train_step
 from nca_jax.train.timetable import to_steps
 from tests.test_model import CONFIG as SHAPES
 from tests.test_model import VOCAB
@@ -369,7 +369,7 @@ def trained(shape: tuple[int, int, int]):
 
     of_params = meshes.param_shardings(mesh, transformer.logical_axes(MODEL, VOCAB), params())
     layout = meshes.state_shardings(mesh, jax.eval_shape(initialise), of_params, of_params)
-    sum_loss = freeze(make_sum_loss(MODEL, VOCAB), FULL.frozen)
+    sum_loss = make_sum_loss(MODEL, VOCAB, FULL.frozen)
     step = make_train_step(sum_loss, optimizer, seed=0, dropout=False, ema=FULL.ema)
     with meshes.use(mesh):
         state = jax.jit(initialise, out_shardings=layout)()

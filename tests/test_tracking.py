@@ -29,14 +29,12 @@ def nobody_logged_in(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path / 'home'))
 
 
-def track(folder: pathlib.Path, numbers: dict[int, float], done: bool) -> list[str]:
-    """One start of a run that logs a loss at some steps; returns what it said."""
-    said = []
-    tracker = tracking.make_tracker('wandb', ABOUT, folder, said.append)
+def track(folder: pathlib.Path, numbers: dict[int, float], done: bool) -> None:
+    """One start of a run that logs a loss at some steps."""
+    tracker = tracking.Wandb(ABOUT, folder)
     for step, loss in numbers.items():
         tracker.write({'train/loss': loss}, step)
     tracker.close(done)
-    return said
 
 
 def records(file: pathlib.Path) -> list:
@@ -66,10 +64,12 @@ def history(found: list) -> dict[int, float]:
     return {row['_step']: row['train/loss'] for row in rows}
 
 
-def test_a_run_and_its_resumption_are_one_run(tmp_path):
-    first = track(tmp_path, {1: 4.0, 2: 3.0}, done=False)
-    second = track(tmp_path, {3: 2.0, 4: 1.0}, done=True)
-    folders = [pathlib.Path(said.removeprefix('Weights & Biases: ')) for (said,) in (first, second)]
+def test_a_run_and_its_resumption_are_one_run(tmp_path, capsys):
+    track(tmp_path, {1: 4.0, 2: 3.0}, done=False)
+    track(tmp_path, {3: 2.0, 4: 1.0}, done=True)
+    said = capsys.readouterr().out.splitlines()
+    folders = [pathlib.Path(line.removeprefix('Weights & Biases: ')) for line in said]
+    assert len(folders) == 2
     assert [folder.parent for folder in folders] == [tmp_path / 'wandb'] * 2
     starts = [records(folder / 'run-0123456789abcdef.wandb') for folder in folders]
     assert [history(found) for found in starts] == [{1: 4.0, 2: 3.0}, {3: 2.0, 4: 1.0}]
@@ -81,24 +81,24 @@ def test_a_run_and_its_resumption_are_one_run(tmp_path):
         assert [record.exit.exit_code for record in found if record.WhichOneof('record_type') == 'exit'] == [code]
 
 
-def test_what_fails_is_a_warning(tmp_path, monkeypatch):
-    said = []
-    tracker = tracking.make_tracker('wandb', ABOUT, tmp_path, said.append)
+def test_what_fails_is_a_warning(tmp_path, monkeypatch, capsys):
+    tracker = tracking.Wandb(ABOUT, tmp_path)
     tracker._run.finish()  # as if its process had died
     for step in (1, 2):
         tracker.write({'train/loss': 1.0}, step)
     tracker.close(done=True)
+    said = capsys.readouterr().out.splitlines()
     assert len(said) == 2
     assert said[1].startswith('warning: Weights & Biases failed to log and is left out from here: ')
     monkeypatch.setenv('WANDB_MODE', 'online')  # without a key
     monkeypatch.setenv('WANDB_BASE_URL', 'http://127.0.0.1:9')
-    (warning,) = track(tmp_path, {1: 1.0}, done=True)
+    track(tmp_path, {1: 1.0}, done=True)
+    (warning,) = capsys.readouterr().out.splitlines()
     assert warning.startswith('warning: Weights & Biases failed to start and is left out from here: ')
     assert '\n' not in warning
 
 
-def test_it_is_asked_for_before_it_is_imported(monkeypatch, tmp_path):
-    assert tracking.make_tracker('', ABOUT, tmp_path, print) is None
+def test_it_is_asked_for_before_it_is_imported(monkeypatch):
     tracking.check_installed('wandb')
     monkeypatch.setitem(sys.modules, 'wandb', None)  # as if it weren't installed
     tracking.check_installed('')

@@ -14,6 +14,9 @@ from nca_jax.scale import chips
 from nca_jax.train.metrics import MetricWriter
 from nca_jax.train.step import Metrics, TrainState
 
+# Names in records, and in a device's statistics.
+MEMORY = {'hbm_bytes': 'bytes_in_use', 'hbm_peak_bytes': 'peak_bytes_in_use'}
+
 
 class Mark(NamedTuple):
     """A moment of the loop."""
@@ -32,6 +35,7 @@ def make_observe(schedule: Callable[[jax.Array], jax.Array]) -> Callable[[TrainS
     """
 
     def observe(state: TrainState) -> Metrics:
+        # In bfloat16 a sum of many squares would stop growing.
         params32 = optax.tree.cast(state.params, jnp.float32)
         lr = jnp.asarray(schedule(state.step - 1), jnp.float32)
         return {'param_norm': optax.tree.norm(params32), 'lr': lr}
@@ -57,6 +61,7 @@ class Logger:
     ):
         """`tokens` and the model's `flops` are those of one update."""
         self._every, self._tokens, self._flops, self._observe, self._writer = every, tokens, flops, observe, writer
+        # The last update's number and metrics, which may still be on their way.
         self._pending: tuple[int, Metrics] | None = None
         self._waited = 0.0
         peak = chips.PEAKS.get(jax.devices()[0].device_kind)
@@ -65,7 +70,8 @@ class Logger:
     def start(self, step: int) -> None:
         """Time counts from here, with nothing in flight. Call it after each pause: evaluation, checkpoint, trace."""
         self._begin = Mark(step, time.perf_counter(), self._waited)
-        self._reads: list[Mark] = []  # each with one update in flight behind it
+        # Each has one update in flight behind it.
+        self._reads: list[Mark] = []
 
     def queue(self, step: int, state: TrainState, metrics: Metrics, waited: float) -> None:
         """Takes the results of update `step`, which may still be running, and reads those of the update before.
@@ -96,23 +102,22 @@ class Logger:
         now = Mark(step, time.perf_counter(), self._waited)
         if in_flight:
             self._reads.append(now)
-        if step % self._every == 0:
-            record = {'kind': 'train', 'step': step, 'tokens': step * self._tokens, **values}
-            self._writer.write(record | self._speed(now) | memory())
-            self._reads = self._reads[-1:]
-
-    def _speed(self, now: Mark) -> dict[str, float]:
+        if step % self._every:
+            return
         # Between two reads that both have an update behind them; without two such, since the last pause.
         first, last = (self._reads[0], self._reads[-1]) if len(self._reads) > 1 else (self._begin, now)
         seconds = max(last.time - first.time, 1e-9)
         rate = (last.step - first.step) / seconds
-        speed = {'tokens_per_s': rate * self._tokens, 'data_wait': min((last.waited - first.waited) / seconds, 1.0)}
-        return speed if self._peak is None else speed | {'mfu': rate * self._flops / self._peak}
+        record = {'kind': 'train', 'step': step, 'tokens': step * self._tokens, **values}
+        record |= {'tokens_per_s': rate * self._tokens, 'data_wait': min((last.waited - first.waited) / seconds, 1.0)}
+        if self._peak is not None:
+            record['mfu'] = rate * self._flops / self._peak
+        self._writer.write(record | memory())
+        # The next record's first read.
+        self._reads = self._reads[-1:]
 
 
 def memory() -> dict[str, float]:
     """`hbm_bytes` and `hbm_peak_bytes` of the fullest local device; nothing where the backend doesn't count."""
     counts = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
-    fields = {'hbm_bytes': 'bytes_in_use', 'hbm_peak_bytes': 'peak_bytes_in_use'}
-    values = {name: [stats[field] for stats in counts if field in stats] for name, field in fields.items()}
-    return {name: float(max(bytes_)) for name, bytes_ in values.items() if bytes_}
+    return {name: float(max(stats[field] for stats in counts)) for name, field in MEMORY.items() if counts}

@@ -1,27 +1,52 @@
 """The only training loop. Evaluation alone is this loop with zero updates."""
 
+import dataclasses
+import pathlib
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from nca_jax.batch import Batch, Vocab
 from nca_jax.checkpoint.store import Store
 from nca_jax.errors import NotFiniteError
 from nca_jax.train.logger import Logger, make_observe
 from nca_jax.train.metrics import MetricWriter
-from nca_jax.train.profiler import Profiler
-from nca_jax.train.program import Program
 from nca_jax.train.step import TrainState
+from nca_jax.train.timetable import Timetable
 
 # What sysexits.h calls a temporary failure: the same command goes on.
 EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED = 130
 PHASES = ('prepare', 'data', 'compile', 'train', 'eval', 'checkpoint')
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a config determines: a run without its state. `nca_jax.run.build` makes it."""
+
+    mesh: jax.sharding.Mesh
+    vocab: Vocab
+    timetable: Timetable
+    # Shapes, dtypes and shardings of the train state.
+    abstract: TrainState
+    init: Callable[[], TrainState]
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, dict]]
+    # None where the run only evaluates.
+    stream: Callable[[int], Batch] | None
+    # The first one's loss (or score) is the run's result.
+    evaluators: dict[str, Callable[[Any, int], dict]]
+    # Learning rate by update, for the log.
+    schedule: Callable[[int], float]
+    # FLOPs that the model needs for one update.
+    flops: float
+    # Hashes of what the streams read, for the manifest.
+    data: dict[str, Any]
 
 
 class Preempted(SystemExit):
@@ -39,6 +64,7 @@ class Preemption:
         self._exit_code: int | None = None
         self._deferred = False
         self._polls = 0
+        # Of several processes JAX's own handler must stay, so the flag below is never set there.
         self._alone = jax.process_count() == 1
         if self._alone:
             signal.signal(signal.SIGTERM, self._on_signal)
@@ -65,21 +91,10 @@ class Preemption:
         raise Preempted(self._exit_code or EXIT_PREEMPTED)
 
     @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Within it a signal only sets the flag."""
-        with self._deferring(True):
-            yield
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Within `deferred`, where nothing would be lost: a signal ends the process, an earlier one included."""
-        if self._alone and self._exit_code is not None:
+    def deferred(self, deferred: bool = True) -> Iterator[None]:
+        """Within it a signal only sets the flag; if not `deferred`, it ends the process, an earlier one included."""
+        if not deferred and self._exit_code is not None:
             self.stop()
-        with self._deferring(False):
-            yield
-
-    @contextmanager
-    def _deferring(self, deferred: bool) -> Iterator[None]:
         before, self._deferred = self._deferred, deferred
         try:
             yield
@@ -94,19 +109,21 @@ def train(
     about: dict[str, Any],
     store: Store,
     writer: MetricWriter,
-    profiler: Profiler,
+    traces: pathlib.Path,
     preemption: Preemption,
     seconds: dict[str, float],
     evaluated: Collection[str] = (),
 ) -> TrainState:
     """Trains from `state.step` to the timetable's stop, then writes the `done` record.
 
-    about: what every manifest says of the run. seconds: time spent before the loop, by phase. evaluated: evaluators
-    whose records of `state.step` exist; the others that are due there run first, so that a crash between saving and
-    evaluating loses only time. Raises NotFiniteError, or Preempted with everything saved.
+    about: what every manifest says of the run. traces: where the timetable's traced updates go. seconds: time spent
+    before the loop, by phase. evaluated: evaluators whose records of `state.step` exist; the others that are due there
+    run first. Raises NotFiniteError, or Preempted with everything saved.
     """
     timetable, step = program.timetable, int(state.step)
     seconds = dict.fromkeys(PHASES, 0.0) | seconds
+    # One process suffices for a trace; a run that resumes after the first of the updates traces none.
+    traced = timetable.traced if jax.process_index() == 0 else range(0)
 
     @contextmanager
     def timed(phase: str) -> Iterator[None]:
@@ -135,23 +152,28 @@ def train(
             writer.sync()
             store.save(step, state, about | {'tokens': tokens()}, wait=wait)
 
-    def trace(turn: Callable[[TrainState], None]) -> None:
+    def between_updates(turn: Callable[[], object]) -> None:
+        # Nothing may be in flight where a trace begins or ends: it holds whole updates and no others.
         with timed('train'):
             logger.flush()
-            turn(state)
+            jax.block_until_ready(state)
+            turn()
             logger.start(step)
 
     train_step, observe = program.train_step, make_observe(program.schedule)
     # Until the first update everything is saved, so a signal may end the process at once.
     with jax.transfer_guard('disallow'):
         if timetable.evaluates(step):
+            # A crash between saving and evaluating loses only time: what it left out is done here.
             with timed('eval'):
                 evaluate(skip=evaluated)
         if step < timetable.stop:
+            # Compiled ahead, so that the first update takes no longer than the others.
             with timed('compile'):
                 train_step = train_step.lower(state, program.stream(step)).compile()
                 observe = observe.lower(state).compile()
-    with preemption.deferred(), jax.transfer_guard('disallow'):
+    # The stack closes a trace even if training ends within it.
+    with preemption.deferred(), jax.transfer_guard('disallow'), ExitStack() as trace:
         logger = Logger(
             every=timetable.log_every,
             tokens=timetable.tokens_per_step,
@@ -161,9 +183,11 @@ def train(
         )
         logger.start(step)
         while step < timetable.stop:
-            if profiler.begins(step + 1):
-                trace(profiler.start)
-            with profiler.update(step + 1):
+            if step + 1 in traced[:1]:
+                trace.callback(print, f'the trace that begins with update {step + 1} is in {traces}')
+                between_updates(lambda: trace.enter_context(jax.profiler.trace(traces)))
+            # Marks the update in the trace, its batch included.
+            with jax.profiler.StepTraceAnnotation('update', step_num=step + 1):
                 waited = seconds['data']
                 with timed('data'):
                     batch = program.stream(step)
@@ -172,8 +196,8 @@ def train(
                     step += 1
                     # The logger reads these metrics after the next update is queued, so that the device never waits.
                     logger.queue(step, state, metrics, seconds['data'] - waited)
-            if profiler.ends(step):
-                trace(profiler.stop)
+            if step in traced[-1:]:
+                between_updates(trace.close)
             stopping = preemption.reached()
             saving, evaluating = stopping or timetable.saves(step), timetable.evaluates(step)
             if saving or evaluating:
@@ -181,12 +205,15 @@ def train(
                 with timed('train'):
                     logger.flush()
                 if saving:
+                    # Evaluation may run out of memory, or be killed: the checkpoint is complete before it.
                     save(wait=stopping or evaluating)
                 if stopping:
                     preemption.stop()
                 if evaluating:
-                    with preemption.at_once() if saving else nullcontext(), timed('eval'):
+                    # Right after a save nothing would be lost, so a signal need not wait.
+                    with preemption.deferred(not saving), timed('eval'):
                         evaluate()
+                # The pause is in no record's speed.
                 logger.start(step)
         writer.write({'kind': 'done', 'step': step, 'tokens': tokens(), 'seconds': seconds})
     return state

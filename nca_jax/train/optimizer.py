@@ -16,8 +16,8 @@ from nca_jax.train.timetable import to_steps
 NAMES = ('adamw', 'adam', 'muon')
 KINDS = ('cosine', 'wsd', 'constant')
 
-# The kernels that Muon orthogonalises, and their axes into and out of the matrix. Axis 0 is the layers, each of which
-# has a matrix of its own; attention's has the heads side by side: D x (H Dh) and (H Dh) x D.
+# The kernels that Muon orthogonalises, and their axes into and out of the matrix. Axis 0 is the layers: each has a
+# matrix of its own. Attention's has the heads side by side: D x (H Dh) and (H Dh) x D.
 MATRICES = {
     'blocks/attn/[qkv]/kernel': MuonDimensionNumbers((1,), (2, 3)),
     'blocks/attn/o/kernel': MuonDimensionNumbers((1, 2), (3,)),
@@ -122,7 +122,7 @@ class OptimizerConfig:
 
     @property
     def names_leaves(self) -> bool:
-        """Whether any pattern says more than "all decay"."""
+        # Otherwise no pattern can be wrong, and no parameter tree need be traced to check them.
         return self.decay != ('.*',) or bool(self.frozen or self.lr_scale)
 
     def patterns(self) -> dict[str, tuple[str, ...]]:
@@ -139,6 +139,7 @@ def check_paths(config: OptimizerConfig, paths: Collection[str]) -> None:
             matched = any(trees.matches(path, [pattern]) for path in paths)
             check(matched, f'config.optimizer.{field}', pattern, 'must match the whole path of a parameter')
     check(bool(trained), 'config.optimizer.frozen', config.frozen, 'must leave a parameter to train')
+    # An earlier entry may have claimed everything: then this one would silently do nothing.
     for number, entry in enumerate(config.lr_scale):
         earlier = [pattern for pattern, _ in config.lr_scale[:number]]
         acts = any(trees.matches(path, entry[:1]) and not trees.matches(path, earlier) for path in trained)
@@ -151,7 +152,9 @@ def make_schedule(config: OptimizerConfig, tokens_per_step: int) -> optax.Schedu
     horizon = to_steps(schedule.horizon, tokens_per_step, f'{path}.horizon')
     warmup = to_steps(schedule.warmup, tokens_per_step, f'{path}.warmup', whole=horizon)
     check(warmup < horizon, f'{path}.warmup', schedule.warmup, f'must end before the horizon ({horizon} steps)')
-    start, peak, final = 0.0 if warmup else config.lr, config.lr, config.lr * schedule.final
+    peak, final = config.lr, config.lr * schedule.final
+    # Without a warm-up, optax's schedules begin at this rate.
+    start = 0.0 if warmup else peak
     if schedule.kind == 'cosine':
         return optax.warmup_cosine_decay_schedule(start, peak, warmup, horizon, final)
     stable = optax.warmup_constant_schedule(start, peak, warmup)
@@ -165,11 +168,20 @@ def make_schedule(config: OptimizerConfig, tokens_per_step: int) -> optax.Schedu
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clipping, the update rule, factors by path. Its input is the gradient that `clip_on` names."""
-    rule = {'adamw': _adamw, 'adam': _adam, 'muon': _muon}[config.name](config, schedule)
+    if config.name == 'adam':
+        rule = optax.adam(schedule, config.b1, config.b2, config.eps)
+    else:
+        rule = _adamw(config, schedule) if config.name == 'adamw' else _muon(config, schedule)
+
+    def scale(path: str, update: jax.Array) -> jax.Array:
+        # The first pattern that matches decides, as in a plan.
+        return next((factor for pattern, factor in config.lr_scale if re.fullmatch(pattern, path)), 1.0) * update
+
     # Without a clip the chain keeps its place, so that checkpoints name their leaves alike.
     parts = [optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip), rule]
     if config.lr_scale:
-        parts.append(_scale_by_path(config.lr_scale))
+        # Last, so that it scales weight decay as the rest of the update.
+        parts.append(optax.stateless(lambda updates, _: trees.map_with_path(scale, updates)))
     optimizer = _in_float32(optax.chain(*parts), config.state_dtype)
     if not config.frozen:
         return optimizer
@@ -177,12 +189,9 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
     def label(path: str, leaf: jax.Array) -> str:
         return 'frozen' if trees.matches(path, config.frozen) else 'trained'
 
+    # Around all of it: what is frozen has no state and no part in the clip's norm.
     by_label = {'trained': optimizer, 'frozen': optax.set_to_zero()}
     return optax.partition(by_label, lambda params: trees.map_with_path(label, params))
-
-
-def _adam(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    return optax.adam(schedule, config.b1, config.b2, config.eps)
 
 
 def _adamw(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -191,7 +200,15 @@ def _adamw(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientT
 
 
 def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Muon for MATRICES, AdamW for the rest. (What optax's muon has for the rest is Nesterov's and decays unmasked.)"""
+    """Muon for MATRICES, AdamW for the rest."""
+
+    def axes(path: str, leaf: jax.Array) -> MuonDimensionNumbers | None:
+        # None means that the leaf is Adam's.
+        return next((axes for pattern, axes in MATRICES.items() if re.fullmatch(pattern, path)), None)
+
+    def label(path: str, leaf: jax.Array) -> str:
+        return 'adam' if axes(path, leaf) is None else 'muon'
+
     muon = optax.contrib.muon(
         schedule,
         ns_steps=config.muon.steps,
@@ -199,35 +216,17 @@ def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTr
         eps=config.eps,
         weight_decay=config.weight_decay,
         weight_decay_mask=lambda params: trees.mask(params, config.decay),
-        muon_weight_dimension_numbers=lambda params: trees.map_with_path(_matrix, params),
+        muon_weight_dimension_numbers=lambda params: trees.map_with_path(axes, params),
         consistent_rms=config.muon.consistent_rms or None,
     )
+    # optax's muon brings an Adam too, but its decay knows no mask and its momentum is Nesterov's.
     adam = _adamw(config, lambda step: config.muon.adam_lr * schedule(step))
-
-    def label(path: str, leaf: jax.Array) -> str:
-        return 'adam' if _matrix(path, leaf) is None else 'muon'
-
     return optax.partition({'muon': muon, 'adam': adam}, lambda params: trees.map_with_path(label, params))
 
 
-def _matrix(path: str, leaf: jax.Array) -> MuonDimensionNumbers | None:
-    """The axes of the leaf's matrices, or None if it is Adam's."""
-    return next((axes for pattern, axes in MATRICES.items() if re.fullmatch(pattern, path)), None)
-
-
-def _scale_by_path(factors: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
-    def scale(path: str, update: jax.Array) -> jax.Array:
-        factor = next((factor for pattern, factor in factors if re.fullmatch(pattern, path)), 1.0)
-        return factor * update
-
-    return optax.stateless(lambda updates, _: trees.map_with_path(scale, updates))
-
-
 def _in_float32(rule: optax.GradientTransformation, kept: str) -> optax.GradientTransformation:
-    """`rule` with its arithmetic and state in float32, whatever the parameters are, but first moments kept as `kept`.
-
-    optax's own `mu_dtype` also multiplies in that dtype: by a decay that is rounded, 0.9 to 0.8984 in bfloat16.
-    """
+    """`rule` in float32, whatever dtype the parameters have; between updates its first moments are kept as `kept`."""
+    # optax's own `mu_dtype` also multiplies in that dtype: by a decay that is rounded, 0.9 to 0.8984 in bfloat16.
 
     def first_moments(state: optax.OptState, dtype: str) -> optax.OptState:
         # Adam's state and Muon's both call them `mu`.

@@ -1,8 +1,6 @@
 """One update of the parameters. Newcomers start here.
 
-    loss = sum(weights * nll) / sum(weights) over the global batch
-
-Both sums are added up apart, so that accumulation equals the full batch whatever the weights.
+loss = sum(weights * nll) / sum(weights) over the global batch
 """
 
 from collections.abc import Callable
@@ -43,29 +41,22 @@ def init_state(params: dict, optimizer: optax.GradientTransformation, average: b
 
 
 def init_ema(params: dict) -> dict:
-    """The average before any update: the parameters, copied, since the update donates both."""
+    # A copy even where the dtype agrees: the update donates both, and one buffer can't be donated twice.
     return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)
 
 
-def update_ema(ema: dict, params: dict, decay: float) -> dict:
-    """`decay * ema + (1 - decay) * params`, written such that an average that equals the parameters stays so."""
-    return optax.tree.add_scale(ema, 1 - decay, optax.tree.sub(params, ema))
-
-
-def make_sum_loss(config: ModelConfig, vocab: Vocab) -> SumLoss:
-    def sum_loss(params: dict, batch: Batch, dropout: Dropout | None) -> tuple[jax.Array, jax.Array]:
-        return transformer.sum_loss(config, params, batch, vocab, dropout), jnp.sum(batch.weights_BxL)
-
-    return sum_loss
-
-
-def freeze(sum_loss: SumLoss, frozen: tuple[str, ...]) -> SumLoss:
-    """Stops gradients at the parameters that the patterns `frozen` match: backward then leaves them out."""
+def make_sum_loss(config: ModelConfig, vocab: Vocab, frozen: tuple[str, ...] = ()) -> SumLoss:
+    """The loss and its weight, with no gradient at the parameters that the patterns `frozen` match."""
 
     def stop(path: str, leaf: jax.Array) -> jax.Array:
         return jax.lax.stop_gradient(leaf) if trees.matches(path, frozen) else leaf
 
-    return lambda params, batch, dropout: sum_loss(trees.map_with_path(stop, params), batch, dropout)
+    def sum_loss(params: dict, batch: Batch, dropout: Dropout | None) -> tuple[jax.Array, jax.Array]:
+        # Stopped here rather than zeroed later, so that backward doesn't compute these gradients at all.
+        params = trees.map_with_path(stop, params)
+        return transformer.sum_loss(config, params, batch, vocab, dropout), jnp.sum(batch.weights_BxL)
+
+    return sum_loss
 
 
 def loss_and_grads(
@@ -93,12 +84,14 @@ def loss_and_grads(
 
         # Rows r, r + accumulate, ... make one micro-batch: rows sharded over devices then stay where they are.
         micro_batches = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), rows)
+        # Gradients add up in float32 even where the parameters are bfloat16: small ones would vanish in the sum.
         zero = jnp.zeros(()), jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
         return jax.lax.scan(add, zero, micro_batches)[0]
 
     # A row keeps its number however the batch is cut, and with it its dropout.
     rows = batch, jnp.arange(len(batch.inputs_BxL))
     if accumulate == 1:
+        # The compiler itself sums over the devices, once.
         loss_sum, weight, grads = sums(*rows)
     elif replicas == 1:
         loss_sum, weight, grads = accumulated(*rows)
@@ -109,6 +102,7 @@ def loss_and_grads(
         with meshes.within_replicas():
             totals = jax.vmap(accumulated, spmd_axis_name='data')(*own)
         loss_sum, weight, grads = jax.tree.map(lambda x: jnp.sum(x, axis=0), totals)
+    # Loss and weight are added up apart and divided once: micro-batches may weigh differently, as masked ones do.
     return loss_sum / weight, jax.tree.map(lambda g: g / weight, grads)
 
 
@@ -130,15 +124,21 @@ def make_train_step(
     """`train_step(state, batch) -> (state, metrics)`: float32 scalars `loss` (nats) and `grad_norm` (of the mean)."""
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        # A function of seed and step alone, so a resumed run drops what the unbroken one would.
         dropout_key = keys.key(seed, 'dropout', state.step) if dropout else None
         loss, grads = loss_and_grads(sum_loss, state.params, batch, dropout_key, accumulate, replicas)
         if gradient_shardings is not None:
+            # Each device keeps its piece of the gradient: the sum over devices becomes a cheaper reduce-scatter.
             grads = jax.lax.with_sharding_constraint(grads, gradient_shardings)
         grads = jax.tree.map(lambda g: g * gradient_scale, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        # The norm before any clip, which lies in the optimizer.
         grad_norm = optax.tree.norm(optax.tree.cast(grads, jnp.float32)) / gradient_scale
-        average = None if ema is None else update_ema(state.ema, params, ema)
+        average = state.ema
+        if ema is not None:
+            # decay * average + (1 - decay) * params, written so that frozen parameters keep their exact average.
+            average = optax.tree.add_scale(average, 1 - ema, optax.tree.sub(params, average))
         return TrainState(state.step + 1, params, opt_state, average), {'loss': loss, 'grad_norm': grad_norm}
 
     return train_step

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from collections.abc import Collection
 
 from nca_jax.errors import FieldError, check
 
@@ -21,18 +20,17 @@ def to_steps(text: str, tokens_per_step: int, field: str, whole: int | None = No
         allowed = "must be a duration such as '5000 steps', '164M tokens' or '9.03B tokens'"
         raise FieldError(field, text, allowed + ('' if whole is None else ", or a share such as '10%'"))
     amount = float(duration[1]) * UNITS[duration[2]]
+    # Rounded, so that a length given in tokens and one in steps agree.
     return round(amount if duration[3] == 'steps' else amount / tokens_per_step)
 
 
-def to_updates(text: str, field: str = 'profile') -> range:
-    """The updates in '10-12' or '10', counted from 1; none in ''. Raises FieldError naming `field`."""
+def to_updates(text: str) -> range:
+    """The updates in '10-12' or '10', counted from 1; none in ''. Raises FieldError naming `profile`."""
     if not text:
         return range(0)
-    allowed = "must be updates, first-last, such as '10-12', or '' for none"
     match = re.fullmatch(r'(\d+)(?:-(\d+))?', text)
-    check(match is not None, field, text, allowed)
-    first, last = int(match[1]), int(match[2] or match[1])
-    check(1 <= first <= last, field, text, allowed + '; the first is 1 and comes before the last')
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    check(1 <= first <= last, 'profile', text, "must be updates, first-last, such as '10-12', or '' for none")
     return range(first, last + 1)
 
 
@@ -73,6 +71,7 @@ class Timetable:
     traced: range
     tokens_per_step: int
 
+    # The last step is always scored and saved: it is the run's result.
     def evaluates(self, step: int) -> bool:
         return step % self.eval_every == 0 or step == self.stop
 
@@ -89,7 +88,11 @@ def make_timetable(config: LoopConfig, profile: str, length: int) -> Timetable:
         check(count >= least, f'train.{field}', getattr(config, field), 'at least one step')
         return count
 
-    stop = steps('stop', least=0)  # zero updates: evaluation alone
+    # Zero updates are evaluation alone.
+    stop = steps('stop', least=0)
+    kept = {duration: to_steps(duration, tokens_per_step, 'train.keep') for duration in config.keep}
+    for duration, step in kept.items():
+        check(step <= stop, 'train.keep', duration, f'step {step} comes after the last, {stop}')
     traced = to_updates(profile)
     check(not traced or traced[-1] <= stop, 'profile', profile, f'the last update is {stop}')
     return Timetable(
@@ -97,14 +100,7 @@ def make_timetable(config: LoopConfig, profile: str, length: int) -> Timetable:
         log_every=steps('log_every'),
         eval_every=steps('eval_every'),
         save_every=steps('save_every'),
-        keep=_kept(config.keep, tokens_per_step, stop),
+        keep=frozenset(kept.values()),
         traced=traced,
         tokens_per_step=tokens_per_step,
     )
-
-
-def _kept(durations: Collection[str], tokens_per_step: int, stop: int) -> frozenset[int]:
-    kept = {duration: to_steps(duration, tokens_per_step, 'train.keep') for duration in durations}
-    for duration, step in kept.items():
-        check(step <= stop, 'train.keep', duration, f'step {step} comes after the last, {stop}')
-    return frozenset(kept.values())

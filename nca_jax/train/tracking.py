@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from nca_jax.errors import UserError
@@ -16,13 +16,9 @@ START_SECONDS, FINISH_SECONDS = 30.0, 20.0
 
 def check_installed(track: str) -> None:
     """Raises UserError where the package of `config.track` is missing."""
+    # Looked up without the import, which takes seconds.
     if track == 'wandb' and importlib.util.find_spec('wandb') is None:
         raise UserError("config.track = 'wandb': the package isn't installed; pip install wandb, or set it to ''")
-
-
-def make_tracker(track: str, about: dict[str, Any], folder: pathlib.Path, say: Callable[[str], None]) -> 'Wandb | None':
-    """The tracker of `config.track`. `about` is the run's record, with its identity and config."""
-    return Wandb(about, folder, say) if track == 'wandb' else None
 
 
 class Wandb:
@@ -33,11 +29,35 @@ class Wandb:
     - Offline, every start writes its own files. The same id joins them when they are uploaded.
     """
 
-    def __init__(self, about: dict[str, Any], folder: pathlib.Path, say: Callable[[str], None]):
-        self._say, self._run = say, None
+    def __init__(self, about: dict[str, Any], folder: pathlib.Path):
+        """`about` is the run's record, with its identity and config."""
+        self._run = None
         with self._never_fatal('start'):
-            self._run = _start(about, folder)
-            say(f'Weights & Biases: {pathlib.Path(self._run.dir).parent if self._run.offline else self._run.url}')
+            import wandb
+
+            mode = os.environ.get('WANDB_MODE', 'offline')
+            self._run = wandb.init(
+                project=None if 'WANDB_PROJECT' in os.environ else 'nca_jax',
+                id=about['identity'][:16],
+                name=f'{about["name"]}/{about["arm"]}/{about["seed"]}',
+                group=about['arm'],
+                job_type=about['stage'],
+                config=about['config'] | {name: value for name, value in about.items() if name != 'config'},
+                dir=folder,
+                mode=mode,
+                # Only a server knows earlier starts.
+                resume='allow' if mode == 'online' else None,
+                # Quiet, and nothing but our numbers: the manifest has the code's version.
+                settings=wandb.Settings(
+                    silent=True,
+                    console='off',
+                    disable_git=True,
+                    disable_code=True,
+                    init_timeout=START_SECONDS,
+                    finish_timeout=FINISH_SECONDS,
+                ),
+            )
+            print(f'Weights & Biases: {pathlib.Path(self._run.dir).parent if self._run.offline else self._run.url}')
 
     def write(self, scalars: dict[str, float], step: int) -> None:
         if self._run is not None:
@@ -54,32 +74,8 @@ class Wandb:
     def _never_fatal(self, action: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of any kind: the run is worth more
+        # Any kind of error: the training run is worth more than its log.
+        except Exception as error:
             self._run = None
             reason = ' '.join(str(error).split())
-            self._say(f'warning: Weights & Biases failed to {action} and is left out from here: {reason}')
-
-
-def _start(about: dict[str, Any], folder: pathlib.Path) -> Any:
-    import wandb
-
-    mode = os.environ.get('WANDB_MODE', 'offline')
-    return wandb.init(
-        project=None if 'WANDB_PROJECT' in os.environ else 'nca_jax',
-        id=about['identity'][:16],
-        name=f'{about["name"]}/{about["arm"]}/{about["seed"]}',
-        group=about['arm'],
-        job_type=about['stage'],
-        config=about['config'] | {name: value for name, value in about.items() if name != 'config'},
-        dir=folder,
-        mode=mode,
-        resume='allow' if mode == 'online' else None,
-        settings=wandb.Settings(
-            silent=True,
-            console='off',
-            disable_git=True,
-            disable_code=True,
-            init_timeout=START_SECONDS,
-            finish_timeout=FINISH_SECONDS,
-        ),
-    )
+            print(f'warning: Weights & Biases failed to {action} and is left out from here: {reason}')
