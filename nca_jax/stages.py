@@ -110,6 +110,7 @@ def _text_vocabulary(config: Config) -> Vocab:
 
 
 def _check_instruct(config: Config) -> None:
+    check(config.benchmark is not None, 'config.benchmark', None, 'must be set: it tells what these runs solve')
     trains = config.timetable.stop > 0 and config.data.problems.task == CODE
     check(not trains, 'config.train.stop', config.train.stop, f"must be '0 steps': {CODE} trains nothing")
 
@@ -139,7 +140,8 @@ def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, pro
 
     valid = stream('valid', config.eval.batch)
     loss = held_out.make_evaluator(config.model, prepared.vocab, mesh, valid, config.eval.batches, {})
-    return Data(prepared.vocab, stream('train', config.train.batch), {'held_out': loss} | answers, hashes)
+    # The first evaluator's result stands for the run, and these runs are compared by the problems that they solve.
+    return Data(prepared.vocab, stream('train', config.train.batch), answers | {'held_out': loss}, hashes)
 
 
 def _instruct_vocabulary(config: Config) -> Vocab:

@@ -20,7 +20,6 @@ from nca_jax.report import (
     losses,
     page,
     provenance,
-    records,
     runs,
     stats,
     style,
@@ -197,24 +196,25 @@ def report(root, tmp_path_factory):
 
 
 def test_a_half_written_last_line_is_forgiven_and_nothing_else(tmp_path):
-    path = tmp_path / 'metrics.jsonl'
+    folder = write_run(tmp_path / 'a', 'scratch')
+    path = folder / 'metrics.jsonl'
     good = b'{"kind": "train", "step": 1, "tokens": 5, "loss": 2.0}\n'
     path.write_bytes(good + good + b'{"kind": "eval", "evalu')
-    assert len(records.read_metrics(path)) == 2
+    assert len(runs.read_run(folder).metrics) == 2
     path.write_bytes(good + '{"kind": "train", "note": "é'.encode()[:-1])  # cut inside a character
-    assert len(records.read_metrics(path)) == 1
+    assert len(runs.read_run(folder).metrics) == 1
     path.write_bytes(good + b'{"kind": "eval", "evalu\n')
     with pytest.raises(errors.UserError, match=r'metrics\.jsonl:2: not JSON'):
-        records.read_metrics(path)
+        runs.read_run(folder)
     path.write_bytes(good + b'{"kind": "ev\n' + good)
     with pytest.raises(errors.UserError, match=r'metrics\.jsonl:2: not JSON'):
-        records.read_metrics(path)
+        runs.read_run(folder)
     path.write_bytes(b'[1, 2]\n')
     with pytest.raises(errors.UserError, match=r'metrics\.jsonl:1: must be a JSON object, not list'):
-        records.read_metrics(path)
+        runs.read_run(folder)
     path.write_bytes(b'{"kind": "eval", "step": 1, "tokens": 5}\n')
-    with pytest.raises(errors.UserError, match=r'metrics\.jsonl:1: lacks evaluator, loss'):
-        records.read_metrics(path)
+    with pytest.raises(errors.UserError, match=r'metrics\.jsonl:1: lacks evaluator'):
+        runs.read_run(folder)
 
 
 def test_runs_are_found_at_any_depth_and_once(root):
@@ -289,18 +289,8 @@ def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path):
         (lambda run: (run / 'run.json').write_text('{"name": '), 'run.json: not JSON'),
         (lambda run: (run / 'run.json').write_text('[]'), 'run.json: must be a JSON object, not list'),
         (lambda run: (run / 'run.json').write_text('{"name": "x"}'), 'run.json: lacks arm, stage, evaluator'),
-        (lambda run: edit(run, evaluator=None), 'run.json: evaluator = None: must be of type str'),
         (lambda run: (run / 'run.json').unlink(), 'holds no run'),
         (lambda run: (run / 'metrics.jsonl').write_text('oops\n'), 'metrics.jsonl:1: not JSON'),
-        (lambda run: edit(run, seed='0'), "run.json: seed = '0': must be of type int"),
-        (lambda run: edit(run, config=None), 'run.json: config = None: must be of type dict'),
-        (lambda run: edit(run, device={'kind': 'cpu'}), 'run.json: device lacks count'),
-        (lambda run: edit(run, parent={'x': 1}), 'run.json: parent lacks identity, step, plan'),
-        (lambda run: edit(run, parent='x'), "run.json: parent = 'x': must be of type dict | None"),
-        (
-            lambda run: (run / 'metrics.jsonl').write_text('{"kind": "train", "step": 1, "tokens": null}\n'),
-            'metrics.jsonl:1: tokens = None: must be of type int | float',
-        ),
         (lambda run: (run / 'automata.npz').write_bytes(b'oops'), 'automata.npz: not the automata of a run'),
         (lambda run: (run / 'automata.npz').write_bytes(b''), 'automata.npz: not the automata of a run'),
         (
@@ -309,12 +299,6 @@ def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path):
         ),
         (lambda run: (run / 'complexity.json').write_text('oops'), 'complexity.json: not JSON'),
         (lambda run: (run / 'complexity.json').write_text('{}'), 'complexity.json: lacks edges, counts, band'),
-        (
-            lambda run: (run / 'complexity.json').write_text(
-                json.dumps(json.loads((run / 'complexity.json').read_text()) | {'counts': ['x']})
-            ),
-            "complexity.json: counts[0] = 'x': must be of type int | float",
-        ),
     ],
 )
 def test_bad_input_is_one_line_with_exit_code_2_and_writes_nothing(tmp_path, capsys, damage, message):
@@ -585,15 +569,14 @@ def test_curves_show_means_and_paired_gains(root):
 
 
 def test_a_film_strip_shows_every_cell_in_its_colour():
-    frames = np.random.default_rng(1).integers(0, 5, (3, 8, 8)).astype(np.uint8)
+    frames = np.random.default_rng(1).integers(0, 5, (1, 3, 8, 8)).astype(np.uint8)
     palette = style.cell_colours(5)
-    strip = figures._strip(palette[frames], gap=0.07)
-    cell = strip.shape[0] // 8
-    pitch = (strip.shape[1] + round(0.07 * 8 * cell)) // 3
-    for t in range(3):
-        seen = strip[cell // 2 :: cell, t * pitch + cell // 2 : t * pitch + 8 * cell : cell]
-        np.testing.assert_array_equal(seen[..., :3], palette[frames[t]])
-    assert (strip[0, 8 * cell : pitch, 3] == 0).all()
+    (axes,) = figures.film_strips({'rules': (frames, [0.5])}, 5, 'gzip ratio', style.LIGHT).axes
+    for number, image in enumerate(axes.images):
+        np.testing.assert_array_equal(image.get_array(), palette[frames[0, number]])
+    extents = [image.get_extent() for image in axes.images]
+    assert [right - left for left, right, _, _ in extents] == pytest.approx([0.74] * 3)
+    assert np.diff([left for left, *_ in extents]) == pytest.approx([0.79] * 2)  # a gap between frames
     assert len({tuple(colour) for colour in style.cell_colours(15)}) == 15
 
 

@@ -1,6 +1,5 @@
 """Solved problems in the report: hand-computed levels and gains, chance, tasks, what is refused, and the whole page."""
 
-import json
 import math
 
 import numpy as np
@@ -403,43 +402,6 @@ def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path):
         study_of(tmp_path)
     edit(tmp_path / 'b', config={'benchmark': asked('arithmetic')})  # of another benchmark it may be
     assert list(study_of(tmp_path).solved) == ['arithmetic', 'gsm_symbolic']
-
-
-@pytest.mark.parametrize(
-    ('damage', 'message'),
-    [
-        (lambda run: edit(run, config={'benchmark': None}), 'config.benchmark = None: must be of type dict'),
-        (
-            lambda run: edit(run, config={'benchmark': {}}),
-            'config.benchmark lacks limit, shots, samples, max_tokens, problems',
-        ),
-        (
-            lambda run: edit(run, config={'benchmark': asked(sampling={})}),
-            'config.benchmark.sampling lacks temperature',
-        ),
-        (lambda run: edit(run, data={}), 'run.json: data lacks problems'),
-        (lambda run: line(run, {'problems': 3}), 'metrics.jsonl:1: lacks samples'),
-        (lambda run: line(run, scored() | {'pass@2': 0.5}), 'lacks pass@1, pass@2_low, pass@2_high'),
-        (lambda run: line(run, scored(pass_1=5.0) | {'chance_pass@1': 0.5}), 'lacks normalised@1, normalised_by'),
-        (
-            lambda run: line(run, scored(pass_1=5.0) | {'sums/pass@1': 'x'}),
-            "sums/pass@1 = 'x': must be of type int | float",
-        ),
-        (lambda run: line(run, {}, 'held_out'), 'metrics.jsonl:1: lacks loss'),
-    ],
-)
-def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, damage, message):
-    damage(write_solved(tmp_path / 'runs' / 'nca', 'nca', 0, scored(pass_1=5.0)))
-    assert cli.main(['report', str(tmp_path / 'runs'), '--out', str(tmp_path / 'out')]) == 2
-    said = capsys.readouterr()
-    assert message in said.err
-    assert (said.out, len(said.err.splitlines())) == ('', 1)
-    assert not (tmp_path / 'out').exists()
-
-
-def line(run, found, evaluator='benchmark'):
-    """Makes an evaluation the only line of a run's metrics."""
-    (run / 'metrics.jsonl').write_text(json.dumps(counted(found, 140, evaluator)) + '\n')
 
 
 # The whole report

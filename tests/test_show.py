@@ -297,7 +297,7 @@ def test_the_strips_say_what_their_numbers_are(drawn):
     figure = figures.film_strips(
         {'rules': (drawn.frames_SxTxYxX[ends], drawn.scores_S[ends])}, 3, 'gzip ratio, first 4 frames', style.LIGHT
     )
-    words = [text.get_text() for text in figure.texts]
+    words = [text.get_text() for text in figure.axes[0].texts]
     scores = [f'{score:.2f}' for score in (drawn.scores_S.min(), drawn.scores_S.max())]
     assert words == ['rules', *scores, 'gzip ratio, first 4 frames', 'successive frames →']
 

@@ -1,5 +1,6 @@
 """The report's figures. Each function draws one figure under the current style and returns it; none writes files."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,15 +12,15 @@ from matplotlib.figure import Figure
 
 from nca_jax.report import scores, stats, style
 from nca_jax.report.runs import Run
-from nca_jax.report.study import Study
+from nca_jax.report.study import Study, members
 
+# Inches.
 WIDTH = 8.6
 
-# By arm and seed, or by arm for each pair of seeds: x, and the value at each.
-Curves = Mapping[str, Mapping[int, stats.Curve]]
-Pairs = Mapping[str, Sequence[stats.Curve]]
 # By arm: x, and the interval over seeds at each.
-Bands = Mapping[str, tuple[np.ndarray, Sequence[stats.Interval]]]
+Levels = Mapping[str, tuple[np.ndarray, Sequence[stats.Interval]]]
+# By arm, for each seed that it shares with the baseline: x, and the gain at each.
+Gains = Mapping[str, Sequence[stats.Curve]]
 # y, text and colour of the labels at the curves' ends.
 Ends = list[tuple[float, str, str]]
 
@@ -27,22 +28,24 @@ Ends = list[tuple[float, str, str]]
 def learning_curves(study: Study, theme: style.Theme) -> Figure:
     """Held-out loss against tokens, mean and 95 % interval over seeds; beside it the paired gain over the baseline."""
     curves = {arm: {seed: _curve(run) for seed, run in by_seed.items()} for arm, by_seed in study.text.items()}
-    pairs = _pairs(curves, study.baseline, sign=1)
-    colours = style.arm_colours(study.arms, study.baseline, theme)
-    figure, left, right = _two_panels(pairs, max(map(len, curves)))
-    bands = {arm: stats.mean_curve(list(by_seed.values())) for arm, by_seed in curves.items()}
-    ends = _draw_bands(left, bands, colours)
-    _limit(left, bands, [])
-    _label(left, 'Held-out loss', 'nats per token', 'mean and 95 % interval over seeds', ends, theme)
-    if pairs:
+    figure = _levels_and_gains(
+        study,
+        theme,
+        levels={arm: stats.mean_curve(list(by_seed.values())) for arm, by_seed in curves.items()},
+        gains=_gains(curves, study.baseline, sign=1),
+        title='Held-out loss',
+        units=('nats per token', 'nats per token'),
+        note='mean and 95 % interval over seeds',
+        longest_label=max(map(len, curves)),
         # The last three quarters of training set the scale: early differences are large and say little.
-        _gain_panel(right, pairs, 'nats per token', study.baseline, colours, theme, scale_from=0.25)
+        scale_from=0.25,
+    )
     for axes in figure.axes:
         _token_axis(axes)
     return figure
 
 
-def _curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
+def _curve(run: Run) -> stats.Curve:
     """(tokens, losses) without the evaluation before training: a logarithmic axis has no zero."""
     tokens, losses = run.curve()
     return tokens[tokens > 0], losses[tokens > 0]
@@ -56,24 +59,21 @@ def pass_at_k(study: Study, benchmark: str, theme: style.Theme) -> Figure:
         arm: {seed: (ks, [100 * run.solved[f'pass@{k}'] for k in ks]) for seed, run in by_seed.items()}
         for arm, by_seed in group.items()
     }
-    pairs = _pairs(curves, study.baseline, sign=-1)
-    colours = style.arm_colours(study.arms, study.baseline, theme)
-    figure, left, right = _two_panels(pairs, max(8, *map(len, group)))
-    levels = {arm: [scores.level(scores.finals(runs), f'pass@{k}') for k in ks] for arm, runs in group.items()}
-    bands, guessing = {arm: (ks, intervals) for arm, intervals in levels.items()}, []
-    ends = _draw_bands(left, bands, colours)
-    solved = scores.any_run(group).solved
-    # Guessing does as well for every arm, since all were given the same problems.
-    if f'chance_pass@{ks[-1]}' in solved:
-        guessing = [100 * solved[f'chance_pass@{k}'] for k in ks]
-        left.plot(ks, guessing, color=theme.muted, linewidth=1, linestyle=style.DASHES)
-        ends.append((guessing[-1], 'guessing', theme.muted))
-    _limit(left, bands, guessing)
+    # Guessing does as well for every arm, since all were given the same problems. Open answers can't be guessed.
+    chances = members(group)[0].solved
+    guessing = [100 * chances[f'chance_pass@{k}'] for k in ks if f'chance_pass@{k}' in chances]
     one_seed = '; one seed: over problems' if any(len(by_seed) == 1 for by_seed in group.values()) else ''
-    note = f'mean and 95 % interval over seeds{one_seed}'
-    _label(left, 'Problems solved in k answers', 'pass@k, %', note, ends, theme)
-    if pairs:
-        _gain_panel(right, pairs, 'percentage points', study.baseline, colours, theme)
+    figure = _levels_and_gains(
+        study,
+        theme,
+        levels={arm: (ks, [scores.level(scores.finals(runs), f'pass@{k}') for k in ks]) for arm, runs in group.items()},
+        gains=_gains(curves, study.baseline, sign=-1),
+        title='Problems solved in k answers',
+        units=('pass@k, %', 'percentage points'),
+        note=f'mean and 95 % interval over seeds{one_seed}',
+        longest_label=max(len('guessing'), *map(len, group)),
+        guessing=guessing,
+    )
     for axes in figure.axes:
         axes.set_xscale('log', base=2)
         axes.set(xlim=(ks[0], ks[-1]), xlabel='k, answers to a problem')
@@ -81,52 +81,64 @@ def pass_at_k(study: Study, benchmark: str, theme: style.Theme) -> Figure:
     return figure
 
 
-def _pairs(curves: Curves, baseline: str, sign: int) -> Pairs:
+def _gains(curves: Mapping[str, Mapping[int, stats.Curve]], baseline: str, sign: int) -> Gains:
     """The arms that share seeds with the baseline: `sign` times (baseline minus arm), for each such seed."""
-    pairs = {}
+    gains = {}
     theirs = curves.get(baseline, {})
     for arm, ours in curves.items():
         if arm != baseline and (seeds := sorted(ours.keys() & theirs)):
             differences = [stats.difference_curve(ours[seed], theirs[seed]) for seed in seeds]
-            pairs[arm] = [(x, sign * difference) for x, difference in differences]
-    return pairs
+            gains[arm] = [(x, sign * difference) for x, difference in differences]
+    return gains
 
 
-def _two_panels(pairs: Pairs, longest_label: int) -> tuple[Figure, Axes, Axes | None]:
-    """A panel of levels and one of gains, or the first alone without pairs."""
-    figure = Figure(figsize=(WIDTH, 3.9))
-    panels = style.panels(figure, 2 if pairs else 1, longest_label)
-    return figure, panels[0], panels[1] if pairs else None
-
-
-def _gain_panel(
-    axes: Axes,
-    pairs: Pairs,
-    unit: str,
-    baseline: str,
-    colours: Mapping[str, str],
+def _levels_and_gains(
+    study: Study,
     theme: style.Theme,
+    *,
+    levels: Levels,
+    gains: Gains,
+    title: str,
+    units: tuple[str, str],
+    note: str,
+    longest_label: int,
+    guessing: Sequence[float] = (),
     scale_from: float = 0.0,
-) -> None:
-    """Draws the baseline at zero, each pair and their band. x below the share `scale_from` doesn't set the scale."""
-    axes.axhline(0, color=colours[baseline], linewidth=1.4)
-    ends, late, reach = [(0.0, baseline, colours[baseline])], {}, [0.0]
-    for arm, curves in pairs.items():
-        for x, gain in curves:
-            axes.plot(x, gain, color=colours[arm], linewidth=0.7, alpha=0.55)
-            reach += gain[int(scale_from * len(gain)) :].tolist()
-        x, intervals = stats.mean_curve(curves)
-        ends += _draw_bands(axes, {arm: (x, intervals)}, colours)
-        late[arm] = x, intervals[int(scale_from * len(intervals)) :]
-    _limit(axes, late, reach)
-    note = 'mean and 95 % interval; thin: single pairs of seeds'
-    _label(axes, f'Paired gain over {baseline}', f'{unit}, up is better', note, ends, theme)
+) -> Figure:
+    """A panel of each arm's level and one of paired gains, which is left out where no arm has a pair.
+
+    `guessing` holds what guessing reaches at each x. x below the share `scale_from` doesn't set the scale of gains.
+    """
+    colours, baseline = style.arm_colours(study.arms, study.baseline, theme), study.baseline
+    figure = Figure(figsize=(WIDTH, 3.9))
+    left, *right = style.panels(figure, 2 if gains else 1, longest_label)
+    ends = _draw_bands(left, levels, colours)
+    if len(guessing):
+        x, _ = next(iter(levels.values()))
+        left.plot(x, guessing, color=theme.muted, linewidth=1, linestyle=style.DASHES)
+        ends.append((guessing[-1], 'guessing', theme.muted))
+    _limit(left, levels, guessing)
+    _label(left, title, units[0], note, ends, theme)
+    for axes in right:
+        axes.axhline(0, color=colours[baseline], linewidth=1.4)
+        ends, late, reach = [(0.0, baseline, colours[baseline])], {}, [0.0]
+        for arm, curves in gains.items():
+            for x, gain in curves:
+                axes.plot(x, gain, color=colours[arm], linewidth=0.7, alpha=0.55)
+                reach += gain[int(scale_from * len(gain)) :].tolist()
+            x, intervals = stats.mean_curve(curves)
+            ends += _draw_bands(axes, {arm: (x, intervals)}, colours)
+            late[arm] = x, intervals[int(scale_from * len(intervals)) :]
+        _limit(axes, late, reach)
+        note = 'mean and 95 % interval; thin: single pairs of seeds'
+        _label(axes, f'Paired gain over {baseline}', f'{units[1]}, up is better', note, ends, theme)
+    return figure
 
 
-def _draw_bands(axes: Axes, bands: Bands, colours: Mapping[str, str]) -> Ends:
+def _draw_bands(axes: Axes, levels: Levels, colours: Mapping[str, str]) -> Ends:
     """Draws each arm's mean within its intervals; returns the labels of their ends."""
     ends = []
-    for arm, (x, intervals) in bands.items():
+    for arm, (x, intervals) in levels.items():
         low, high, mean = ([getattr(i, name) for i in intervals] for name in ('low', 'high', 'mean'))
         axes.fill_between(x, low, high, color=colours[arm], alpha=0.16, linewidth=0)
         axes.plot(x, mean, color=colours[arm])
@@ -134,9 +146,9 @@ def _draw_bands(axes: Axes, bands: Bands, colours: Mapping[str, str]) -> Ends:
     return ends
 
 
-def _limit(axes: Axes, bands: Bands, others: Sequence[float]) -> None:
+def _limit(axes: Axes, levels: Levels, others: Sequence[float]) -> None:
     """Sets the limits of y to hold the means, the others, and the intervals as far as curves stay readable."""
-    intervals = [i for _, of_arm in bands.values() for i in of_arm]
+    intervals = [i for _, of_arm in levels.values() for i in of_arm]
     bounds = [bound for i in intervals for bound in (i.low, i.high) if not math.isnan(bound)]
     values = [*others, *(i.mean for i in intervals)]
     low, high = min(values), max(values)
@@ -171,57 +183,43 @@ def _ticks(axes: Axes, places: Sequence[float], formatter: ticker.Formatter) -> 
 
 def nca_stage(study: Study, theme: style.Theme) -> Figure:
     """The automata stage: held-out loss against tokens, and next-grid accuracy by grids seen in context."""
+    runs, alone = study.nca, len(study.nca) == 1
     figure = Figure(figsize=(WIDTH, 3.7))
-    names, alone = [run.name for run in study.nca], len(study.nca) == 1
-    # One run's curve needs no name, so that its label is its loss.
-    left, right = style.panels(figure, 2, longest_label=7 if alone else max(7, *map(len, names)))
-    colours = dict(zip(names, (style.ARMS * len(names))[: len(names)], strict=True))
+    left, right = style.panels(figure, 2, longest_label=7 if alone else max(7, *(len(run.name) for run in runs)))
+    colours = dict(zip((run.name for run in runs), itertools.cycle(style.ARMS), strict=False))
     ends = []
-    for run in study.nca:
+    for run in runs:
         tokens, loss = _curve(run)
         left.plot(tokens, loss, color=colours[run.name])
+        # One run's curve needs no name, so that its label is its loss.
         ends.append((loss[-1], f'{loss[-1]:.2f}' if alone else run.name, colours[run.name]))
-    uniform = max(math.log(run.record['vocab_size']) for run in study.nca)
-    left.axhline(uniform, color=theme.muted, linewidth=1, linestyle=style.DASHES)
-    ends.append((uniform, 'uniform', theme.muted))
+    ends.append(_reference(left, max(math.log(run.record['vocab_size']) for run in runs), 'uniform', theme))
     left.set_ylim(0, 1.08 * max(y for y, _, _ in ends))
     _token_axis(left)
     _label(left, 'Held-out loss on automata', 'nats per token', 'rules never trained on', ends, theme)
-    _accuracy_panel(right, study.nca, colours, theme)
+
+    ends = []
+    for run in runs:
+        for name, label, dashes in (('cell', 'cells', (0, ())), ('grid', 'grids', (0, (1, 1.2)))):
+            # Entry i is the accuracy after i whole grids.
+            accuracy = 100 * np.array(run.final.get(f'{name}_accuracy_by_grid', []), float)
+            if len(accuracy):
+                right.plot(np.arange(len(accuracy)), accuracy, color=colours[run.name], linestyle=dashes)
+                ends.append((accuracy[-1], label, colours[run.name] if alone else theme.muted))
+    # Copying the last grid is what context gives a reader who has inferred nothing.
+    if alone and 'copy_accuracy' in runs[0].final:
+        ends.append(_reference(right, 100 * runs[0].final['copy_accuracy'], 'copying', theme))
+    right.set(ylim=(0, 100), xlabel='grids seen in context')
+    right.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    # Of several runs the first one's labels stand for all: colours tell the runs apart.
+    _label(right, 'Next grid predicted', '% right', 'at the end of the stage', ends if alone else ends[:2], theme)
     return figure
 
 
-def _accuracy_panel(axes: Axes, nca: Sequence[Run], colours: Mapping[str, str], theme: style.Theme) -> None:
-    """Entry i of a list by grid is the accuracy after i whole grids."""
-    ends, alone = [], len(nca) == 1
-    for run in nca:
-        for name, label, dashes in (('cell', 'cells', (0, ())), ('grid', 'grids', (0, (1, 1.2)))):
-            accuracy = 100 * np.array(run.final.get(f'{name}_accuracy_by_grid', []), float)
-            if len(accuracy):
-                axes.plot(np.arange(len(accuracy)), accuracy, color=colours[run.name], linestyle=dashes)
-                ends.append((accuracy[-1], label, colours[run.name] if alone else theme.muted))
-    # Copying the last grid is what context gives a reader who has inferred nothing.
-    if alone and 'copy_accuracy' in nca[0].final:
-        copied = 100 * nca[0].final['copy_accuracy']
-        axes.axhline(copied, color=theme.muted, linewidth=1, linestyle=style.DASHES)
-        ends.append((copied, 'copying', theme.muted))
-    axes.set(ylim=(0, 100), xlabel='grids seen in context')
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-    # Of several runs the first one's labels stand for all: colours tell the runs apart.
-    _label(axes, 'Next grid predicted', '% right', 'at the end of the stage', ends if alone else ends[:2], theme)
-
-
-def automata(arrays: Mapping[str, np.ndarray], score: str, theme: style.Theme) -> Figure:
-    """Film strips of the rules in an automata.npz, in blocks of low, medium and high complexity.
-
-    `score` names what was measured.
-    """
-    blocks = {}
-    for level in ('low', 'medium', 'high'):
-        rows = np.flatnonzero(arrays['level'] == level)
-        rows = rows[np.argsort(arrays['ratios'][rows])]
-        blocks[f'{level} complexity'] = arrays['frames'][rows], arrays['ratios'][rows]
-    return film_strips(blocks, int(arrays['colours']), score, theme)
+def _reference(axes: Axes, y: float, label: str, theme: style.Theme) -> tuple[float, str, str]:
+    """Draws a dashed line across the axes; returns the label of its end."""
+    axes.axhline(y, color=theme.muted, linewidth=1, linestyle=style.DASHES)
+    return y, label, theme.muted
 
 
 def film_strips(
@@ -234,36 +232,29 @@ def film_strips(
     palette = style.cell_colours(colours)
     count = min(10, *(frames.shape[1] for frames, _ in blocks.values()))
     # In inches, so that strips look alike however many a figure holds.
-    left, size, gap, space = 0.8, 0.74, 0.05, 0.22
-    width = left + count * (size + gap)
-    height = sum(0.3 + len(scores) * (size + gap) + space for _, scores in blocks.values()) - space + 0.35
+    left, side, gap, space, heading, foot = 0.8, 0.74, 0.05, 0.22, 0.3, 0.35
+    pitch = side + gap
+    width = left + count * pitch
+    height = sum(heading + len(scores) * pitch + space for _, scores in blocks.values()) - space + foot
     figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis('off')
     y = height
     for title, (frames_RxTxYxX, scores_R) in blocks.items():
-        y -= 0.3
-        figure.text(0.1 / width, (y + 0.09) / height, title, fontsize=10, fontweight='bold')
+        y -= heading
+        axes.text(0.1, y + 0.09, title, fontsize=10, fontweight='bold')
         for frames_TxYxX, score in zip(frames_RxTxYxX, scores_R, strict=True):
-            y -= size + gap
-            axes = figure.add_axes((left / width, y / height, (width - left - gap) / width, size / height))
-            axes.imshow(_strip(palette[frames_TxYxX[:count]], gap / size), interpolation='nearest', aspect='auto')
-            axes.axis('off')
-            figure.text(0.1 / width, (y + size / 2) / height, f'{score:.2f}', va='center', fontsize=11)
+            y -= pitch
+            axes.text(0.1, y + side / 2, f'{score:.2f}', va='center', fontsize=11)
+            for number, image in enumerate(palette[frames_TxYxX[:count]]):
+                x = left + number * pitch
+                axes.imshow(image, extent=(x, x + side, y, y + side), interpolation='nearest')
         y -= space
-    figure.text(0.1 / width, 0.1 / height, note, color=theme.muted, fontsize=8)
-    figure.text(1 - gap / width, 1 - 0.21 / height, 'successive frames →', ha='right', color=theme.muted, fontsize=8)
+    axes.text(0.1, 0.1, note, color=theme.muted, fontsize=8)
+    axes.text(width - gap, height - 0.21, 'successive frames →', ha='right', color=theme.muted, fontsize=8)
+    # After the images, each of which sets limits of its own.
+    axes.set(xlim=(0, width), ylim=(0, height))
     return figure
-
-
-def _strip(frames_TxYxX3: np.ndarray, gap: float) -> np.ndarray:
-    """(T, Y, X, 3) frames side by side as one RGBA image, `gap` of a frame's width transparent between them."""
-    width = frames_TxYxX3.shape[2]
-    # Pixels a cell, so that a gap narrower than a cell can be drawn.
-    scale = max(1, round(100 / width))
-    between = max(1, round(gap * width * scale))
-    opaque = np.pad(frames_TxYxX3, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=255)
-    pixels = opaque.repeat(scale, axis=1).repeat(scale, axis=2)
-    spaced = np.pad(pixels, ((0, 0), (0, 0), (0, between), (0, 0)))
-    return np.concatenate(spaced, axis=1)[:, :-between]
 
 
 def complexity(record: Mapping[str, Any], theme: style.Theme) -> Figure:

@@ -5,15 +5,13 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from nca_jax import files
 from nca_jax.errors import UserError
 from nca_jax.report import figures, page, style, tables
-from nca_jax.report.records import COMPLEXITY, check
-from nca_jax.report.runs import Run
+from nca_jax.report.runs import Run, require
 from nca_jax.report.study import Study
 
 STAGE_CAPTION = (
@@ -21,6 +19,8 @@ STAGE_CAPTION = (
     'before it, by the number of grids of the same automaton in context; solid: single cells, dotted: all '
     'cells of the grid at once. A rise with context is the rule being inferred.'
 )
+# What the report reads from complexity.json.
+COMPLEXITY = ('edges', 'counts', 'band', 'candidates', 'accepted', 'bytes_per_token', 'score')
 # What each share that an evaluation records is called in tables.
 NCA_COLUMNS = {
     'cells right, %': 'cell_accuracy',
@@ -52,7 +52,7 @@ def findings(study: Study) -> list[str]:
 
 
 def _finding(run: Run) -> str:
-    first, last = run.evals[0], run.final
+    first, last = run.results(run.evaluator)[0], run.final
     uniform = math.log(run.record['vocab_size'])
     stage = 'automata' if run.stage == 'nca' else run.stage
     text = (
@@ -64,7 +64,9 @@ def _finding(run: Run) -> str:
         text += f' and {100 * last["grid_accuracy"]:.1f} % of whole grids'
     if run.stage == 'noise':
         return text + '. There is nothing to learn in it.'
-    if last['loss'] > 0.95 * uniform or (len(run.evals) > 1 and last['loss'] > 0.98 * first['loss']):
+    # Near a uniform guess, or where it began: a run with one evaluation has no beginning to compare with.
+    stayed = last['tokens'] > first['tokens'] and last['loss'] > 0.98 * first['loss']
+    if last['loss'] > 0.95 * uniform or stayed:
         text += '. **It has hardly learned its task: conclude nothing about transfer from it**'
     return text + '.'
 
@@ -89,28 +91,32 @@ def _automata_pictures(run: Run, suffix: str) -> list[page.Picture]:
     # The run writes this file last, so without it the others may be half written.
     if not path.is_file():
         return []
-    complexity, pictures = files.read_json(path), []
-    check(complexity, COMPLEXITY, f'{path}')
-    if (run.folder / 'automata.npz').is_file():
-        arrays, score = _read_automata(run.folder / 'automata.npz'), style.score_name(complexity['score'])
-        caption = f'Nine rules of `{run.name}`, three a level, labelled with how complex their first frames are.'
-        pictures.append(page.picture(f'automata{suffix}', caption, figures.automata, arrays, score))
-    caption = (
-        f'{complexity["candidates"]:,} random rules before filtering, by {_measure(complexity)}. Only rules within the '
-        'shaded band are used.'
-    )
-    return [*pictures, page.picture(f'complexity{suffix}', caption, figures.complexity, complexity)]
+    found = files.read_json(path)
+    require(found, COMPLEXITY, f'{path}')
+    strips, score = _read_automata(run.folder / 'automata.npz'), style.score_name(found['score'])
+    # A compressor measures tokens, while the change rate needs only cells.
+    measure = f'the {found["score"]} ratio of their patch tokens, {found["bytes_per_token"]} bytes each'
+    if found['score'] == 'change_rate':
+        measure = 'the share of their cells that change in an update'
+    caption = f'Nine rules of `{run.name}`, three a level, labelled with how complex their first frames are.'
+    histogram = f'{found["candidates"]:,} random rules before filtering, by {measure}. Only rules within the '
+    return [
+        page.picture(f'automata{suffix}', caption, figures.film_strips, *strips, score),
+        page.picture(f'complexity{suffix}', f'{histogram}shaded band are used.', figures.complexity, found),
+    ]
 
 
-def _measure(complexity: dict[str, Any]) -> str:
-    if complexity['score'] == 'change_rate':
-        return 'the share of their cells that change in an update'
-    return f'the {complexity["score"]} ratio of their patch tokens, {complexity["bytes_per_token"]} bytes each'
-
-
-def _read_automata(path: Path) -> dict[str, np.ndarray]:
+def _read_automata(path: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], int]:
+    """The frames and scores of an automata.npz by level of complexity, in order of score, and the number of colours."""
     try:
         with np.load(path) as arrays:
-            return {name: arrays[name] for name in ('frames', 'ratios', 'level', 'colours')}
+            frames, ratios, levels = arrays['frames'], arrays['ratios'], arrays['level']
+            colours = int(arrays['colours'])
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f'{path}: not the automata of a run ({error})') from error
+    blocks = {}
+    for level in ('low', 'medium', 'high'):
+        rows = np.flatnonzero(levels == level)
+        rows = rows[np.argsort(ratios[rows])]
+        blocks[f'{level} complexity'] = frames[rows], ratios[rows]
+    return blocks, colours

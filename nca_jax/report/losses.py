@@ -108,7 +108,7 @@ def findings(study: Study, comparisons: Comparisons) -> list[str]:
     """What the report says first: a sentence or two for each arm."""
     if not study.text:
         return []
-    compared = [_finding(study, c, len(comparisons)) for c in comparisons.values() if c]
+    compared = [_finding(study, c, words.tested(comparisons)) for c in comparisons.values() if c]
     return compared + words.uncompared(study.text, study.baseline)
 
 

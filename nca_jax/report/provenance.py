@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nca_jax.report import page, tables
-from nca_jax.report.runs import Run
+from nca_jax.report.runs import BENCHMARK, Run
 from nca_jax.report.study import Group, Study, members
 
 
@@ -49,7 +49,7 @@ def plan_rows(study: Study) -> list[dict[str, str]]:
         if run.parent is not None:
             entries = (' '.join(str(part) for part in entry if part not in ({}, None)) for entry in run.parent['plan'])
             # The same arm carried weights before, in the text stage, by another plan.
-            arm = f'{run.arm}, instruct' if run.stage == 'instruct' else run.arm
+            arm = f'{run.arm}, {run.stage}' if run.evaluator == BENCHMARK else run.arm
             rows.setdefault(arm, {'arm': arm, 'transfer plan': f'`{"; ".join(entries)}`'})
     return list(rows.values())
 

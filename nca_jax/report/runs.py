@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,16 @@ import numpy as np
 
 from nca_jax import files
 from nca_jax.errors import UserError
-from nca_jax.report.records import BENCHMARK, PARENT, PROTOCOL, RUN, check, ks, read_metrics
+
+# The evaluator that counts solved problems.
+BENCHMARK = 'benchmark'
+# What a report reads from run.json.
+RECORD = (
+    *('arm', 'stage', 'evaluator', 'seed', 'identity', 'parent', 'config', 'code', 'versions', 'device', 'data'),
+    *('vocab_size', 'parameters', 'tokens_per_step'),
+)
+# What it reads from each line of metrics.jsonl, by kind.
+LINE = {'train': ('step', 'tokens'), 'eval': ('step', 'tokens', 'evaluator'), 'done': ('step', 'tokens')}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,16 +35,13 @@ class Run:
     seed = property(lambda self: self.record['seed'])
     stage = property(lambda self: self.record['stage'])
     parent = property(lambda self: self.record['parent'])
-    # Its loss decides between runs of a stage; those of stage instruct are compared by the problems they solve.
+    # Its last result stands for the run: the count of solved problems for stage instruct, a loss for the others.
     evaluator = property(lambda self: self.record['evaluator'])
     # The folder's name, since seeds of one experiment may share the config's name.
     name = property(lambda self: self.folder.resolve().name)
-    # The results of the run's own evaluator, and the last of them.
-    evals = property(lambda self: self.results(self.evaluator))
-    final = property(lambda self: self.evals[-1])
-    # The counts of solved problems, and the last of them.
-    benchmarks = property(lambda self: self.results(BENCHMARK))
-    solved = property(lambda self: self.benchmarks[-1])
+    # The last result of the run's own evaluator, and the last count of solved problems.
+    final = property(lambda self: self.results(self.evaluator)[-1])
+    solved = property(lambda self: self.results(BENCHMARK)[-1])
     # Which problems the model was given, and how.
     protocol = property(lambda self: self.record['config']['benchmark'])
     # Whether a finished run made any update; else it only evaluated.
@@ -45,21 +51,35 @@ class Run:
         return f'{self.arm} seed {self.seed} ({self.folder})'
 
     def results(self, evaluator: str) -> list[dict[str, Any]]:
-        """The records of one evaluator in order of tokens; of several at one step the last counts."""
+        """The records of one evaluator in order of tokens."""
         records = (r for r in self.metrics if r['kind'] == 'eval' and r['evaluator'] == evaluator)
-        # A run that resumed evaluates some steps again.
+        # A run that resumed evaluates some steps again: the last record of a step counts.
         return sorted({r['tokens']: r for r in records}.values(), key=lambda r: r['tokens'])
-
-    @property
-    def solved_before(self) -> dict[str, Any] | None:
-        """The count at step 0 of a run that trained; None if it wasn't made or the programs weren't judged."""
-        first = self.benchmarks[0]
-        return first if self.trained and first['step'] == 0 and ks(first) else None
 
     @property
     def done(self) -> dict[str, Any] | None:
         """The record that ends a finished run; None for one that still runs or was killed."""
         return self.metrics[-1] if self.metrics and self.metrics[-1]['kind'] == 'done' else None
+
+    @property
+    def solved_before(self) -> dict[str, Any] | None:
+        """The count at step 0 of a run that trained; None if it wasn't made or the programs weren't judged."""
+        first = self.results(BENCHMARK)[0]
+        return first if self.trained and first['step'] == 0 and ks(first) else None
+
+    @property
+    def benchmark(self) -> str:
+        """The name of the table to which the run's solved problems belong. Runs of two kinds are never compared."""
+        task = self.protocol['problems']['task']
+        # Answers before training, after it, and after another stage measure different things.
+        if self.evaluator == BENCHMARK:
+            return task if self.trained else f'{task} as carried'
+        return f'{task} in the {self.stage} stage' if self.trained else f'{task} without training'
+
+    def curve(self) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, losses) of the run's own evaluator."""
+        results = self.results(self.evaluator)
+        return np.array([r['tokens'] for r in results], float), np.array([r['loss'] for r in results], float)
 
     def missing(self, evaluator: str) -> str | None:
         """Why the run has no usable result of the evaluator at its end; None if it has one."""
@@ -78,18 +98,12 @@ class Run:
             return 'evaluated only, not trained'
         return None if math.isfinite(final['loss']) else f'its final loss is {final["loss"]}'
 
-    @property
-    def benchmark(self) -> str:
-        """The name of the table to which the run's solved problems belong. Runs of two kinds are never compared."""
-        task = self.protocol['problems']['task']
-        # Answers before training, after it, and after another stage measure different things.
-        if self.stage == 'instruct':
-            return task if self.trained else f'{task} as carried'
-        return f'{task} in the {self.stage} stage' if self.trained else f'{task} without training'
 
-    def curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens, losses) of the run's own evaluator."""
-        return np.array([r['tokens'] for r in self.evals], float), np.array([r['loss'] for r in self.evals], float)
+def ks(record: Mapping[str, Any]) -> list[int]:
+    """The numbers k for which a count of solved problems has pass@k, in order. Programs not yet judged have none."""
+    numbers = (name.removeprefix('pass@') for name in record if name.startswith('pass@'))
+    # The bounds of pass@k's interval end in _low and _high.
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def find_runs(folders: Iterable[str | os.PathLike]) -> list[Run]:
@@ -114,15 +128,16 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 
 
 def read_run(folder: Path) -> Run:
-    """Reads and checks one run's folder."""
-    path = folder / 'run.json'
-    record = files.read_json(path)
-    check(record, RUN, f'{path}')
-    if record['parent'] is not None:
-        check(record['parent'], PARENT, f'{path}', 'parent')
-    run = Run(folder, record, read_metrics(folder / 'metrics.jsonl'))
-    if run.stage == 'instruct':
-        check(record['data'], {'problems': str}, f'{path}', 'data')
-    if run.benchmarks:
-        check(record['config'], {'benchmark': PROTOCOL}, f'{path}', 'config')
+    """Reads one run's folder. Raises UserError where a file isn't what a run writes."""
+    path, metrics = folder / 'run.json', folder / 'metrics.jsonl'
+    run = Run(folder, files.read_json(path), files.read_records(metrics))
+    require(run.record, RECORD, f'{path}')
+    for number, line in enumerate(run.metrics, 1):
+        require(line, ('kind', *LINE.get(line.get('kind'), ())), f'{metrics}:{number}')
     return run
+
+
+def require(record: Mapping[str, Any], fields: Iterable[str], place: str) -> None:
+    """Raises UserError where a record lacks fields: another program or another version may have written it."""
+    if missing := [field for field in fields if field not in record]:
+        raise UserError(f'{place}: lacks {", ".join(missing)}')

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nca_jax.report import stats
-from nca_jax.report.records import ks
-from nca_jax.report.runs import Run
+from nca_jax.report.runs import Run, ks
 from nca_jax.report.study import Group, members
 
 # By arm and k, for k = 1 and the largest; None where an arm shares no seed with the baseline. Empty without the
@@ -19,26 +18,19 @@ def compare(group: Group, baseline: str) -> Gains:
     """Every arm but the baseline against it. Holm's p is over all arms and both k."""
     if baseline not in group:
         return {}
-    pairs = [(arm, k) for arm in group if arm != baseline for k in shown_ks(group)]
-    return stats.with_holm({(arm, k): gain(group, baseline, arm, k) for arm, k in pairs})
-
-
-def gain(group: Group, baseline: str, arm: str, k: int) -> stats.Comparison | None:
-    """The paired gain in pass@k. Pairs that all differ by the same have neither interval nor test."""
-    ours, theirs = (
-        {seed: 100 * run.solved[f'pass@{k}'] for seed, run in group[name].items()} for name in (arm, baseline)
-    )
-    c = stats.compare(arm, ours, theirs)
-    # Losses never differ by the same; scores are counts, which may, and that shows no spread to judge by.
-    if c is None or c.gain.sd != 0:
-        return c
-    unknown = dataclasses.replace(c.gain, low=math.nan, high=math.nan, p=math.nan)
-    return dataclasses.replace(c, gain=unknown, detectable=math.nan)
+    gains = {}
+    for arm in (arm for arm in group if arm != baseline):
+        for k in shown_ks(group):
+            ours, theirs = (
+                {seed: 100 * run.solved[f'pass@{k}'] for seed, run in group[name].items()} for name in (arm, baseline)
+            )
+            gains[arm, k] = stats.compare(arm, ours, theirs)
+    return stats.with_holm(gains)
 
 
 def all_ks(group: Group) -> list[int]:
-    """Each k for which the group has pass@k."""
-    return ks(any_run(group).solved)
+    """Each k for which the group has pass@k: the same in all runs, since others are refused."""
+    return ks(members(group)[0].solved)
 
 
 def shown_ks(group: Group) -> list[int]:
@@ -62,8 +54,3 @@ def level(results: Sequence[Mapping[str, Any]], name: str) -> stats.Interval:
 def finals(by_seed: Mapping[int, Run]) -> list[dict[str, Any]]:
     """The results of an arm's runs at their ends."""
     return [run.solved for run in by_seed.values()]
-
-
-def any_run(group: Group) -> Run:
-    """A run for what is the same in all: its protocol and the names of its scores."""
-    return members(group)[0]

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nca_jax.report import figures, page, stats, tables, words
-from nca_jax.report.scores import Gains, all_ks, any_run, finals, level, shown_ks
+from nca_jax.report.runs import BENCHMARK
+from nca_jax.report.scores import Gains, all_ks, finals, level, shown_ks
 from nca_jax.report.study import Group, Study, members
 
 # Small models solve less than a percent.
@@ -36,7 +37,7 @@ CHANCE_NOTE = (
 
 def describe(group: Group) -> str:
     """How many problems the group's runs answered, and how."""
-    run = any_run(group)
+    run = members(group)[0]
     protocol, sampling = run.protocol, run.protocol['sampling']
     return (
         f'{run.solved["problems"]:,} problems, {run.solved["samples"]:,} samples each of at most '
@@ -49,7 +50,7 @@ def result_rows(group: Group, gains: Gains, baseline: str) -> list[dict[str, str
     """One row an arm, the baseline first: pass@1 and the largest k's, before and after, and the paired gain."""
     runs = members(group)
     before = any(run.solved_before for run in runs)
-    losses = all(run.stage == 'instruct' and run.trained and run.results('held_out') for run in runs)
+    losses = all(run.evaluator == BENCHMARK and run.trained and run.results('held_out') for run in runs)
     rows = []
     for arm, by_seed in group.items():
         c = gains.get((arm, 1))
@@ -89,7 +90,7 @@ def gain_rows(gains: Gains, baseline: str) -> list[dict[str, str]]:
 
 def chance_rows(group: Group) -> list[dict[str, str]]:
     """One row an arm and k, with what guessing reaches and both normalised scores; none for open answers."""
-    chances = any_run(group).solved
+    chances = members(group)[0].solved
     if 'chance_pass@1' not in chances:
         return []
     return [
@@ -108,7 +109,7 @@ def chance_rows(group: Group) -> list[dict[str, str]]:
 
 def task_rows(group: Group) -> list[dict[str, str]]:
     """One row a task, one column an arm: pass@1 in percent. None where the benchmark is one task."""
-    names = [name for name in any_run(group).solved if name.endswith('/pass@1')]
+    names = [name for name in members(group)[0].solved if name.endswith('/pass@1')]
     return [
         {'task: pass@1, %': name.removesuffix('/pass@1')}
         | {arm: _level_cell(finals(by_seed), name) for arm, by_seed in group.items()}
@@ -120,23 +121,14 @@ def findings(study: Study, gains: Mapping[str, Gains]) -> list[str]:
     """What the report says first of solved problems: a sentence or two for each benchmark and arm."""
     sentences = []
     for name, group in study.solved.items():
-        sentences += _arm_findings(name, study.baseline, gains[name])
+        for (arm, k), c in gains[name].items():
+            if c and k == 1:
+                sentences.append(_finding(name, study.baseline, c, words.tested(gains[name])))
+            # One pair has nothing to say about larger k either.
+            elif c and c.gain.n > 1:
+                verdict = words.verdict(c, arm, study.baseline)
+                sentences[-1] += f' In pass@{k} the gain is {_points(c)} points: {verdict}.'
         sentences += words.uncompared(group, study.baseline, f' on {name}') + _floor(name, group)
-    return sentences
-
-
-def _arm_findings(name: str, baseline: str, gains: Gains) -> list[str]:
-    made = [(k, c) for (_, k), c in gains.items() if c]
-    # Pairs without spread have no p, and Holm doesn't count them.
-    tested = sum(not math.isnan(c.gain.p) for _, c in made)
-    sentences: list[str] = []
-    for k, c in made:
-        if k == 1:
-            sentences.append(_finding(name, baseline, c, tested))
-        # One pair has nothing to say about larger k either.
-        elif c.gain.n > 1:
-            verdict = words.verdict(c, c.arm, baseline)
-            sentences[-1] += f' In pass@{k} the gain is {_points(c)} points: {verdict}.'
     return sentences
 
 
@@ -161,7 +153,7 @@ def _floor(name: str, group: Group) -> list[str]:
     largest = all_ks(group)[-1]
     if all(run.solved[f'pass@{largest}'] == 0 for run in members(group)):
         return [f'**No problem of {name} was solved in any run: conclude nothing from it.**']
-    chance = 100 * any_run(group).solved.get('chance_pass@1', 0.0)
+    chance = 100 * members(group)[0].solved.get('chance_pass@1', 0.0)
     # Open answers can't be guessed, so their chance is 0; one arm above chance shows that the problems can be solved.
     if not chance or any(level(finals(by_seed), 'pass@1').low > chance for by_seed in group.values()):
         return []

@@ -29,7 +29,6 @@ class Interval:
     # (mean, low, high), which a table's cell shows.
     shown = property(lambda self: (self.mean, self.low, self.high))
     half = property(lambda self: (self.high - self.low) / 2)
-    excludes_zero = property(lambda self: self.low > 0 or self.high < 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +44,8 @@ class Comparison:
     # p after Holm's correction for all comparisons of one table; nan before it is made.
     holm: float = math.nan
 
-    @property
-    def supported(self) -> bool:
-        """Whether the 95 % interval of the gain excludes zero (on its own, before Holm)."""
-        return self.gain.excludes_zero
+    # Whether the 95 % interval of the gain excludes zero (on its own, before Holm).
+    supported = property(lambda self: self.gain.low > 0 or self.gain.high < 0)
 
 
 def t_interval(values: Sequence[float]) -> Interval:
@@ -73,6 +70,10 @@ def compare(arm: str, ours: Mapping[int, float], baseline: Mapping[int, float]) 
         return None
     # The paired t test is the t test of the differences.
     gain = t_interval([ours[seed] - baseline[seed] for seed in seeds])
+    if gain.sd == 0:
+        # Counts of solved problems may differ by the same in all pairs, which shows no spread to judge by.
+        gain = dataclasses.replace(gain, low=math.nan, high=math.nan, p=math.nan)
+        return Comparison(arm, seeds, gain, math.nan)
     return Comparison(arm, seeds, gain, detectable(gain.sd, gain.n))
 
 

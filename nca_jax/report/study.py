@@ -1,16 +1,18 @@
 """The runs of one report, grouped by what may be compared; runs that measured different things are refused."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from nca_jax.errors import UserError
-from nca_jax.report.records import BENCHMARK, PROTOCOL
-from nca_jax.report.runs import Run
+from nca_jax.report.runs import BENCHMARK, Run
 
 # Runs that may be compared, by arm and seed. The baseline is the first arm.
 Group = Mapping[str, Mapping[int, Run]]
+# The fields of config.benchmark on which scores depend: a decoder's batches change no number.
+PROTOCOL = ('limit', 'shots', 'samples', 'max_tokens', 'problems', 'stops', 'sampling')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,19 +35,14 @@ class Study:
     def runs(self) -> list[Run]:
         """Every run whose numbers the report shows, once, parents' stages first."""
         groups = (self.text, *self.solved.values())
-        runs = [*self.nca, *self.controls, *(run for group in groups for run in members(group))]
+        runs = [*self.nca, *self.controls, *itertools.chain(*map(members, groups))]
         # A text run that answered problems is in two groups.
         return list({run.folder: run for run in runs}.values())
 
     @property
     def arms(self) -> list[str]:
         """The arms in the order in which figures colour them: an arm has one colour everywhere."""
-        return list(dict.fromkeys(arm for group in (self.text, *self.solved.values()) for arm in group))
-
-    @property
-    def smoke(self) -> bool:
-        """Whether any run was a smoke test, whose numbers mean nothing."""
-        return any(run.record['config'].get('smoke') for run in self.runs)
+        return list(dict.fromkeys(itertools.chain(self.text, *self.solved.values())))
 
     def parent_of(self, run: Run) -> Run | None:
         """The run whose weights this one started from, None if it has none or it isn't among the folders."""
@@ -71,54 +68,46 @@ def make_study(runs: Iterable[Run], baseline: str | None = None) -> Study:
 
     `baseline` None means scratch, if there is such an arm; a named one must exist.
     """
-    runs = list(runs)
-    usable = [run for run in runs if not run.missing(run.evaluator)]
-    text = _by_seed((run for run in usable if run.stage == 'text'), '')
-    answered = [run for run in runs if run.benchmarks and not run.missing(BENCHMARK)]
-    solved = {
-        name: _by_seed((run for run in answered if run.benchmark == name), f' on {name}')
-        for name in sorted({run.benchmark for run in answered})
-    }
+    runs, first = list(runs), baseline or 'scratch'
+    answered: dict[str, list[Run]] = {}
+    for run in runs:
+        if not run.missing(BENCHMARK):
+            answered.setdefault(run.benchmark, []).append(run)
+    solved = {name: _group(answered[name], first, f' on {name}') for name in sorted(answered)}
+    trained = [run for run in runs if run.evaluator != BENCHMARK and not run.missing(run.evaluator)]
+    text = _group([run for run in trained if run.stage == 'text'], first, '')
     # The baseline may have answered problems only.
-    names = set(text).union(*solved.values())
-    if baseline is not None and baseline not in names:
-        known = ', '.join(sorted(names)) or 'none'
-        raise UserError(f'--baseline {baseline}: no finished run of it; arms: {known}')
-    baseline = baseline or 'scratch'
+    arms = set(text).union(*solved.values())
+    if baseline not in (None, *arms):
+        raise UserError(f'--baseline {baseline}: no finished run of it; arms: {", ".join(sorted(arms)) or "none"}')
     # Bytes per token are computed from recorded losses, so they agree to the digits that were recorded.
     _check_alike(members(text), _training, rel_tol=1e-4)
     for group in solved.values():
         _check_alike(members(group), _questions, rel_tol=0)
     return Study(
-        text=_baseline_first(text, baseline),
-        nca=tuple(run for run in usable if run.stage == 'nca'),
-        controls=tuple(run for run in usable if run.stage not in ('nca', 'text', 'instruct')),
-        solved={name: _baseline_first(group, baseline) for name, group in solved.items()},
+        text=text,
+        nca=tuple(run for run in trained if run.stage == 'nca'),
+        controls=tuple(run for run in trained if run.stage not in ('nca', 'text')),
+        solved=solved,
         left_out=tuple((run, reason) for run in runs if (reason := _left_out(run))),
-        baseline=baseline,
+        baseline=first,
     )
 
 
-def _by_seed(runs: Iterable[Run], place: str) -> dict[str, dict[int, Run]]:
+def _group(runs: Iterable[Run], baseline: str, place: str) -> dict[str, dict[int, Run]]:
+    """Runs by arm, the baseline first, and by seed, in order."""
     arms: dict[str, dict[int, Run]] = {}
-    # By seed, so that tables name and pair seeds in their order.
-    for run in sorted(runs, key=lambda r: r.seed):
+    for run in sorted(runs, key=lambda run: (run.arm != baseline, run.arm, run.seed)):
         other = arms.setdefault(run.arm, {}).setdefault(run.seed, run)
         if other is not run:
             raise UserError(f'two runs are {run.arm} seed {run.seed}{place}: {other.folder} and {run.folder}')
     return arms
 
 
-def _baseline_first(arms: Group, baseline: str) -> Group:
-    return {arm: arms[arm] for arm in sorted(arms, key=lambda arm: (arm != baseline, arm))}
-
-
 def _left_out(run: Run) -> str | None:
     """Why a run is missing where it belongs, or None."""
-    if run.stage == 'instruct':
-        return run.missing(BENCHMARK)
     reason = run.missing(run.evaluator)
-    if not run.benchmarks:
+    if run.evaluator == BENCHMARK or not run.results(BENCHMARK):
         return reason
     unsolved = run.missing(BENCHMARK)
     # A text run that only evaluated belongs to the problems solved alone.
@@ -158,10 +147,10 @@ def _questions(run: Run) -> dict[str, Any]:
     data, solved = run.record['data'], run.solved
     facts = {f'data.{name}': data[name] for name in ('problems', BENCHMARK, 'tokenizer') if name in data}
     facts |= {'final tokens': solved['tokens'], 'problems': solved['problems'], 'samples': solved['samples']}
-    # A decoder's batches change no number, and are left out, as are paths.
     for name in PROTOCOL:
         value = run.protocol[name]
         parts = value if isinstance(value, dict) else {'': value}
+        # The same problems may lie elsewhere.
         facts |= {f'benchmark.{name}.{part}'.rstrip('.'): parts[part] for part in parts if part != 'path'}
     # A score that some runs lack (pass@k of another k, a task) can't be compared.
     return facts | dict.fromkeys((f'recorded {name}' for name in sorted(solved)), 'present')

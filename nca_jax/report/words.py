@@ -1,10 +1,9 @@
 """What an interval supports, in words. The interval decides; a p value alone never does."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Hashable, Mapping
 
 from nca_jax.report import stats, tables
-from nca_jax.report.runs import Run
 from nca_jax.report.study import Group
 
 
@@ -35,6 +34,11 @@ def uncompared(group: Group, baseline: str, place: str = '') -> list[str]:
 
 def pairs(c: stats.Comparison) -> str:
     return f'{c.gain.n} paired seed{"s" if c.gain.n > 1 else ""}'
+
+
+def tested(comparisons: Mapping[Hashable, stats.Comparison | None]) -> int:
+    """How many comparisons Holm's p corrects for: those without an interval have no test."""
+    return sum(not math.isnan(c.gain.p) for c in comparisons.values() if c)
 
 
 def no_interval(c: stats.Comparison, claim: str) -> str:
@@ -82,7 +86,8 @@ def caveats(group: Group, baseline: str) -> list[str]:
         return []
     notes, others = [], [arm for arm in group if arm != baseline]
     # Seeds that differ in this stage alone can't show how far another parent would move the result.
-    shared = [arm for arm in others if len(group[arm]) > 1 and _one_parent(group[arm].values())]
+    parents = {arm: {run.parent['identity'] for run in group[arm].values() if run.parent} for arm in others}
+    shared = [arm for arm in others if len(group[arm]) > 1 and len(parents[arm]) == 1]
     if shared:
         named = ' and of '.join(f'`{arm}`' for arm in shared)
         notes.append(
@@ -95,7 +100,3 @@ def caveats(group: Group, baseline: str) -> list[str]:
         if unpaired and group[arm].keys() & group[baseline].keys():
             notes.append(f'Seeds without a partner between `{arm}` and `{baseline}`: {", ".join(map(str, unpaired))}.')
     return notes
-
-
-def _one_parent(runs: Iterable[Run]) -> bool:
-    return len({run.parent['identity'] for run in runs if run.parent}) == 1

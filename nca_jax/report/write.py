@@ -53,7 +53,7 @@ def make_sections(study: Study) -> Sections:
         reasons = '; '.join(f'{run}: {reason}' for run, reason in study.left_out)
         findings.append(f'Left out: {reasons}.')
     return Sections(
-        warning=[f'> **{SMOKE}**'] if study.smoke else [],
+        warning=[f'> **{SMOKE}**'] if any(run.record['config'].get('smoke') for run in study.runs) else [],
         findings=findings,
         results=losses.blocks(study, comparisons) + solved.blocks(study, gains),
         rest=first_stages.blocks(study) + provenance.blocks(study),
