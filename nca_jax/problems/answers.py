@@ -33,7 +33,8 @@ def same_number(text: str, answers: Iterable[str]) -> bool:
 
 
 def same_text(text: str, answers: Iterable[str]) -> bool:
-    """Whether all of `text` is one of the answers, without white space around it and in any case."""
+    """Whether `text` is one of the answers."""
+    # White space around it and the case of letters say nothing; more words would.
     return text.strip().casefold() in {answer.strip().casefold() for answer in answers}
 
 
@@ -44,6 +45,7 @@ def number(word: str) -> Fraction | None:
     - Dropped: currency, percent and degree signs, quotation marks, a full stop at the end. `50%` is 50, as in GSM8K.
     - None: powers, exponents, division by zero, more than MAX_CHARACTERS or MAX_DEPTH.
     """
+    # Before anything reads it, so that no text takes long.
     if len(word) > MAX_CHARACTERS:
         return None
     text = word.rpartition('=')[2].strip(AROUND).rstrip('.,;:?').strip(AROUND).translate(SAME).strip()
@@ -51,6 +53,7 @@ def number(word: str) -> Fraction | None:
     # `findall` skips what is no token.
     if ''.join(tokens) != text:
         return None
+    # Reversed, since a list is popped at its end.
     tokens.reverse()
     try:
         value = _expression(tokens, 0)

@@ -100,6 +100,7 @@ def make_evaluator(
         if missing := [question for question in questions if question[0].id not in records]:
             records |= sample(params, missing, file)
         rows = [records[problem.id] for problem, _ in questions]
+        # A program is right if it passes its tests, which need a sandbox.
         if config.problems.task == CODE:
             rows = humaneval.judged(rows, file, config.problems.path, config.run_code)
             if rows is None:
@@ -134,6 +135,7 @@ def ask(
     prepared.check_shots('test', config.shots, 'config.benchmark.shots')
     questions, counts, seen = [], {'left_out': 0, 'fewer_shots': 0}, collections.Counter()
     for number, problem in enumerate(prepared.problems.splits['test']):
+        # The first ones are a random sample of the task.
         seen[problem.task] += 1
         if config.limit and seen[problem.task] > config.limit:
             continue
@@ -166,16 +168,18 @@ def _make_sampler(
         prompts = [Prompt(tokens, int(keys.crc32(problem.id)), samples, limits) for problem, tokens in questions]
         texts: list[dict[int, str]] = [{} for _ in questions]
         records = {}
+        # The other processes decode the same answers and keep them in memory alone.
         first = distributed.is_first()
         distributed.first(lambda: first and files.cut_partial_line(file))
-        # The other processes decode the same answers and keep them in memory alone.
         shown = bars() if first else contextlib.nullcontext(silent)
         with open(file if first else os.devnull, 'a') as stream, shown as progress:
             for count, answer in enumerate(decode(params, prompts, seed), 1):
                 problem, own = questions[answer.prompt][0], texts[answer.prompt]
+                # A stop string may end within a token, so the text is cut, not the tokens.
                 text = tokenizer.decode([token for token in answer.tokens.tolist() if token != end])
                 own[answer.sample] = cut(text, config.stops)
                 progress('answers', count, len(questions) * config.samples)
+                # Samples of a problem come in any order, and a record needs all of them.
                 if len(own) == config.samples:
                     records[problem.id] = record(problem, [own[number] for number in samples], is_right)
                     print(json.dumps(records[problem.id]), file=stream, flush=True)

@@ -95,9 +95,11 @@ def _problem(layout: Layout, place: str, identity: str, task: str, example: Any)
     if not valid:
         allowed = 'target (text, or a list of texts) or target_scores (two options or more, and their finite numbers)'
         raise UserError(f'{place}: must be an object with input (text), and {allowed}')
+    # Several options may share the highest score.
     best = max(scores.values(), default=None)
     answers = tuple(option for option, score in scores.items() if score == best) or tuple(targets)
     options = ''
+    # Some tasks list the options in their input already.
     if layout.append_choices_to_input:
         options = ''.join(f'{layout.choice_prefix}{option}' for option in _by_hash(question, scores))
     text = f'{layout.task_prefix}{layout.example_input_prefix}{question}{options}{layout.example_output_prefix}'
@@ -108,6 +110,6 @@ def _problem(layout: Layout, place: str, identity: str, task: str, example: Any)
 
 
 def _by_hash(question: str, options: Collection[str]) -> list[str]:
-    """The options in an order that shows neither their place in the file nor their score."""
+    # This order shows neither an option's place in the file nor its score.
     row = [question, *sorted(options)]
     return sorted(options, key=lambda option: hashlib.blake2b(json.dumps([row, option]).encode()).digest())

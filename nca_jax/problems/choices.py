@@ -73,11 +73,13 @@ def _example(task: str, dice: Dice) -> dict:
             wrong = _several(dice, [str(after + off) for off in (-3, -2, -1, 1, 2, 3)], 3)
             question, right, options = f'What comes after {" ".join(shown)}?', str(after), [str(after), *wrong]
         case 'category':
+            # The first kind is asked for, and each word is of another kind.
             kinds = _several(dice, sorted(WORDS), 2 + dice(3))
             options = [WORDS[kind][dice(len(WORDS[kind]))] for kind in kinds]
             question, right = f'Which is a kind of {kinds[0]}?', options[0]
         case 'first_letter':
             right = words[dice(len(words))]
+            # No other option may begin with the letter.
             others = [word for word in words if word[0] != right[0]]
             question, options = f'Which word begins with {right[0]}?', [right, *_several(dice, others, 2)]
         case 'last_letter':

@@ -53,6 +53,7 @@ def split_solution(solution: str, place: str) -> tuple[str, str]:
 
     Raises UserError, beginning with `place`, unless one word follows the mark.
     """
+    # The last mark counts, since reasoning may hold one.
     reasoning, mark, answer = solution.rpartition('####')
     if not mark or len(answer.split()) != 1:
         raise UserError(f"{place}: answer = ...{solution[-40:]!r}: must end in '#### ' and one word")

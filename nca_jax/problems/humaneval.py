@@ -28,7 +28,7 @@ def judged(
 ) -> list[dict[str, Any]] | None:
     """The records with `correct` filled in; None without verdicts, after a line that says how to get them.
 
-    Writes the programs beside the file of answers. The judge runs them here, if it may, or has run them before.
+    Writes the programs beside the file of answers.
     """
     samples, problems = answers.with_suffix('.samples.jsonl'), _file(path)
     programs = [
@@ -41,6 +41,7 @@ def judged(
         out = judging.out_file(samples)
         if distributed.is_first():
             files.write(samples, ''.join(json.dumps(program) + '\n' for program in programs))
+            # Else somebody may have judged them before, here or on another machine.
             if run_code:
                 judging.judge(samples, problems, out, pool.Limits(), None)
         return files.read_records(out)

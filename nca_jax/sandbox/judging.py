@@ -58,7 +58,7 @@ def installed() -> pathlib.Path:
 
 
 def read_tasks(path: pathlib.Path | None) -> dict[str, HumanEvalTask]:
-    """Returns tasks by task_id; those of `installed` if path is None. Raises UserError naming a malformed line."""
+    """Returns tasks by task_id; those of `installed` if path is None."""
     tasks: dict[str, HumanEvalTask] = {}
     for place, record in files.read_rows(path or installed()):
         task = HumanEvalTask(*(_text(place, record, field) for field in HumanEvalTask._fields))

@@ -64,7 +64,8 @@ PR_SET_PDEATHSIG, PR_GET_DUMPABLE, PR_SET_DUMPABLE = 1, 3, 4
 PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 28, 38, 39
 # Root has no capabilities by its user number, and no ambient ones. All bits but keep_caps are set and locked.
 LOCKED_SECUREBITS = 0b11101111
-CAPABILITY_HEADER = struct.pack('=Ii', 0x20080522, 0)  # version, and this process
+# Version, and this process.
+CAPABILITY_HEADER = struct.pack('=Ii', 0x20080522, 0)
 NO_CAPABILITIES = bytes(24)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -76,10 +77,12 @@ def call(name: str, *arguments: int | str | bytes | ctypes.Structure | None) -> 
     words = []
     for argument in arguments:
         if isinstance(argument, int):
+            # A plain int would pass as 32 bits.
             words.append(ctypes.c_long(argument))
         elif isinstance(argument, ctypes.Structure):
             words.append(ctypes.byref(argument))
-        else:  # bytes and None pass as pointers
+        else:
+            # Bytes and None pass as pointers.
             words.append(argument.encode() if isinstance(argument, str) else argument)
     result = _libc.syscall(ctypes.c_long(NUMBERS[name]), *words)
     if result < 0:
@@ -89,12 +92,12 @@ def call(name: str, *arguments: int | str | bytes | ctypes.Structure | None) -> 
 
 
 def unshare(*names: str) -> None:
-    """Enters new namespaces; a new pid namespace begins with the next child."""
+    # A new pid namespace begins with the next child.
     call('unshare', sum(NAMESPACES[name] for name in names))
 
 
 def prctl(option: int, value: int = 0) -> int:
-    """Reads or sets an attribute of this process."""
+    # The kernel wants zeros where an option has no further arguments.
     return call('prctl', option, value, 0, 0, 0)
 
 

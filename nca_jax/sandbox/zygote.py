@@ -26,7 +26,9 @@ PRELOADED = (
     'array bisect cmath collections collections.abc copy dataclasses datetime decimal enum fractions functools heapq '
     'hashlib itertools json math operator re statistics string struct sys textwrap time types typing unicodedata'
 )
-CRASHED = 1  # exit code of a process that raised once it was confined
+# Exit code of a process that raised once it was confined.
+CRASHED = 1
+# A candidate whose pipes are closed gets this long to end by itself, which its exit code tells of.
 LINGER_SECONDS = 1.0
 
 
@@ -109,9 +111,9 @@ def run(control: socket.socket, judge: int, limits: layers.Limits, here: int, sh
     poll.register(control, select.POLLRDHUP)
     events = dict(poll.poll(limits.wall_seconds * 1000))
     if control.fileno() in events:
-        os._exit(0)  # all processes below end with this one, the first of its pid namespace
+        # All processes below end with this one, the first of its pid namespace.
+        os._exit(0)
     tests_status, _ = bury(tests)
-    # A candidate that closed its pipes may be about to end. The burial kills one that goes on.
     gone = os.waitstatus_to_exitcode(tests_status) in (sides.CANDIDATE_GONE, sides.NEVER_READY)
     ended = bool(select.select([candidate[1]], [], [], LINGER_SECONDS if gone else 0)[0])
     status, cpu_seconds = bury(candidate)
