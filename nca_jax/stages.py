@@ -17,7 +17,8 @@ from nca_jax.config import Config
 from nca_jax.data import controls, corpora, dyck, streams, text, tokenizer
 from nca_jax.data.preparation import prepare_text
 from nca_jax.errors import check
-from nca_jax.evals import held_out, nca_grid, perplexity
+from nca_jax.evals.held_out import accuracy_scores, make_evaluator, text_scores
+from nca_jax.evals.nca_grid import grid_scores
 from nca_jax.folders import RECORD, checkpoints
 from nca_jax.nca import stream as nca_stream
 from nca_jax.nca.config import NCAConfig
@@ -70,9 +71,8 @@ def _nca(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress
         valid_data = dataclasses.replace(data, rules_per_epoch=count, trajectories_per_rule=1, fresh_rules=False)
         valid_rules = nca_stream.Banks(valid_data, config.seed, 'valid', folder, 1, show)
     valid = nca_stream.make_stream(valid_data, config.seed, 'valid', config.eval.batch, length, sharding, valid_rules)
-    evaluator = nca_grid.make_evaluator(
-        config.model, data.vocab, data.tokens_per_grid, mesh, valid, config.eval.batches
-    )
+    scores = grid_scores(data.vocab, data.tokens_per_grid, config.eval.batches)
+    evaluator = make_evaluator(config.model, data.vocab, mesh, valid, config.eval.batches, scores)
     hashes = {'rules': rules(0).hash, 'valid_rules': valid_rules(0).hash}
     return Data(data.vocab, stream, {'nca_grid': evaluator}, hashes)
 
@@ -91,7 +91,8 @@ def _text(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progres
     stream = text.make_stream(prepared, config.seed, 'train', config.train.batch, length, sharding)
     windows = evaluation.batch * evaluation.batches
     valid = text.make_eval_range(prepared, 'valid', evaluation.batch, length, windows, sharding)
-    evaluator = perplexity.make_evaluator(config.model, prepared.vocab, mesh, valid.stream, valid.steps, valid.bytes)
+    scores = text_scores(valid.bytes)
+    evaluator = make_evaluator(config.model, prepared.vocab, mesh, valid.stream, valid.steps, scores)
     hashes = {'text': prepared.identity, 'tokenizer': prepared.tokenizer_identity}
     answers, answer_hashes = _benchmark(config, prepared.tokenizer, mesh, folder, {})
     return Data(prepared.vocab, stream, {'perplexity': evaluator} | answers, hashes | answer_hashes)
@@ -139,7 +140,7 @@ def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, pro
         return instruct.make_stream(data, prepared, config.seed, split, batch, length, sharding)
 
     valid = stream('valid', config.eval.batch)
-    loss = held_out.make_evaluator(config.model, prepared.vocab, mesh, valid, config.eval.batches, {})
+    loss = make_evaluator(config.model, prepared.vocab, mesh, valid, config.eval.batches, accuracy_scores({}))
     # The first evaluator's result stands for the run, and these runs are compared by the problems that they solve.
     return Data(prepared.vocab, stream('train', config.train.batch), answers | {'held_out': loss}, hashes)
 
@@ -205,7 +206,8 @@ def _computed(
         )
         for split, batch in (('train', config.train.batch), ('valid', config.eval.batch))
     )
-    evaluator = held_out.make_evaluator(config.model, data.vocab, mesh, valid, config.eval.batches, subsets(data))
+    scores = accuracy_scores(subsets(data))
+    evaluator = make_evaluator(config.model, data.vocab, mesh, valid, config.eval.batches, scores)
     return Data(data.vocab, train, {'held_out': evaluator}, {})
 
 

@@ -146,11 +146,11 @@ def test_dropped_leaves_are_reported_and_not_carried():
         ([('(?!head/b).*', 'carry')], {'bias': True}, {}, ('head/bias', 'no entry covers it')),
         ([('head/.*', 'drop'), ('.*', 'carry')], {}, {}, ('head/kernel', 'which the target has')),
         ([('.*', 'carry')], {'tied': True}, {}, ('head/kernel', 'the source does not have')),
-        ([('head/.*', 'fresh'), ('.*', 'carry')], {'tied': True}, {'tied': True}, ('entry 0', 'matches no leaf')),
-        ([('head/b', 'drop'), ('.*', 'carry')], {'bias': True}, {'bias': True}, ('entry 0', 'matches no leaf')),
-        ([('.*', 'carry', {'layers': (4, 5)}), ('.*', 'carry')], {}, {}, ('entry 0', 'no layer')),
-        ([('final.*', 'carry', {'layers': (0, 1)}), ('.*', 'carry')], {}, {}, ('entry 0', 'no layer')),
-        ([('.*', 'carry'), ('.*', 'carry')], {}, {}, ('entry 1', 'earlier entries')),
+        ([('head/.*', 'fresh'), ('.*', 'carry')], {'tied': True}, {'tied': True}, ('entry 0', 'claims nothing')),
+        ([('head/b', 'drop'), ('.*', 'carry')], {'bias': True}, {'bias': True}, ('entry 0', 'claims nothing')),
+        ([('.*', 'carry', {'layers': (4, 5)}), ('.*', 'carry')], {}, {}, ('entry 0', 'claims nothing')),
+        ([('final.*', 'carry', {'layers': (0, 1)}), ('.*', 'carry')], {}, {}, ('entry 0', 'claims nothing')),
+        ([('.*', 'carry'), ('.*', 'carry')], {}, {}, ('entry 1', 'claims nothing')),
         ([('.*', 'carry')], {'width': 16}, {}, ('blocks/attn/o/kernel', '(4, 2, 8, 16)', '(4, 2, 4, 8)')),
         ([('.*', 'carry')], {'layers': 3}, {}, ('layer 3', 'the source does not have')),
         ([('.*', 'carry')], {'layers': 5}, {}, ('layer 4', 'no counterpart')),
@@ -198,31 +198,34 @@ def test_another_dtype_is_refused():
 
 
 @pytest.mark.parametrize(
-    ('entry', 'words'),
+    'entry',
     [
-        ('carry', 'must be (pattern, action)'),
-        (('.*',), 'must be (pattern, action)'),
-        (('.*', 'keep'), 'carry, fresh, drop'),
-        (('(', 'carry'), 'regular expression'),
-        ((3, 'carry'), 'string'),
-        (('.*', 'carry', {'layer': (0, 1)}), 'layers and scale'),
-        (('.*', 'carry', 0.2), 'layers and scale'),
-        (('.*', 'carry', {'layers': (2, 2)}), '0 <= a < b'),
-        (('.*', 'carry', {'layers': (-1, 2)}), '0 <= a < b'),
-        (('.*', 'carry', {'layers': (0, 1.5)}), '0 <= a < b'),
-        (('.*', 'carry', {'layers': 3}), '0 <= a < b'),
-        (('.*', 'carry', {'scale': float('nan')}), 'finite'),
-        (('.*', 'carry', {'scale': -1}), 'finite'),
-        (('.*', 'carry', {'scale': '0.2'}), 'finite'),
-        (('.*', 'carry', {'scale': True}), 'finite'),
-        (('.*', 'fresh', {'scale': 0.2}), 'carry only'),
+        'carry',
+        ('.*',),
+        ('.*', 'keep'),
+        ('(', 'carry'),
+        (3, 'carry'),
+        ('.*', 'carry', {'layer': (0, 1)}),
+        ('.*', 'carry', 0.2),
+        ('.*', 'carry', {}, {}),
+        ('.*', 'carry', {'layers': (2, 2)}),
+        ('.*', 'carry', {'layers': (-1, 2)}),
+        ('.*', 'carry', {'layers': (0, 1.5)}),
+        ('.*', 'carry', {'layers': (0, 1, 2)}),
+        ('.*', 'carry', {'layers': 3}),
+        ('.*', 'carry', {'scale': float('nan')}),
+        ('.*', 'carry', {'scale': -1}),
+        ('.*', 'carry', {'scale': '0.2'}),
+        ('.*', 'carry', {'scale': True}),
+        ('.*', 'fresh', {'scale': 0.2}),
     ],
 )
-def test_a_malformed_entry_is_named(entry, words):
-    with pytest.raises(UserError) as caught:
+def test_a_malformed_entry_is_named(entry):
+    with pytest.raises(
+        UserError, match=r'plan entry 1 .*: must be \(pattern, action\) or .* carry, fresh, drop'
+    ) as caught:
         graft.parse((('a', 'carry'), entry))
-    assert 'plan entry 1' in str(caught.value)
-    assert words in str(caught.value)
+    assert '\n' not in str(caught.value)
 
 
 def test_a_plan_survives_json():

@@ -181,12 +181,6 @@ def test_the_newest_and_the_named_steps_stay(tmp_path):
     assert store.committed(tmp_path / 'checkpoints') == [2, 7]
 
 
-def test_keeping_nothing_is_refused(tmp_path):
-    with pytest.raises(UserError, match='keep = 0'):
-        store.Store(tmp_path / 'checkpoints', keep=0)
-    assert not (tmp_path / 'checkpoints').exists()
-
-
 KERNEL, TABLE, MOMENT = 'params/blocks/mlp/up/kernel', 'params/embed/table', 'opt_state/1/0/nu/blocks/mlp/up/kernel'
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from nca_jax import mesh as meshes
 from nca_jax.batch import Vocab, to_batch
-from nca_jax.evals import held_out, nca_grid, perplexity
+from nca_jax.evals.held_out import accuracy_scores, make_evaluator, text_scores
+from nca_jax.evals.nca_grid import grid_scores
 from nca_jax.model import transformer
 from nca_jax.nca import patches
 from tests.test_model import CONFIG
@@ -44,7 +45,7 @@ def test_perplexity_of_a_known_model():
         weights = batch.weights_BxL * (np.arange(16)[:, None] < (16 if step == 0 else 4))
         return jax.device_put(batch._replace(weights_BxL=weights.astype(np.float32)), meshes.batch_sharding(mesh))
 
-    result = perplexity.make_evaluator(config, vocab, mesh, stream, batches=2, scored_bytes=320)(params, 0)
+    result = make_evaluator(config, vocab, mesh, stream, 2, text_scores(320))(params, 0)
     loss = -math.log(math.exp(3) / (math.exp(3) + 99))
     assert result['scored_tokens'] == 20 * 8
     assert result['loss'] == pytest.approx(loss, rel=1e-5)
@@ -64,7 +65,7 @@ def test_held_out_accuracy_counts_by_weight():
         return jax.device_put(batch, meshes.batch_sharding(mesh))
 
     subsets = {'high': lambda targets: targets >= 60, 'none': lambda targets: targets > 100}
-    result = held_out.make_evaluator(config, vocab, mesh, stream, 2, subsets)(params, 0)
+    result = make_evaluator(config, vocab, mesh, stream, 2, accuracy_scores(subsets))(params, 0)
     inputs = np.concatenate([(tokens + 3 * step)[:, 2:-1] % 100 for step in (0, 1)])
     right, high = (inputs % 5 != 0) | (inputs == 99), following[inputs] >= 60
     assert result['accuracy'] == pytest.approx(right.mean())
@@ -90,7 +91,7 @@ def test_grid_accuracy_by_hand():
     def stream(step):
         return jax.device_put(to_batch(tokens, per_grid - 1), meshes.batch_sharding(mesh))
 
-    result = nca_grid.make_evaluator(config, vocab, per_grid, mesh, stream, batches=1)(params, 0)
+    result = make_evaluator(config, vocab, mesh, stream, 1, grid_scores(vocab, per_grid, 1))(params, 0)
     assert result['cell_accuracy_by_grid'] == pytest.approx([0.75] * 4)
     assert result['cell_accuracy'] == pytest.approx(0.75)
     assert result['grid_accuracy'] == 0
@@ -100,12 +101,12 @@ def test_grid_accuracy_by_hand():
     following[:] = 0
     following[vocab.end] = vocab.start
     config, params = bigram(vocab, following, sharpness=20.0)
-    result = nca_grid.make_evaluator(config, vocab, per_grid, mesh, stream, batches=1)(params, 0)
+    result = make_evaluator(config, vocab, mesh, stream, 1, grid_scores(vocab, per_grid, 1))(params, 0)
     assert result['cell_accuracy'] == result['grid_accuracy'] == 1
     # A delimiter in place of a patch has no cell right.
     following[:] = vocab.end
     config, params = bigram(vocab, following, sharpness=20.0)
-    result = nca_grid.make_evaluator(config, vocab, per_grid, mesh, stream, batches=1)(params, 0)
+    result = make_evaluator(config, vocab, mesh, stream, 1, grid_scores(vocab, per_grid, 1))(params, 0)
     assert result['cell_accuracy'] == 0
 
 
@@ -116,10 +117,11 @@ def test_grids_are_counted_from_the_right_token():
     following = np.zeros(vocab.size, int)  # never a delimiter
     config, params = bigram(vocab, following, sharpness=20.0)
     tokens = np.tile(row, (8, 1)).astype(np.int32)
-    evaluator = nca_grid.make_evaluator(
-        config, vocab, 6, mesh, lambda step: jax.device_put(to_batch(tokens, 5), meshes.batch_sharding(mesh)), 1
-    )
-    result = evaluator(params, 0)
+
+    def stream(step):
+        return jax.device_put(to_batch(tokens, 5), meshes.batch_sharding(mesh))
+
+    result = make_evaluator(config, vocab, mesh, stream, 1, grid_scores(vocab, 6, 1))(params, 0)
     # The first patch of grid 0 has one predecessor (its start delimiter); the masked grid still counts in `by_grid`.
     assert result['loss_by_grid'] == pytest.approx([0, 0, 0], abs=1e-5)
     assert result['loss'] == pytest.approx(20 * 4 / 12, rel=1e-3)  # two delimiters in each of two scored grids

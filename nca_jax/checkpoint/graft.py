@@ -25,6 +25,10 @@ from nca_jax import trees
 from nca_jax.errors import UserError
 
 ACTIONS = ('carry', 'fresh', 'drop')
+ENTRY = (
+    'must be (pattern, action) or (pattern, action, dict(layers=(a, b), scale=s)) with a regular expression, an action '
+    f'of {", ".join(ACTIONS)}, integers 0 <= a < b, and a finite scale of at least 0, for carry only'
+)
 # The leaves under it hold all layers, on axis 0.
 STACKED = 'blocks/'
 # The tables, whose padded sizes may differ between models of one vocabulary.
@@ -36,13 +40,24 @@ Unit = tuple[str, int | None]
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One entry of a plan."""
+    """One entry of a plan. Raises ValueError, TypeError or re.error for an impossible one."""
 
     pattern: str
     action: str
     # (a, b) restricts the entry to layers a..b-1 of the stacked leaves.
     layers: tuple[int, int] | None = None
     scale: float = 1.0
+
+    def __post_init__(self):
+        re.compile(self.pattern)
+        possible = self.action in ACTIONS and (self.action == 'carry' or self.scale == 1.0)
+        # True is an int to Python, but no scale.
+        possible &= type(self.scale) in (int, float) and math.isfinite(self.scale) and self.scale >= 0
+        if self.layers is not None:
+            first, end = self.layers
+            possible &= type(first) is type(end) is int and 0 <= first < end
+        if not possible:
+            raise ValueError(ENTRY)
 
     def claims(self, path: str, layer: int | None) -> bool:
         inside = self.layers is None or (layer is not None and self.layers[0] <= layer < self.layers[1])
@@ -65,33 +80,17 @@ class Piece:
 
 def parse(plan: Iterable[Any]) -> tuple[Entry, ...]:
     """The entries of a plan as a config or JSON has it. UserError names the malformed entry."""
-    return tuple(_parse_entry(f'plan entry {number} {entry!r}', entry) for number, entry in enumerate(plan))
-
-
-def _parse_entry(place: str, entry: Any) -> Entry:
-    def demand(ok: bool, allowed: str) -> None:
-        if not ok:
-            raise UserError(f'{place}: {allowed}')
-
-    shaped = isinstance(entry, tuple | list) and len(entry) in (2, 3)
-    demand(shaped, 'must be (pattern, action) or (pattern, action, options)')
-    pattern, action, options = (*entry, {}) if len(entry) == 2 else entry
-    demand(isinstance(pattern, str), 'the pattern must be a string')
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise UserError(f'{place}: the pattern is not a regular expression: {error}') from error
-    demand(action in ACTIONS, f'the action must be one of {", ".join(ACTIONS)}')
-    demand(hasattr(options, 'keys') and set(options) <= {'layers', 'scale'}, 'the options may be layers and scale')
-    layers, scale = dict(options).get('layers'), dict(options).get('scale', 1.0)
-    if layers is not None:
-        integers = isinstance(layers, tuple | list) and [type(bound) for bound in layers] == [int, int]
-        demand(integers and 0 <= layers[0] < layers[1], 'layers must be (a, b) with 0 <= a < b')
-    # True is an int to Python, but no scale.
-    number = isinstance(scale, int | float) and not isinstance(scale, bool)
-    demand(number and math.isfinite(scale) and scale >= 0, 'scale must be a finite number, at least 0')
-    demand(action == 'carry' or scale == 1.0, 'scale applies to carry only')
-    return Entry(pattern, action, None if layers is None else tuple(layers), float(scale))
+    entries = []
+    for number, words in enumerate(plan):
+        try:
+            pattern, action, *rest = words
+            (options,) = rest or [{}]
+            # A config's dict is no dict, and JSON has lists for tuples.
+            options = {name: tuple(value) if name == 'layers' else value for name, value in dict(options).items()}
+            entries.append(Entry(pattern, action, **options))
+        except (TypeError, ValueError, re.error):
+            raise UserError(f'plan entry {number} {words!r}: {ENTRY}') from None
+    return tuple(entries)
 
 
 def resolve(
@@ -110,10 +109,12 @@ def resolve(
     # By identity, since a plan may hold the same entry twice: then the second claims nothing.
     for number, entry in enumerate(plan):
         if not any(entry is claim for claim in claims.values()):
-            raise UserError(f'plan: entry {number} {entry.to_json()} claims nothing: {_idle(entry, claims)}')
+            why = 'no leaf has its pattern and layers, or earlier entries claim them all'
+            raise UserError(f'plan: entry {number} {entry.to_json()} claims nothing: {why}')
     pieces = _pieces(of_target, target)
     for path in sorted(carried(pieces)):
         _check_leaf(path, source[path], target[path], source_vocab_size, target_vocab_size)
+    # A source leaf that is carried or fresh is in the target too, so it has its piece already.
     return (*pieces, *(piece for piece in _pieces(of_source, source) if piece.action == 'drop'))
 
 
@@ -145,6 +146,7 @@ def graft(
         result, norms = trees.flatten(fresh), []
         for piece in pieces:
             path, source_norm, result_norm = piece.path, None, None
+            # A leaf's pieces are applied one after another, each to its own layers of the result so far.
             if piece.action == 'carry':
                 result[path], source_norm = _carry(piece, source[path], result[path], vocab_size)
             if piece.action != 'drop':
@@ -153,7 +155,7 @@ def graft(
         return trees.map_with_path(lambda path, _: result[path], fresh), norms
 
     source, paths = trees.flatten(source), carried(pieces)
-    # One jitted function, so no leaf is gathered on a host.
+    # One jitted function with the target's shardings, so no leaf is gathered on a host.
     params, norms = jax.jit(apply, out_shardings=(out_shardings, None))({path: source[path] for path in paths}, fresh)
     report = []
     for piece, pair in zip(pieces, jax.device_get(norms), strict=True):
@@ -186,7 +188,8 @@ def _claims(plan: Sequence[Entry], leaves: Mapping[str, Any]) -> dict[Unit, Entr
 
 def _check_claim(unit: Unit, entry: Entry | None, in_source: bool, in_target: bool) -> None:
     """UserError unless the entry that claims the unit says something possible about it."""
-    name, action = unit[0] if unit[1] is None else f'{unit[0]} (layer {unit[1]})', entry and entry.action
+    path, layer = unit
+    name, action = path if layer is None else f'{path} (layer {layer})', entry and entry.action
     if in_target:
         if entry is None:
             raise UserError(f'plan: no entry covers {name} of the target')
@@ -197,15 +200,6 @@ def _check_claim(unit: Unit, entry: Entry | None, in_source: bool, in_target: bo
     elif action != 'drop':
         claim = 'no entry covers it' if entry is None else f'{entry.to_json()} claims it'
         raise UserError(f'plan: {name} of the source has no counterpart in the target and {claim}; drop it')
-
-
-def _idle(entry: Entry, units: Iterable[Unit]) -> str:
-    """Why an entry claims nothing."""
-    if any(entry.claims(*unit) for unit in units):
-        return 'earlier entries claim all that it matches'
-    if any(re.fullmatch(entry.pattern, path) for path, _ in units):
-        return 'its layers match no layer of a stacked leaf'
-    return 'its pattern matches no leaf'
 
 
 def _pieces(claims: Mapping[Unit, Entry], leaves: Mapping[str, Any]) -> list[Piece]:
@@ -227,7 +221,7 @@ def _check_leaf(path: str, source: Any, target: Any, source_vocab_size: int, tar
     if path in VOCAB_AXIS and source_vocab_size != target_vocab_size:
         sizes = f'{source_vocab_size} tokens in the source and {target_vocab_size} in the target'
         raise UserError(f'plan: {path} is carried between vocabularies of {sizes}; say fresh')
-    # Depth is checked layer by layer, and padding is never carried.
+    # Depth may differ, since the plan speaks of each layer; padding may differ, since it is never carried.
     free = VOCAB_AXIS.get(path, 0 if path.startswith(STACKED) else None)
     theirs, ours = ([n for axis, n in enumerate(leaf.shape) if axis != free] for leaf in (source, target))
     if theirs != ours:

@@ -6,7 +6,6 @@ back to an older step. So each restored leaf is compared with the manifest, and 
 
 import asyncio
 import contextlib
-import functools
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +21,7 @@ from jax.experimental import multihost_utils
 
 from nca_jax import distributed, trees
 from nca_jax.checkpoint.manifest import leaf_table
-from nca_jax.errors import UserError, check
+from nca_jax.errors import UserError
 
 Manifest = dict[str, Any]
 # Pages follow it in a message.
@@ -59,10 +58,10 @@ class Store(contextlib.AbstractContextManager):
     """
 
     def __init__(self, folder: epath.PathLike, keep: int, named: Iterable[int] = ()):
-        check(keep >= 1, 'keep', keep, 'at least 1 checkpoint must stay')
         self.folder = _absolute(folder)
         policies = ocp.checkpoint_managers
         kept = policies.AnyPreservationPolicy([policies.LatestN(keep), policies.CustomSteps(sorted(named))])
+        # What a killed run left half-written goes at the next start.
         options = ocp.CheckpointManagerOptions(preservation_policy=kept, cleanup_tmp_directories=True)
         self._manager = _Manager(self.folder, options=options)
 
@@ -97,27 +96,23 @@ class Store(contextlib.AbstractContextManager):
         steps = self._manager.all_steps()
         if not steps:
             return None
-        read = functools.partial(_load, choose=functools.partial(_match, abstract))
-        result, damaged = _newest(self.folder, steps, read)
+        result, damaged = _newest(self.folder, steps, lambda path: _load(path, lambda found: _match(abstract, found)))
         if damaged:
-            self._set_aside(damaged)
+            if distributed.is_first():
+                for step in damaged:
+                    # A step may have been damaged before: the first free name.
+                    names = (f'{step}.damaged' + (f'-{again}' if again else '') for again in itertools.count())
+                    free = next(name for name in names if not (self.folder / name).exists())
+                    (self.folder / str(step)).rename(self.folder / free)
+            # The others must not list the folder before it's done.
+            multihost_utils.sync_global_devices('damaged checkpoints are set aside')
+            self._manager.reload()
         return result
 
     def wait(self) -> None:
         """Returns when everything is committed; raises what a write failed with."""
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
-
-    def _set_aside(self, steps: Iterable[int]) -> None:
-        """Renames damaged checkpoints to the first free one of `<step>.damaged`, `<step>.damaged-1`, ..."""
-        if distributed.is_first():
-            for step in steps:
-                names = (f'{step}.damaged' + (f'-{again}' if again else '') for again in itertools.count())
-                free = next(name for name in names if not (self.folder / name).exists())
-                (self.folder / str(step)).rename(self.folder / free)
-        # The others must not list the folder before it's done.
-        multihost_utils.sync_global_devices('damaged checkpoints are set aside')
-        self._manager.reload()
 
 
 def committed(folder: epath.PathLike) -> list[int]:
@@ -188,7 +183,9 @@ def _newest(
     for step in reversed(steps) if only is None else [only]:
         try:
             result = read(folder / str(step))
-        except Exception as error:  # for a truncated array Orbax raises a bare Exception
+        # For a truncated array Orbax raises a bare Exception.
+        except Exception as error:
+            # A full disk or a lost process says nothing about the checkpoint, which must not be set aside for it.
             if _is_of_the_machine(error):
                 raise
             line = ' '.join(str(error).partition(ORBAX_DETAILS)[0].split())
@@ -204,6 +201,7 @@ def _newest(
 
 def _is_of_the_machine(error: Exception) -> bool:
     """Whether the machine failed, not the file: the file may be whole although it can't be read just now."""
+    # A missing file is damage of the checkpoint.
     if isinstance(error, OSError):
         return not isinstance(error, FileNotFoundError | NotADirectoryError)
     return isinstance(error, MemoryError | jax.errors.JaxRuntimeError | distributed.MachineError)
@@ -245,6 +243,7 @@ def _load(path: epath.Path, choose: Callable[[Manifest], trees.Tree]) -> tuple[t
 
     # The checksums are collective, so every process must have read its shards before.
     tree, manifest = distributed.on_all(read, _is_of_the_machine)
+    # Orbax hands over a flipped bit without a word.
     saved = {row['path']: row['checksum'] for row in manifest['leaves']}
     for row in leaf_table(tree):
         if row['checksum'] != saved[row['path']]:

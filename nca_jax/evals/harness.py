@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> None:
 
     # For its resamples the harness would fork, which may hang a process that has JAX's threads.
     os.environ.setdefault('DISABLE_MULTIPROC', '1')
-    manager, names = find_tasks(args.tasks.split(','), args.include_path)
+    # Before the weights, which take longer to load than a misspelt task to find.
+    manager, tasks = load_tasks(args.tasks.split(','), args.include_path)
     model, about = load(args.run, args.weights, args.batch, args.seed, args.tokenizer)
-    tasks = load_tasks(manager, names)
     with bars() as progress:
         results = lm_eval.simple_evaluate(
             requests.make_lm(model, progress),
@@ -102,25 +102,20 @@ def load(
     return Model(config, vocab, params, bpe, mesh, rows, seed), about | {'weights': weights, 'sampling_seed': seed}
 
 
-def find_tasks(names: Sequence[str], folder: pathlib.Path | None) -> tuple[Any, list[str]]:
-    """(the harness's TaskManager with the folder's tasks, the names that match). Raises UserError for unknown ones."""
+def load_tasks(names: Sequence[str], folder: pathlib.Path | None) -> tuple[Any, list[Any]]:
+    """(the harness's TaskManager with the folder's tasks, the named tasks and groups with their data).
+
+    Raises UserError for unknown names, if data is missing, and for tasks that would run code.
+    """
     from lm_eval.tasks import TaskManager
 
     check(folder is None or folder.is_dir(), '--include-path', str(folder), 'must be a folder')
     manager = TaskManager(include_path=None if folder is None else str(folder))
     for name in names:
         check(bool(manager.match_tasks([name])), '--tasks', name, 'is no task, group or tag that the harness knows')
-    return manager, manager.match_tasks(list(names))
-
-
-def load_tasks(manager: Any, names: Sequence[str]) -> list[Any]:
-    """The tasks and groups of these names, with their data.
-
-    Raises UserError if data is missing, and for tasks that would run code or show pictures.
-    """
     try:
         tasks = []
-        for name in names:
+        for name in manager.match_tasks(list(names)):
             loaded = manager.load(name)
             # A name is of a group, a task, or a tag of several tasks.
             tasks += [loaded['groups'][name]] if name in loaded['groups'] else loaded['tasks'].values()
@@ -129,10 +124,10 @@ def load_tasks(manager: Any, names: Sequence[str]) -> list[Any]:
     except (OSError, ValueError) as error:
         raise UserError(f'--tasks={",".join(names)}: {" ".join(str(error).split())[:300]}') from error
     for name, task in single.items():
-        code, pictures = (getattr(task, flag, False) for flag in ('UNSAFE_CODE', 'MULTIMODAL'))
-        check(not code, '--tasks', name, 'is marked as unsafe: it would run code that a model wrote')
-        check(not pictures, '--tasks', name, 'is for models that see pictures')
-    return tasks
+        # The harness runs such code without a sandbox.
+        unsafe = getattr(task, 'UNSAFE_CODE', False)
+        check(not unsafe, '--tasks', name, 'is marked as unsafe: it would run code that a model wrote')
+    return manager, tasks
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -142,12 +137,18 @@ def table(results: Mapping[str, Any]) -> str:
     rows = []
     for task, values in (results['results'] | results.get('groups', {})).items():
         for key, value in values.items():
+            # Results are named 'acc,none' and 'acc_stderr,none', besides words such as the alias.
             metric, _, filter_name = key.partition(',')
             if not filter_name or metric.endswith('_stderr'):
                 continue
             error = values.get(f'{metric}_stderr,{filter_name}')
-            row = {'task': values.get('alias', task), 'filter': filter_name}
-            row |= {'shots': str(results['n-shot'].get(task, tables.NONE)), 'metric': metric}
-            row |= {'value': f'{value:.4f}' if isinstance(value, float) else str(value)}
-            rows.append(row | {'standard error': f'{error:.4f}' if isinstance(error, float) else tables.NONE})
+            row = {
+                'task': values.get('alias', task),
+                'filter': filter_name,
+                'shots': str(results['n-shot'].get(task, tables.NONE)),
+                'metric': metric,
+                'value': f'{value:.4f}' if isinstance(value, float) else str(value),
+                'standard error': f'{error:.4f}' if isinstance(error, float) else tables.NONE,
+            }
+            rows.append(row)
     return tables.table(rows)

@@ -1,7 +1,9 @@
-"""Held-out loss and accuracy on a stage's own data, and the sums over batches that evaluators share."""
+"""Held-out loss and other scores on a stage's own data: one evaluator, and the scores of each kind of data."""
 
 import dataclasses
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +33,15 @@ class EvalConfig:
         check(self.batches > 0, 'batches', self.batches, 'must be positive')
 
 
+class Scores(NamedTuple):
+    """What an evaluator reports."""
+
+    # A record's fields from the totals over all batches, float64: `nll`, `weight`, and those that `measure` adds.
+    summarise: Callable[[dict[str, np.ndarray]], dict]
+    # Runs on the devices, batch by batch.
+    measure: Measure = lambda *_: {}
+
+
 def make_sums(
     model: ModelConfig, vocab: Vocab, measure: Measure = lambda *_: {}
 ) -> Callable[[dict, Batch], dict[str, jax.Array]]:
@@ -46,35 +57,31 @@ def make_sums(
     return sums
 
 
-def make_totals(
-    model: ModelConfig,
-    vocab: Vocab,
-    mesh: jax.sharding.Mesh,
-    stream: Callable[[int], Batch],
-    batches: int,
-    measure: Measure = lambda *_: {},
-) -> Callable[[dict], dict[str, np.ndarray]]:
-    """`totals(params)` -> the sums of `make_sums` over batches 0..batches-1."""
-    sums = make_sums(model, vocab, measure)
-
-    def totals(params: dict) -> dict[str, np.ndarray]:
-        with meshes.use(mesh):
-            parts = jax.device_get([sums(params, stream(i)) for i in range(batches)])
-        # In float64, so that a long range doesn't round.
-        return {name: np.sum([part[name] for part in parts], axis=0, dtype=np.float64) for name in parts[0]}
-
-    return totals
-
-
 def make_evaluator(
     model: ModelConfig,
     vocab: Vocab,
     mesh: jax.sharding.Mesh,
     stream: Callable[[int], Batch],
     batches: int,
-    subsets: dict[str, Callable[[jax.Array], jax.Array]],
+    scores: Scores,
 ) -> Callable[[dict, int], dict]:
-    """`evaluate(params, step)` -> metrics over batches 0..batches-1, by loss weight.
+    """`evaluate(params, step)` -> the scores over batches 0..batches-1 of the stream."""
+    sums = make_sums(model, vocab, scores.measure)
+
+    def evaluate(params: dict, step: int) -> dict:
+        with meshes.use(mesh):
+            # Read only when all are queued, so that the devices never wait for the host.
+            parts = jax.device_get([sums(params, stream(i)) for i in range(batches)])
+        # In float64, so that a long range doesn't round.
+        return scores.summarise(
+            {name: np.sum([part[name] for part in parts], axis=0, dtype=np.float64) for name in parts[0]}
+        )
+
+    return evaluate
+
+
+def accuracy_scores(subsets: dict[str, Callable[[jax.Array], jax.Array]]) -> Scores:
+    """Means by loss weight.
 
     - loss: nats per scored token.
     - accuracy: how often the likeliest token is right, teacher-forced.
@@ -89,13 +96,31 @@ def make_evaluator(
             sums |= {f'{name}_right': jnp.sum(weights_BxL * right_BxL), f'{name}_weight': jnp.sum(weights_BxL)}
         return sums
 
-    totals = make_totals(model, vocab, mesh, stream, batches, measure)
-
-    def evaluate(params: dict, step: int) -> dict:
-        total = {name: float(value) for name, value in totals(params).items()}
+    def summarise(totals: dict[str, np.ndarray]) -> dict:
+        total = {name: float(value) for name, value in totals.items()}
         result = {'loss': total['nll'] / total['weight'], 'accuracy': total['right'] / total['weight']}
         for name in subsets:
             result[f'{name}_accuracy'] = total[f'{name}_right'] / max(total[f'{name}_weight'], 1.0)
         return result
 
-    return evaluate
+    return Scores(summarise, measure)
+
+
+def text_scores(scored_bytes: int) -> Scores:
+    """loss (nats per scored token), perplexity, bits_per_byte, scored_tokens, scored_bytes.
+
+    `scored_bytes` is the number of UTF-8 bytes of the scored targets: bits per byte compare between tokenizers.
+    """
+
+    def summarise(totals: dict[str, np.ndarray]) -> dict:
+        nll, tokens = float(totals['nll']), float(totals['weight'])
+        return {
+            'loss': nll / tokens,
+            # Above, exp overflows.
+            'perplexity': math.exp(min(nll / tokens, 700.0)),
+            'bits_per_byte': nll / math.log(2) / scored_bytes,
+            'scored_tokens': int(tokens),
+            'scored_bytes': scored_bytes,
+        }
+
+    return Scores(summarise)

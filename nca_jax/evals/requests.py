@@ -50,7 +50,7 @@ class Model:
 
     @property
     def end(self) -> int:
-        """The end of text. It stands before a text without context, since the next text follows it in training."""
+        # It stands before a text without context, as it does in training.
         return bpe.end_of_text(self.tokenizer)
 
     def encode(self, text: str) -> list[int]:
@@ -88,7 +88,7 @@ def make_lm(model: Model, progress: Progress = silent) -> Any:
     class NcaLM(LM):
         def loglikelihood(self, requests) -> list[tuple[float, bool]]:
             pairs = [encode_pair(model, *request.args) for request in requests]
-            return [tuple(likelihood) for likelihood in likelihoods(model, pairs, progress)]
+            return likelihoods(model, pairs, progress)
 
         def loglikelihood_rolling(self, requests) -> list[float]:
             pairs = [([model.end], model.encode(*request.args)) for request in requests]
@@ -101,16 +101,14 @@ def make_lm(model: Model, progress: Progress = silent) -> Any:
 
 
 def encode_pair(model: Model, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """The tokens of both, as they are in the joint text. White space between them goes with the continuation.
-
-    Without context the continuation follows the end of text. Where a token would span both, so that the continuation
-    has none of its own, it is encoded apart.
-    """
+    """The tokens of both, as they are in the joint text; without context the continuation follows the end of text."""
+    # White space goes with the continuation: most tokenizers join it to the word that follows.
     kept = context.rstrip()
     continuation = context[len(kept) :] + continuation
     if not kept:
         return [model.end], model.encode(continuation)
     before = model.encode(kept)
+    # Where one token spans both, the continuation has none of its own and is encoded apart.
     return before, model.encode(kept + continuation)[len(before) :] or model.encode(continuation)
 
 
