@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,15 +101,12 @@ def _problem(layout: Layout, place: str, identity: str, task: str, example: Any)
     options = ''
     # Some tasks list the options in their input already.
     if layout.append_choices_to_input:
-        options = ''.join(f'{layout.choice_prefix}{option}' for option in _by_hash(question, scores))
+        # This order shows neither an option's place in the file nor its score.
+        row = [question, *sorted(scores)]
+        order = sorted(scores, key=lambda option: hashlib.blake2b(json.dumps([row, option]).encode()).digest())
+        options = ''.join(f'{layout.choice_prefix}{option}' for option in order)
     text = f'{layout.task_prefix}{layout.example_input_prefix}{question}{options}{layout.example_output_prefix}'
     # A byte-level tokenizer has a space at the beginning of a word, so it belongs to the target.
     prompt = text.rstrip(' ')
     target = text[len(prompt) :] + answers[0].strip()
     return Problem(identity, prompt.lstrip('\n'), target, answers, len(scores), task)
-
-
-def _by_hash(question: str, options: Collection[str]) -> list[str]:
-    # This order shows neither an option's place in the file nor its score.
-    row = [question, *sorted(options)]
-    return sorted(options, key=lambda option: hashlib.blake2b(json.dumps([row, option]).encode()).digest())

@@ -23,7 +23,6 @@ def read_published(path: str) -> Sides:
 
 
 def read_tfds(path: str) -> Sides:
-    """The problems as TFDS has prepared them from the published files."""
     builder = open_tfds('gsm8k', path)
 
     def rows(side: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -36,6 +35,7 @@ def read_tfds(path: str) -> Sides:
 
 def _problems(side: str, rows: Iterator[tuple[str, dict[str, Any]]]) -> tuple[Problem, ...]:
     problems = []
+    # Numbered here, not by lines, since a file may hold blank ones.
     for number, (place, row) in enumerate(rows):
         for field in ('question', 'answer'):
             check(is_text(row.get(field)), f'{place}: {field}', row.get(field), 'must be text that is not blank')

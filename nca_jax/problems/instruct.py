@@ -58,14 +58,10 @@ def make_stream(
 ) -> Callable[[int], Batch]:
     """`stream(step)` -> the Batch (B, L) of that step: each problem of the split once an epoch, shuffled anew.
 
-    - Row r of step k is row k * B + r of the split, so that devices and hosts can't change it.
-    - Shots are other training problems of the task. They depend on (seed, split, epoch, problem).
-    - The earliest shots are dropped where a row would be too long. Problems that don't fit alone are left out.
-    - Weights are 1 on the target and its end of text (loss_on 'all_answers': on the shots' too), 0 on prompts and on
-      the padding, which stands on the right.
-
+    Row r of step k is row k * B + r of the split, so that devices and hosts can't change it.
     Raises UserError if no problem fits or a task has no more training problems than shots.
     """
+    # A problem that doesn't fit alone is left out: its target is never cut.
     chosen = fitting(prepared, split, length)
     total, end = len(chosen), bpe.end_of_text(prepared.tokenizer)
     if not total:
@@ -76,7 +72,8 @@ def make_stream(
         epoch, place = shuffled(number, total, f'{seed}/instruct/{split}')
         problem = chosen[place]
         own = prepared.tokens[split][problem]
-        # Named by the epoch too, so that a problem has other shots each time.
+        # Named by the epoch too, so that a problem has other shots each time. The earliest ones are dropped where the
+        # row would be too long.
         name, room = f'{seed}/shots/{split}/{epoch}/{problem}', length + 1 - own.count
         shots, _ = prepared.draw_shots(name, split, problem, config.shots, room)
         return assemble(own, shots, length, end, config.loss_on)

@@ -22,15 +22,12 @@ DIGITS = {'min_terms': 2, 'max_terms': 4, 'min_digits': 1, 'max_digits': 1}
 NUMBERS = {'min_numbers': 2, 'max_numbers': 4, 'max_decimals': 0, 'min_value': 0, 'max_value': 99}
 APPLY = {'+': int.__add__, '-': int.__sub__, '*': int.__mul__}
 
-# `make(id, example)` is a Problem, or None for an example that is left out.
+# Makes a problem of an id and an example of reasoning-gym; None where the example is left out.
 Make = Callable[[str, dict], Problem | None]
 
 
 def gsm_symbolic(size: tuple[int, int]) -> Sides:
-    """`size` = (train, test) word problems in GSM8K's form. No question is on both sides.
-
-    Raises UserError if reasoning-gym isn't installed or has too few.
-    """
+    """`size` = (train, test) word problems in GSM8K's form. No question is on both sides."""
     return _sides('gsm_symbolic', size, 'gsm_symbolic', {}, _word_problem)
 
 
@@ -83,7 +80,10 @@ def _ordering(identity: str, example: dict) -> Problem | None:
 
 
 def _sides(name: str, size: tuple[int, int], dataset: str, parameters: dict[str, Any], make: Make) -> Sides:
-    """The first problems with different prompts of a dataset of reasoning-gym, with ids NAME/SIDE/NUMBER."""
+    """The first problems with different prompts of a dataset of reasoning-gym, with ids NAME/SIDE/NUMBER.
+
+    Raises UserError if reasoning-gym isn't installed or has too few.
+    """
     try:
         # An extra of the package, which takes a second to import.
         import reasoning_gym

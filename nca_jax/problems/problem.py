@@ -38,10 +38,8 @@ def digest(problem: Problem) -> bytes:
 
 
 def distinct(problems: Iterable[Problem], besides: Iterable[Problem] = ()) -> tuple[Problem, ...]:
-    """The problems by digest, each prompt once (its least id), without the prompts of `besides`.
-
-    A function of the set of problems. The order is random, so a prefix is a random sample.
-    """
+    """The problems by digest, each prompt once (its least id), without the prompts of `besides`."""
+    # A function of the set of problems. The order is random, so a prefix is a random sample.
     seen = {digest(problem) for problem in besides}
     kept: dict[bytes, Problem] = {}
     for problem in sorted(problems, key=lambda problem: problem.id):

@@ -64,7 +64,7 @@ class PreparedProblems:
 
     @property
     def identity(self) -> str:
-        """sha256 of the problems, the tokenizer and the layout of a row."""
+        # All that decides the rows of training.
         content = [FORMAT, self.tokenizer_identity, self.problems.identity]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -122,6 +122,7 @@ def assemble(
     own: Tokens, shots: Sequence[Tokens], length: int, end: int, loss_on: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """(L+1,) int32 tokens, padded with `end`, and (L+1,) float32 weights of each token as a target."""
+    # Prompts and padding weigh nothing; the release (all_answers) weighs the shots' targets like the problem's own.
     tokens_L1 = np.full(length + 1, end, np.int32)
     weights_L1 = np.zeros(length + 1, np.float32)
     at = 0

