@@ -4,7 +4,7 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from nca_jax.errors import check
 
@@ -35,18 +35,17 @@ class Vocab:
 
 def check_vocab(tokens: int, field: str, value: object) -> None:
     """Raises FieldError, which names the field that decides the vocabulary, where that has too many tokens."""
-    allowed = f'must make at most {MAX_VOCAB:,} tokens, the rows of a table, and makes {tokens:,}'
+    allowed = f'makes a vocabulary of {tokens:,} tokens; at most {MAX_VOCAB:,} are allowed'
     check(tokens <= MAX_VOCAB, field, value, allowed)
 
 
-def to_batch(tokens_BxL1, first_loss_at=0) -> Batch:
-    """Cuts (B, L+1) tokens into inputs [0:L] and targets [1:L+1]. Takes NumPy and JAX arrays alike.
+def to_batch(tokens_BxL1: jax.Array, first_loss_at: jax.Array | int = 0) -> Batch:
+    """Cuts (B, L+1) tokens into inputs [0:L] and targets [1:L+1].
 
-    Targets before position `first_loss_at`, one number or one a row, have weight 0: the rule can't be inferred yet
-    (the paper masks the first grid).
+    first_loss_at: a scalar or one number a row (B); targets before it have weight 0. The paper masks the first grid,
+    from which no rule can be inferred.
     """
-    xp = np if isinstance(tokens_BxL1, np.ndarray) else jax.numpy
-    length = tokens_BxL1.shape[1] - 1
-    first_loss_at_B = xp.broadcast_to(xp.asarray(first_loss_at), tokens_BxL1.shape[:1])
-    weights_BxL = (xp.arange(length)[None] >= first_loss_at_B[:, None]).astype(xp.float32)
+    rows, length = tokens_BxL1.shape[0], tokens_BxL1.shape[1] - 1
+    first_loss_at_B = jnp.broadcast_to(first_loss_at, rows)
+    weights_BxL = (jnp.arange(length)[None] >= first_loss_at_B[:, None]).astype(jnp.float32)
     return Batch(tokens_BxL1[:, :-1], tokens_BxL1[:, 1:], weights_BxL)

@@ -12,9 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from nca_jax.errors import NotFiniteError, UserError
+from nca_jax.errors import BAD_INPUT, DISK_FAILED, DONE, FAILED, INTERRUPTED, NotFiniteError, UserError
 
-DONE, NOT_FINITE, BAD_INPUT, DISK_FAILED, PREEMPTED, INTERRUPTED = 0, 1, 2, 74, 75, 130
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 # Name: (module, what it does).
@@ -64,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         code, line = BAD_INPUT, f'error: {error}'
     except NotFiniteError as error:
-        code, line = NOT_FINITE, f'stopped: {error}'
+        code, line = FAILED, f'stopped: {error}'
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
@@ -78,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def start(*command: str) -> NoReturn:
     """The entry point of the process: `main`, then the exit. `command` comes before the process's own arguments."""
     code = main([*command, *sys.argv[1:]])
-    # After an error, one of several processes must not wait for the others, as it would in JAX's own exit.
+    # After an error, one of several processes must not wait for the others, as it would in JAX's own exit. The module
+    # is looked up, not imported: a command that never loaded JAX is alone.
     if code and 'nca_jax.distributed' in sys.modules:
         sys.modules['nca_jax.distributed'].leave(code)
     sys.exit(code)

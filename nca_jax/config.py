@@ -27,7 +27,7 @@ PATHS = (
     'benchmark.problems.path',
     'init_from.run',
 )
-# Fields outside a run's identity: they change no result, so a run may resume with other values.
+# Fields outside a run's identity: they change results by rounding at most, so a run may resume with other values.
 HOW_IT_RUNS = (
     'mesh',
     'profile',

@@ -29,14 +29,16 @@ from nca_jax.errors import UserError, check
 
 # Bytes of an error that process 0 sends to the others.
 LONGEST_LINE = 2048
+# JAX waits so long for processes that have not finished yet.
 SHUTDOWN_SECONDS = 60
-# Process 0 runs JAX's service for the others, so it leaves after them.
+# After an error, process 0 leaves last, because it runs JAX's service for the others.
 FAREWELL_SECONDS = 2.0
 RETRY_SECONDS = 0.2
 # Something else may find the port and say nothing: it delays the others by no more than this.
 HELLO_SECONDS = 5.0
 # The answers of process 0.
 GO, NO = 'go', 'no: '
+# Above Linux's ephemeral ports (32768 to 60999), so that no other program is given one by chance.
 SLURM_PORTS = range(61_440, 65_536)
 T = TypeVar('T')
 
@@ -48,8 +50,8 @@ class MachineError(RuntimeError):
 def initialise() -> None:
     """Joins the other processes, if the environment names any. Call it before JAX starts a backend.
 
-    Raises UserError for an impossible variable, and where processes are missing or too many. NCA_TIMEOUT begins anew
-    when process 0 answers. With NCA_CLUSTER=auto JAX waits instead; it ends this process with exit code 134.
+    Raises UserError for an impossible variable, and where processes are missing or too many. After the roll call JAX's
+    own start may take another NCA_TIMEOUT. NCA_CLUSTER=auto has no roll call: JAX aborts with exit code 134.
     """
     seconds = _number('NCA_TIMEOUT', 300)
     limits = {'initialization_timeout': seconds, 'shutdown_timeout_seconds': SHUTDOWN_SECONDS}
@@ -84,7 +86,6 @@ def _slurm_address() -> str:
 
 
 def _join(**arguments) -> None:
-    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     try:
         jax.distributed.initialize(**arguments)
     except (ValueError, RuntimeError) as error:
@@ -123,7 +124,7 @@ def _call_roll(host: str, port: int, count: int, process: int, seconds: float) -
                 return
             if answer.startswith(NO):
                 raise UserError(answer.removeprefix(NO))
-            trouble = 'what is there waits for no process, or no longer'
+            trouble = 'what is there waits for no process of this run, or no longer'
         time.sleep(RETRY_SECONDS)
     raise UserError(f'process {process} of {count} found no process 0 at {host}:{port} in {seconds} s: {trouble}')
 
@@ -170,7 +171,8 @@ def _tell(lines: Iterable[socket.socket], message: str) -> None:
             line.sendall(f'{message}\n'.encode())
 
 
-# Agreement. Call these on the main thread alone, outside of any other collective.
+# Agreement. All processes must call these in the same order, so only on the main thread: the collectives of two threads
+# could meet in another order elsewhere and wait for each other.
 
 
 def is_first() -> bool:
@@ -196,6 +198,7 @@ def first(work: Callable[[], T]) -> T:
     padded = np.zeros(LONGEST_LINE, np.uint8)
     encoded = np.frombuffer(message.encode()[:LONGEST_LINE], np.uint8)
     padded[: len(encoded)] = encoded
+    # The loop forbids implicit transfers; this one is meant.
     with jax.transfer_guard('allow'):
         received = np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes().rstrip(b'\0')
     if error is not None:
@@ -223,7 +226,7 @@ def on_all(work: Callable[[], T], is_of_the_machine: Callable[[Exception], bool]
         raise error
     for process, (failed, of_the_machine) in enumerate(failures):
         if failed:
-            raise (MachineError if of_the_machine else ValueError)(f'process {process} failed at it')
+            raise (MachineError if of_the_machine else ValueError)(f'process {process} failed to read its part')
     return result
 
 
@@ -235,7 +238,7 @@ def agree(text: str, name: str) -> None:
     words_Nx8 = _gather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32))
     different = np.flatnonzero((words_Nx8 != words_Nx8[0]).any(1))
     if different.size:
-        raise UserError(f'{name}: process {different[0]} has others than process 0; do both run the same software?')
+        raise UserError(f'{name} of process {different[0]} is not that of process 0; do both run the same code?')
 
 
 def _gather(row: np.ndarray) -> np.ndarray:

@@ -1,4 +1,8 @@
-"""Errors that the front end tells in one line."""
+"""Errors that the front end tells in one line, and the exit codes of all commands."""
+
+# 1: a loss that isn't finite, or a failed run of a study. 74 and 75 are sysexits.h's: input or output failed, and a
+# temporary failure, after which the same command goes on.
+DONE, FAILED, BAD_INPUT, DISK_FAILED, PREEMPTED, INTERRUPTED = 0, 1, 2, 74, 75, 130
 
 
 class UserError(ValueError):

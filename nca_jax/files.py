@@ -16,7 +16,7 @@ from nca_jax.errors import UserError
 
 
 @contextlib.contextmanager
-def errors_name(place: object) -> Iterator[None]:
+def as_user_error(place: object) -> Iterator[None]:
     """Within it, the system's errors become UserErrors that begin with `place` (a path, or a flag and its path)."""
     try:
         yield
@@ -60,7 +60,7 @@ def new_folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
     Raises UserError, naming the flag that gave the path, if the path can't be written or isn't an empty folder.
     """
     path = path.resolve()
-    with errors_name(f'{flag}={path}'):
+    with as_user_error(f'{flag}={path}'):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f'{flag}={path}: is there already and not empty; name a new folder')
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,13 +70,13 @@ def new_folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
         new = pathlib.Path(scratch.name, path.name)
         new.mkdir()
         yield new
-        with errors_name(f'{flag}={path}'):
+        with as_user_error(f'{flag}={path}'):
             new.replace(path)
 
 
 def make_folder(path: pathlib.Path, flag: str) -> None:
     """Makes a folder that may exist, and proves that files can be written into it. Raises UserError naming the flag."""
-    with errors_name(f'{flag}={path}'):
+    with as_user_error(f'{flag}={path}'):
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
 
@@ -89,7 +89,7 @@ def lock(path: pathlib.Path, busy: Callable[[], object]) -> Iterator[BinaryIO]:
     Raises UserError where the path can't be opened or its file system has no locks.
     """
     with contextlib.ExitStack() as held:
-        with errors_name(path):
+        with as_user_error(path):
             file = held.enter_context(path.open('a+b'))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,7 +107,7 @@ def read_lines(path: pathlib.Path) -> list[bytes]:
 
     Raises UserError where the file can't be read.
     """
-    with errors_name(path):
+    with as_user_error(path):
         return path.read_bytes().split(b'\n')[:-1] if path.exists() else []
 
 
@@ -116,7 +116,7 @@ def cut_partial_line(path: pathlib.Path) -> None:
 
     Raises UserError where that fails.
     """
-    with errors_name(path):
+    with as_user_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open('a+b') as file:
             file.seek(0)
@@ -136,7 +136,7 @@ def parse_object(text: bytes | str, place: str) -> dict[str, Any]:
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The JSON object that a file holds. Raises UserError, with the path, for anything else."""
-    with errors_name(path):
+    with as_user_error(path):
         return parse_object(path.read_bytes(), str(path))
 
 

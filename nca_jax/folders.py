@@ -39,7 +39,7 @@ def write_record(folder: pathlib.Path, about: dict[str, Any]) -> None:
 def check_data(folder: pathlib.Path, data: dict[str, Any]) -> None:
     """Raises UserError where the folder's run began with other data (hashes by name)."""
     if (folder / RECORD).exists() and (before := read_record(folder)['data']) != data:
-        raise UserError(f'{folder}: is a run on other data {before}, which is now {data}; choose another --workdir')
+        raise UserError(f'{folder}: is a run on other data ({before}, now {data}); choose another --workdir')
 
 
 @contextlib.contextmanager
@@ -59,7 +59,7 @@ def _locked(folder: pathlib.Path, identity: str) -> Iterator[None]:
         raise UserError(f'{folder} is in use by another process')
 
     files.make_folder(folder, '--workdir')
-    # A run makes its lock first, so a folder with other files and no lock is not a run's.
+    # A run makes its lock first, so a folder with files and no lock is not a run's; a copied run has its record.
     foreign = sorted(entry.name for entry in folder.iterdir())
     if foreign and LOCK not in foreign and RECORD not in foreign:
         raise UserError(f'{folder} is not empty and not a run: it holds {foreign[0]}; choose another --workdir')

@@ -17,9 +17,8 @@ import rich.progress
 from nca_jax import config as configs
 from nca_jax import experiment, files, folders, transfer
 from nca_jax.config import Config
-from nca_jax.errors import UserError, check
+from nca_jax.errors import BAD_INPUT, FAILED, INTERRUPTED, PREEMPTED, UserError, check
 from nca_jax.report import write as report
-from nca_jax.train.loop import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 POLL_SECONDS = 1.0
 LINE_SECONDS = 60.0
@@ -84,6 +83,7 @@ def run_study(file: pathlib.Path, study: str, out: pathlib.Path | None, workers:
     check(out is None or ',' not in str(out), '--out', str(out), 'a comma would part it into words of a config')
     module, chain = load_study(file, study)
     out = out or pathlib.Path('runs') / (file.stem if chain[0] == 'main' else f'{file.stem}-{chain[0]}')
+    # On CPUs unless the user says otherwise: several runs can't share an accelerator's memory.
     # One process a core: small matrices gain nothing from a second one, and results don't depend on the number.
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str((out / 'compiled').absolute()))
@@ -128,6 +128,7 @@ def make_jobs(module: ModuleType, chain: list[str], file: pathlib.Path, out: pat
     for study in chain:
         for name, words in module.STUDIES[study].items():
             parent = re.search(r'\bparent=([^,]+)', words)
+            # The experiment file takes a parent's folder; a study names a parent by its run.
             if parent is not None:
                 words = words.replace(parent[0], f'parent={out / parent[1]}')
             config = experiment.resolve(experiment.get_config(module, words, f'{file}: run {name} of study {study}'))
@@ -156,26 +157,30 @@ def train_all(todo: list[Job], workers: int, cores: list[int]) -> int:
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
                 free += [job.core] if job.core is not None else []
+                # One failure ends the study: the others likely fail alike, and the report needs all runs.
                 if job.process.returncode:
                     stop(running)
                     display.say(f'{job.name} failed, exit code {job.process.returncode}; {job.log} ends with:')
                     display.say('\n'.join(job.log.read_text().splitlines()[-TAIL:]))
-                    return 2 if job.process.returncode == 2 else 1
+                    return BAD_INPUT if job.process.returncode == BAD_INPUT else FAILED
                 display.say(f'{job.name}: done, {job.progress()[1]}')
             if interrupted:
                 stop(running)
                 display.say('interrupted; the same command goes on from here')
-                return EXIT_INTERRUPTED if interrupted[0] == signal.SIGINT else EXIT_PREEMPTED
+                return INTERRUPTED if interrupted[0] == signal.SIGINT else PREEMPTED
     return 0
 
 
 def launch(job: Job) -> None:
     """Starts the run as a process that ends with this one, on a core of its own where `job.core` names one."""
 
+    libc = ctypes.CDLL(None)
+
+    # It makes system calls alone: at the fork, the bar's thread may hold Python's other locks.
     def prepare_child() -> None:
         # The kernel kills the run if this process dies: nobody would be left to stop it.
         if sys.platform == 'linux':
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if job.core is not None:
             os.sched_setaffinity(0, {job.core})
 

@@ -8,7 +8,7 @@ Each file in experiments/ says at its top what it is for, and in get_config whic
 is answered with those that are allowed. The same command resumes a run that stopped.
 
 Exit codes: 0 done, 1 a loss that isn't finite, 2 bad input, 74 a disk that is full or failing, 75 stopped by SIGTERM
-and 130 by Ctrl-C with everything saved, 134 a lost process.
+and 130 by Ctrl-C with everything saved, 134 a lost process. Several processes save on SIGTERM alone.
 
 Several processes, on one machine or many, make one run: each is this command, and nca_jax/distributed.py says by which
 variables they find each other. All of them must see the folder of the run.
@@ -20,6 +20,7 @@ import signal
 import sys
 
 from nca_jax import cli
+from nca_jax.errors import PREEMPTED
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +30,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    # Before training nothing needs saving: SIGTERM ends the process, also while it imports and waits for others.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(cli.PREEMPTED))
+    # Before training nothing needs saving: SIGTERM ends the process, also while it imports and waits for others. Later
+    # Preemption takes its place; with several processes JAX does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))
     from nca_jax import distributed, experiment
     from nca_jax.run import train
     from nca_jax.train.loop import Preemption

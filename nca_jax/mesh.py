@@ -14,7 +14,7 @@ from nca_jax.errors import UserError, check
 
 AXES = ('data', 'fsdp', 'tensor')
 
-# Logical axis -> mesh axis. Axes that stay in one piece are listed too: an unknown name is an error.
+# Logical axis -> mesh axis. Axes that stay whole are listed too, so that param_shardings refuses an unknown name.
 RULES = (
     ('batch', ('data', 'fsdp')),
     ('vocab', 'tensor'),
@@ -39,7 +39,7 @@ class MeshConfig:
     data: int
     fsdp: int
     tensor: int
-    # Splits the optimizer's state over `data` too: each device updates its piece and gathers the rest.
+    # ZeRO-1: splits the optimizer's state over `data` too. Each device updates its piece; then all are gathered.
     shard_optimizer: bool = False
 
     def __post_init__(self):
@@ -54,8 +54,8 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> ja
     devices = jax.devices() if devices is None else devices
     split = config.fsdp * config.tensor
     data = len(devices) // split if config.data == -1 else config.data
-    sizes = f'{data} x {config.fsdp} x {config.tensor}'
-    check(data * split == len(devices), 'mesh', sizes, f'data x fsdp x tensor must be {len(devices)} devices')
+    sizes = f'{config.data} x {config.fsdp} x {config.tensor}'
+    check(data * split == len(devices), 'config.mesh', sizes, f'data x fsdp x tensor must be {len(devices)} devices')
     # Linen's logical partitioning refuses Explicit axes, which make_mesh would choose by default.
     return jax.make_mesh(
         (data, config.fsdp, config.tensor), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices
@@ -71,7 +71,7 @@ def use(mesh: jax.sharding.Mesh) -> Iterator[None]:
 
 @contextlib.contextmanager
 def within_replicas() -> Iterator[None]:
-    """Within it, rows are split over fsdp alone: for code that is vmapped over `data` with that spmd_axis_name."""
+    """Within it, rows are split over fsdp alone, since a vmap with spmd_axis_name='data' splits them over data."""
     with nn.logical_axis_rules([(name, 'fsdp' if name == 'batch' else axis) for name, axis in RULES]):
         yield
 
@@ -119,8 +119,9 @@ def optimizer_shardings(mesh: jax.sharding.Mesh, abstract_params: dict, params_s
     """Shardings of the moments: as their parameters, and over `data` too, along the first axis that divides."""
 
     def also_over_data(path: str, leaf) -> jax.sharding.NamedSharding:
-        axes = [axis or () for axis in (*by_path[path].spec, *(None,) * leaf.ndim)][: leaf.ndim]
-        axes = [(axis,) if isinstance(axis, str) else axis for axis in axes]
+        # A spec may be shorter than the shape, and holds None, a name or several for each axis.
+        spec = (*by_path[path].spec, *(None,) * leaf.ndim)[: leaf.ndim]
+        axes = [(axis,) if isinstance(axis, str) else axis or () for axis in spec]
         for i, size in enumerate(leaf.shape):
             more = (*axes[i], 'data')
             if size % math.prod(mesh.shape[axis] for axis in more) == 0:
@@ -135,6 +136,8 @@ def state_shardings(mesh: jax.sharding.Mesh, abstract_state, params_shardings: d
     """Shardings of a whole train state: moments follow their parameter (same path ending), scalars are replicated."""
     by_path = {'params': trees.flatten(params_shardings), 'opt_state': trees.flatten(moments_shardings)}
 
+    # By the ending of the path, because optax keeps moments in trees of its own around the tree of parameters. No
+    # parameter's path ends in another's.
     def sharding_of(path: str, leaf) -> jax.sharding.NamedSharding:
         known = by_path['opt_state' if path.startswith('opt_state/') else 'params']
         parameter = next((name for name in known if path == name or path.endswith('/' + name)), None)

@@ -121,7 +121,6 @@ def build(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progres
     data = stages.STAGES[config.stage].prepare(config, mesh, folder, progress)
     abstract, init, train_step = make_update(config, mesh, data.vocab)
     return Program(
-        mesh=mesh,
         vocab=data.vocab,
         timetable=config.timetable,
         abstract=abstract,
@@ -139,16 +138,15 @@ def make_update(config: Config, mesh: jax.sharding.Mesh, vocab: Vocab) -> tuple[
     """(abstract state, init, train_step): the part of a Program that needs no data, so it compiles ahead of time."""
     optimizer = make_optimizer(config.optimizer, config.schedule)
 
-    # Under jit with output shardings, so that no device ever holds a whole large leaf.
     def initialise() -> TrainState:
         params = transformer.init_params(config.model, vocab, keys.key(config.seed, 'init'))
         return init_state(params, optimizer, average=config.optimizer.ema is not None)
 
     shapes = jax.eval_shape(initialise)
-    params = moments = meshes.param_shardings(mesh, transformer.logical_axes(config.model, vocab), shapes.params)
-    if config.mesh.shard_optimizer:
-        moments = meshes.optimizer_shardings(mesh, shapes.params, params)
-    shardings = meshes.state_shardings(mesh, shapes, params, moments)
+    of_params = meshes.param_shardings(mesh, transformer.logical_axes(config.model, vocab), shapes.params)
+    split = config.mesh.shard_optimizer
+    of_moments = meshes.optimizer_shardings(mesh, shapes.params, of_params) if split else of_params
+    shardings = meshes.state_shardings(mesh, shapes, of_params, of_moments)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     step = make_train_step(
         make_sum_loss(config.model, vocab, config.optimizer.frozen),
@@ -159,7 +157,7 @@ def make_update(config: Config, mesh: jax.sharding.Mesh, vocab: Vocab) -> tuple[
         # The paper's release clips the sum of the micro-batches' gradients, not their mean.
         gradient_scale=float(config.train.accumulate) if config.optimizer.clip_on == 'sum' else 1.0,
         replicas=mesh.shape['data'],
-        gradient_shardings=moments if config.mesh.shard_optimizer else None,
+        gradient_shardings=of_moments if split else None,
         ema=config.optimizer.ema,
     )
     train_step = jax.jit(
@@ -169,11 +167,12 @@ def make_update(config: Config, mesh: jax.sharding.Mesh, vocab: Vocab) -> tuple[
         # The new state takes the place of the old one in memory.
         donate_argnums=0,
     )
+    # Jitted with output shardings, so that no device ever holds a whole large leaf.
     return abstract, jax.jit(initialise, out_shardings=shardings), train_step
 
 
 def start(
-    config: Config, program: Program, store: Store, parent: dict | None, say: Callable[[str], None] = print
+    config: Config, program: Program, store: Store, parent: dict | None, say: Callable[[str], None]
 ) -> tuple[TrainState, dict | None]:
     """The state to train from, and the lineage for manifests.
 
@@ -241,6 +240,7 @@ def load_model(
     model, saved = manifest['config']['model'], saved_params(manifest, weights)
     if not saved:
         raise UserError(f'{folder}: kept no average of its weights (its optimizer.ema is None)')
+    # All parameters of a run have one dtype.
     param_dtype = str(next(iter(saved.values())).dtype)
     # Adopted weights name no dtype of activations.
     config = llama.model_config(model, ({'dtype': param_dtype} | model)['dtype'], param_dtype)

@@ -49,7 +49,7 @@ class Data:
 def _check_nca(config: Config) -> None:
     data, length = config.data, config.model.length
     learns = data.first_loss_at < length
-    check(learns, 'config.data.mask_grids', data.mask_grids, f'leaves no target of length {length} to learn')
+    check(learns, 'config.data.mask_grids', data.mask_grids, f'masks all {length} targets of a sequence')
     # With fewer than two grids nothing shows what the rule did.
     two_grids = 2 * data.tokens_per_grid <= length + 1
     check(two_grids, 'config.model.length', length, f'must hold two grids of {data.tokens_per_grid} tokens')
@@ -64,7 +64,7 @@ def _nca(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress
 
     rules = nca_stream.Banks(data, config.seed, 'train', folder, epochs, show)
     stream = nca_stream.make_stream(data, config.seed, 'train', config.train.batch, length, sharding, rules)
-    # Held-out trajectories are of the training rules, held-out rules have a bank of their own, one trajectory a rule.
+    # 'trajectories' validates on new trajectories of the training rules, 'rules' on a bank of its own.
     valid_data, valid_rules = data, rules
     if data.held_out == 'rules':
         count = config.eval.batch * config.eval.batches
@@ -153,7 +153,7 @@ def _tokenizer(config: Config, folder: pathlib.Path | None) -> Tokenizer:
     """The config's tokenizer, else the parent's, copied into this run's folder at its beginning."""
     if config.data.tokenizer:
         return tokenizer.load(config.data.tokenizer)
-    # Before the record exists, the file may be of another beginning.
+    # Without a record, an earlier start may have failed and left another tokenizer there.
     if folder is not None and (folder / RECORD).exists():
         return tokenizer.load(str(folder / tokenizer.FILE))
     allowed = 'must be a tokenizer.json, since no parent (config.init_from) has one'

@@ -51,7 +51,7 @@ def check_layers(config: Config, parent: dict[str, Any]) -> None:
 
 
 def carry(
-    config: Config, program: Program, fresh: dict, parent: dict[str, Any], say: Callable[[str], None] = print
+    config: Config, program: Program, fresh: dict, parent: dict[str, Any], say: Callable[[str], None]
 ) -> tuple[dict, dict[str, Any]]:
     """`fresh` parameters with the parent's in place wherever the plan carries them, and the lineage for manifests.
 
@@ -82,4 +82,4 @@ def _check_same_tokens(config: Config, program: Program, parent: dict[str, Any])
     tokenizers = {data['tokenizer'] for data in (parent['data'], program.data) if 'tokenizer' in data}
     if len(tokenizers) > 1:
         name = config.init_from.run
-        raise UserError(f'config.data.tokenizer: must be that of {name}, whose tables are carried; without one it is')
+        raise UserError(f'config.data.tokenizer: must be that of {name}, because its tables are carried;  takes it')

@@ -29,7 +29,7 @@ def matches(path: str, patterns: Iterable[str]) -> bool:
 
 
 def mask(tree: Tree, patterns: Iterable[str]) -> Tree:
-    """A tree of bools: which leaves the patterns name. This is how leaves are chosen for decay or freezing."""
+    """A tree of bools, True where a pattern matches the leaf's path: the mask that optax takes for weight decay."""
     patterns = tuple(patterns)
     return map_with_path(lambda path, _: matches(path, patterns), tree)
 

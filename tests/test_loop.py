@@ -47,7 +47,6 @@ def train(folder: pathlib.Path, profile: str = '', stream=stream) -> tuple[np.nd
     state = init_state({'w': jnp.zeros(3)}, optax.identity())
     writer = MetricWriter(folder, 0, TIMETABLE.stop, 'toy')
     program = Program(
-        mesh=None,
         vocab=None,
         timetable=dataclasses.replace(TIMETABLE, traced=to_updates(profile)),
         abstract=None,

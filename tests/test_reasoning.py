@@ -201,7 +201,7 @@ def test_only_the_tokenizer_of_carried_tables_will_do(cache, parent, tmp_path):
     other.save(str(tmp_path / 'other.json'))
     words = f'parent={parent},recipe=release,evaluate,smoke'
     named = resolve(gsm8k.get_config(f'{words},tokenizer={tmp_path / "other.json"}'))
-    with pytest.raises(UserError, match=f'^config.data.tokenizer: must be that of {parent}, whose tables are carried'):
+    with pytest.raises(UserError, match=f'^config.data.tokenizer: must be that of {parent}, because its tables'):
         train(named, tmp_path / 'named')
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / 'lock').touch()

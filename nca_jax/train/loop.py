@@ -14,15 +14,12 @@ from jax.experimental import multihost_utils
 
 from nca_jax.batch import Batch, Vocab
 from nca_jax.checkpoint.store import Store
-from nca_jax.errors import NotFiniteError
+from nca_jax.errors import INTERRUPTED, PREEMPTED, NotFiniteError
 from nca_jax.train.logger import Logger, make_observe
 from nca_jax.train.metrics import MetricWriter
 from nca_jax.train.step import TrainState
 from nca_jax.train.timetable import Timetable
 
-# What sysexits.h calls a temporary failure: the same command goes on.
-EXIT_PREEMPTED = 75
-EXIT_INTERRUPTED = 130
 PHASES = ('prepare', 'data', 'compile', 'train', 'eval', 'checkpoint')
 
 
@@ -30,7 +27,6 @@ PHASES = ('prepare', 'data', 'compile', 'train', 'eval', 'checkpoint')
 class Program:
     """What a config determines: a run without its state. `nca_jax.run.build` makes it."""
 
-    mesh: jax.sharding.Mesh
     vocab: Vocab
     timetable: Timetable
     # Shapes, dtypes and shardings of the train state.
@@ -73,7 +69,7 @@ class Preemption:
     def _on_signal(self, number: int, *_) -> None:
         again = self._exit_code is not None and number == signal.SIGINT
         # The first signal decides: Ctrl-C in a terminal may bring a launcher's SIGTERM after it.
-        self._exit_code = self._exit_code or (EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED)
+        self._exit_code = self._exit_code or (INTERRUPTED if number == signal.SIGINT else PREEMPTED)
         if again or not self._deferred:
             raise Preempted(self._exit_code)
 
@@ -88,7 +84,7 @@ class Preemption:
 
     def stop(self) -> None:
         """Ends the process."""
-        raise Preempted(self._exit_code or EXIT_PREEMPTED)
+        raise Preempted(self._exit_code or PREEMPTED)
 
     @contextmanager
     def deferred(self, deferred: bool = True) -> Iterator[None]:
