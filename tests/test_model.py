@@ -278,7 +278,6 @@ def test_impossible_sizes(field, value, said):
         ({'attention': 'splash', 'length': 128, 'dropout': 0.1}, "dropout = 0.1: needs attention 'einsum'"),
         ({'attention': 'splash'}, 'length = 12: must be a multiple of 128'),
         ({'attention': 'cudnn'}, "dtype = 'float32': must be bfloat16"),
-        ({'attention': 'cudnn', 'dtype': 'bfloat16', 'width': 512}, 'heads = 2: must leave heads of at most 128'),
     ],
 )
 def test_what_fused_attention_cannot_do(changes, said):

@@ -52,6 +52,7 @@ def drop(x_Bx: jax.Array, rate: float, dropout: Dropout, block: int) -> jax.Arra
     """Sets a share `rate` of x to 0 and scales up the rest. Rows and blocks draw independent masks."""
     key = jax.random.fold_in(dropout.key, block)
 
+    # A key for each row: its mask then depends neither on the batch's size nor on the device that holds the row.
     def drop_row(row: jax.Array, x: jax.Array) -> jax.Array:
         keep = jax.random.bernoulli(jax.random.fold_in(key, row), 1 - rate, x.shape)
         return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
@@ -68,6 +69,7 @@ def rotary_angles(head_width: int, theta: float, position_BxL: jax.Array) -> Ang
 
 def rotate(x_BxHxLxDh: jax.Array, angles: Angles) -> jax.Array:
     """Rotates each half-split pair (x[i], x[i + Dh/2]) by the angle of its position, as Llama does."""
+    # The tables are exact in float32; the rotation itself has the dtype of its input.
     cos, sin = (table.astype(x_BxHxLxDh.dtype) for table in angles)
     first, second = jnp.split(x_BxHxLxDh, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -85,6 +87,7 @@ def causal_attention(
     Each block of queries meets the keys up to its own end only, which saves most of the scores that the mask hides.
     """
     length = q_BxHxLxDh.shape[2]
+    # Short sequences are one block: their products are small as they are.
     size = max(LEAST_BLOCK, -(-length // BLOCKS))
     mixed = []
     for start in range(0, length, size):
@@ -95,6 +98,7 @@ def causal_attention(
         scores_BxHxRxM = jnp.where(causal_RxM[None, None], scores_BxHxRxM, MASKED)
         weights_BxHxRxM = jax.nn.softmax(scores_BxHxRxM, axis=-1).astype(q_BxHxLxDh.dtype)
         if dropout is not None:
+            # The block's first query numbers its mask.
             weights_BxHxRxM = drop(weights_BxHxRxM, rate, dropout, start)
         mixed.append(jnp.einsum('bhrm,bhmk->bhrk', weights_BxHxRxM, v_BxHxMxDh))
     return jnp.concatenate(mixed, axis=2)
@@ -104,6 +108,7 @@ def cudnn_attention(q_BxHxLxDh: jax.Array, k_BxHxLxDh: jax.Array, v_BxHxLxDh: ja
     """Causal attention (B, H, L, Dh) by cuDNN on a GPU: bfloat16 only, heads of at most 128, no dropout."""
 
     def attend(*qkv: jax.Array) -> jax.Array:
+        # JAX's function wants heads after the length; the queries are scaled already.
         q_BxLxHxDh, k_BxLxHxDh, v_BxLxHxDh = (x.swapaxes(1, 2) for x in qkv)
         mixed_BxLxHxDh = jax.nn.dot_product_attention(
             q_BxLxHxDh, k_BxLxHxDh, v_BxLxHxDh, scale=1.0, is_causal=True, implementation='cudnn'
@@ -133,6 +138,7 @@ def splash_attention(
     `interpret` runs the kernel without a TPU, slowly.
     """
     length = q_BxHxLxDh.shape[2]
+    # The largest tile that divides the length.
     tile = max(size for size in range(128, LARGEST_TILE + 1, 128) if length % size == 0)
     sizes = splash.BlockSizes(
         block_q=tile, block_kv=tile, block_q_dkv=tile, block_kv_dkv=tile, use_fused_bwd_kernel=True
@@ -143,6 +149,7 @@ def splash_attention(
         kernel = splash.make_splash_mha_single_device(
             splash.MultiHeadMask([splash.CausalMask((length, length))] * heads),
             block_sizes=sizes,
+            # Remat 'projections' then keeps the kernel's results too.
             residual_checkpoint_name=SAVED,
             interpret=interpret,
         )
@@ -153,8 +160,10 @@ def splash_attention(
 
 def _on_each_device(attend: Callable) -> Callable:
     """`attend` on each device's own rows and heads: the compiler can't partition a kernel."""
+    # Outside a mesh one device holds everything.
     if jax.sharding.get_abstract_mesh().empty:
         return attend
+    # Attention never crosses rows or heads, so no device needs another's.
     spec = nn.logical_to_mesh_axes(('batch', 'heads', 'length', 'head'))
     return jax.shard_map(attend, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
 
@@ -182,6 +191,7 @@ def shared_attention(
         )
     )
     (rows, heads, _, width), count = q_BxHx1xDh.shape, in_prompt_QxT.shape[0]
+    # The rows of a prompt become one more axis of the queries, so that its cache is read once.
     q_BxHxDh = q_BxHx1xDh[:, :, 0]
     q_QxAxHxDh = q_BxHxDh.reshape(count, rows // count, heads, width)
     scores_QxAxHxT = jnp.einsum('qahk,qhtk->qaht', q_QxAxHxDh, prompts.k_BxHxTxDh, preferred_element_type=jnp.float32)

@@ -84,9 +84,8 @@ class ModelConfig:
         if self.attention == 'splash':
             check(self.length % 128 == 0, 'length', self.length, "must be a multiple of 128 for attention 'splash'")
         if self.attention == 'cudnn':
+            # The head widths that it takes differ by version and GPU: `attention.check_cudnn` tries.
             check(self.dtype == 'bfloat16', 'dtype', self.dtype, "must be bfloat16 for attention 'cudnn'")
-            allowed = "must leave heads of at most 128, in eights, for attention 'cudnn'"
-            check(self.head_width <= 128 and self.head_width % 8 == 0, 'heads', self.heads, allowed)
 
     @property
     def head_width(self) -> int:
@@ -99,7 +98,8 @@ class ModelConfig:
 
 
 def body_parameters(config: ModelConfig) -> int:
-    """Number of parameters outside the tables: attention, MLP and norms of all layers, and the final norm."""
+    """Number of parameters outside the tables."""
+    # Four matrices of attention, three of the MLP, two norms; then the final norm.
     per_layer = 4 * config.width**2 + 3 * config.width * config.ffn + 2 * config.width
     return config.layers * per_layer + config.width
 
@@ -111,5 +111,6 @@ def step_flops(config: ModelConfig, vocab: Vocab, sequences: int) -> float:
     not counted: the input table (it multiplies nothing), recomputation by remat, scores that the mask hides
     """
     tokens = sequences * config.length
+    # Scores and mixing: 2 products x 2 FLOPs x 3 (forward, and twice that backward) x half of the length.
     attention = 6 * config.layers * config.width * config.length * tokens
     return 6.0 * (body_parameters(config) + vocab.size * config.width) * tokens + attention

@@ -22,6 +22,7 @@ def _forward(logits_BxLxV, targets_BxL):
 
 def _backward(saved, cotangent_BxL):
     logits_BxLxV, targets_BxL, logsumexp_BxL = saved
+    # The gradient is softmax - one-hot. A comparison makes the one-hot without a scatter, in the same fused loop.
     is_target_BxLxV = jnp.arange(logits_BxLxV.shape[-1])[None, None] == targets_BxL[..., None]
     gradient_BxLxV = jnp.exp(logits_BxLxV - logsumexp_BxL[..., None]) - is_target_BxLxV
     return gradient_BxLxV * cotangent_BxL[..., None], None

@@ -51,6 +51,7 @@ def _product_forward(equation, x, kernel, dtype):
 def _product_backward(equation, dtype, saved, cotangent):
     x, kernel = saved
     of_x, of_kernel, of_out = operands(equation)
+    # Both products run in x's dtype, as forward did, even where the result was float32.
     cotangent = cotangent.astype(x.dtype)
     x_gradient = jnp.einsum(f'{of_out},{of_kernel}->{of_x}', cotangent, _gathered(kernel.astype(x.dtype), of_kernel))
     # x before the cotangent: autodiff's order makes XLA transpose the wider of them on a CPU, and takes twice as long.
@@ -67,6 +68,7 @@ def _reduce_scattered(contract: Callable, of_x: str, of_kernel: str, of_out: str
     Left alone, the compiler would sum whole gradients on every device and throw most of each away.
     """
     mesh = jax.sharding.get_abstract_mesh()
+    # Outside a mesh one device holds everything.
     if mesh.empty:
         return contract
     kernel_spec = nn.logical_to_mesh_axes([KERNEL_AXES[letter] for letter in of_kernel])

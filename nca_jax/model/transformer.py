@@ -1,8 +1,7 @@
 """The transformer: tokens -> table -> N blocks of attention and MLP -> norm -> head -> logits. Read it top to bottom.
 
-Outside `nca_jax.model` it is plain functions and nested dicts of parameters; no one else sees a Flax module. Every leaf
-under `blocks` is stacked over the layers on axis 0, however the layers run, so a checkpoint does not depend on `unroll`
-or `remat`. Logical axis names (`batch`, `embed`, `heads`, ...) meet the device mesh in `nca_jax.mesh` alone.
+Outside `nca_jax.model` it is plain functions and nested dicts of parameters. Every leaf under `blocks` is stacked over
+the layers on axis 0, however the layers run. Logical axis names meet the device mesh in `nca_jax.mesh` alone.
 """
 
 import dataclasses
@@ -22,9 +21,15 @@ from nca_jax.model.config import ModelConfig
 from nca_jax.model.loss import sum_cross_entropy
 from nca_jax.model.product import KERNEL_AXES, operands, product
 
+# The activations that the backward pass finds saved, by `remat`.
+POLICIES = {
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'projections': jax.checkpoint_policies.save_only_these_names(SAVED),
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
 
 def init_params(config: ModelConfig, vocab: Vocab, key: jax.Array) -> dict:
-    """Fresh parameters of the config's param_dtype, drawn as `InitConfig` says."""
     return nn.meta.unbox(_boxed_params(config, vocab, key))
 
 
@@ -39,7 +44,7 @@ def logical_axes(config: ModelConfig, vocab: Vocab) -> dict:
 
 
 def _boxed_params(config: ModelConfig, vocab: Vocab, key: jax.Array) -> dict:
-    """Parameters in the boxes in which Flax keeps their logical axes."""
+    # The boxes are Flax's: they hold a parameter's logical axes.
     # Any attention draws the same weights; this one runs anywhere and at any length.
     model = Transformer(dataclasses.replace(config, attention='einsum'), vocab)
     return model.init(key, jnp.zeros((1, 2), jnp.int32), None)['params']
@@ -79,9 +84,15 @@ class Transformer(nn.Module):
         c = self.config
         x_BxLxD = Table(c, self.vocab.padded, name='embed')(tokens_BxL)
         x_BxLxD = nn.with_logical_constraint(x_BxLxD, ('batch', 'length', 'residual'))
+        block = Block
+        if c.remat != 'none':
+            # One layer at a time, the loop already keeps XLA from merging the two computations of a block.
+            block = nn.remat(Block, policy=POLICIES[c.remat], prevent_cse=c.unroll > 1)
         layers = nn.scan(
-            _rematerialised_block(c),
+            block,
+            # Layers stack their parameters on axis 0.
             variable_axes={'params': 0},
+            # Every layer draws its own weights and its own dropout.
             split_rngs={'params': True, 'dropout': True},
             in_axes=nn.broadcast,
             length=c.layers,
@@ -94,19 +105,6 @@ class Transformer(nn.Module):
         if self.is_initializing() and not c.tied:
             Head(c, self.vocab.padded, name='head')()
         return RMSNorm(c, name='final_norm')(x_BxLxD)
-
-
-def _rematerialised_block(config: ModelConfig) -> type[nn.Module]:
-    if config.remat == 'none':
-        return Block
-    policies = jax.checkpoint_policies
-    policy = {
-        'full': policies.nothing_saveable,
-        'projections': policies.save_only_these_names(SAVED),
-        'dots': policies.dots_with_no_batch_dims_saveable,
-    }[config.remat]
-    # One layer at a time, the loop already keeps XLA from merging the two computations of a block.
-    return nn.remat(Block, policy=policy, prevent_cse=config.unroll > 1)
 
 
 class Block(nn.Module):
@@ -142,23 +140,24 @@ class Attention(nn.Module):
         q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh = (
             Projection(c, 'bld,dhk->bhlk', c.init.std, name=name)(x_BxLxD) for name in 'qkv'
         )
+        # Scaled here rather than in the scores, of which there are many more.
         q_BxHxLxDh = attention.rotate(q_BxHxLxDh, angles) * (c.head_width**-0.5)
         k_BxHxLxDh = attention.rotate(k_BxHxLxDh, angles)
         qkv = tuple(checkpoint_name(x, SAVED) for x in (q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh))
-        mixed_BxHxLxDh, cache = attend(*qkv) if attend else (self._attend(*qkv, dropout), None)
+        cache = None
+        if attend is not None:
+            mixed_BxHxLxDh, cache = attend(*qkv)
+        elif c.attention == 'cudnn':
+            mixed_BxHxLxDh = attention.cudnn_attention(*qkv)
+        elif c.attention == 'splash':
+            mixed_BxHxLxDh = attention.splash_attention(*qkv)
+        else:
+            if dropout is not None:
+                # Each layer has a key of its own.
+                dropout = dropout._replace(key=self.make_rng('dropout'))
+            mixed_BxHxLxDh = attention.causal_attention(*qkv, c.dropout, dropout)
         mixed_BxHxLxDh = checkpoint_name(mixed_BxHxLxDh, SAVED)
         return Projection(c, 'bhlk,hkd->bld', c.writer_std, name='o')(mixed_BxHxLxDh), cache
-
-    def _attend(self, q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh, dropout: Dropout | None) -> jax.Array:
-        qkv = q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh
-        if self.config.attention == 'cudnn':
-            return attention.cudnn_attention(*qkv)
-        if self.config.attention == 'splash':
-            return attention.splash_attention(*qkv)
-        if dropout is not None:
-            # Each layer has a key of its own.
-            dropout = dropout._replace(key=self.make_rng('dropout'))
-        return attention.causal_attention(*qkv, self.config.dropout, dropout)
 
 
 class MLP(nn.Module):
@@ -204,14 +203,13 @@ class RMSNorm(nn.Module):
         c = self.config
         init = nn.with_logical_partitioning(nn.initializers.ones, ('embed',))
         scale_D = self.param('scale', init, (c.width,), jnp.dtype(c.param_dtype))
+        # Squares in bfloat16 would lose most of their digits.
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + c.norm_eps)
         return (normed * scale_D[(None,) * (x.ndim - 1)]).astype(x.dtype)
 
 
 class Table(nn.Module):
-    """The input embedding."""
-
     config: ModelConfig
     rows: int
 
@@ -233,12 +231,14 @@ class Head(nn.Module):
     def __call__(self) -> None:
         c, dtype, bound = self.config, jnp.dtype(self.config.param_dtype), self.config.width**-0.5
 
+        # nn.initializers.uniform draws from [0, scale) alone.
         def uniform(*args) -> jax.Array:
             return nn.initializers.uniform(2 * bound)(*args) - jnp.asarray(bound, dtype)
 
         init = uniform if c.init.head == 'uniform' else nn.initializers.normal(c.init.table_std)
         self.param('kernel', nn.with_logical_partitioning(init, ('embed', 'vocab')), (c.width, self.rows), dtype)
         if c.head_bias:
+            # Zeros, so that no token is likelier at the beginning.
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, ('vocab',))
             self.param('bias', zeros, (self.rows,), dtype)
 
@@ -250,6 +250,7 @@ def head_of(params: dict) -> dict:
 
 def logits_of(vocab: Vocab, x_BxLxD: jax.Array, head: dict) -> jax.Array:
     """Float32 logits (B, L, V padded) of normed states; those of the padding are masked."""
+    # A tied table lies the other way round; a transposed copy would cost memory.
     if 'table' in head:
         logits_BxLxV = product('bld,vd->blv', x_BxLxD, head['table'], jnp.float32)
     else:
@@ -259,6 +260,7 @@ def logits_of(vocab: Vocab, x_BxLxD: jax.Array, head: dict) -> jax.Array:
     logits_BxLxV = nn.with_logical_constraint(logits_BxLxV, ('batch', 'length', 'vocab'))
     if vocab.padded == vocab.size:
         return logits_BxLxV
+    # Padding takes no part in the softmax and is never sampled.
     real_V = jnp.arange(vocab.padded) < vocab.size
     return jnp.where(real_V[None, None], logits_BxLxV, MASKED)
 
@@ -288,6 +290,7 @@ def apply_cached(
     `layers` comes from `by_layer`. `attends[n]` is the attention of layer n, over whatever its cache holds.
     """
     angles = attention.rotary_angles(config.head_width, config.rope_theta, position_BxL)
+    # Layer by layer without a scan: each cache is an array of its own, which decoding updates in place.
     x_BxLxD = layers['embed']['table'][tokens_BxL].astype(jnp.dtype(config.dtype))
     caches = []
     for layer, attend in zip(layers['blocks'], attends, strict=True):
