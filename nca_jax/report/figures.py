@@ -110,6 +110,7 @@ def _levels_and_gains(
     `guessing` holds what guessing reaches at each x. x below the share `scale_from` doesn't set the scale of gains.
     """
     colours, baseline = style.arm_colours(study.arms, study.baseline, theme), study.baseline
+    # A bare Figure, since pyplot would keep every figure in memory.
     figure = Figure(figsize=(WIDTH, 3.9))
     left, *right = style.panels(figure, 2 if gains else 1, longest_label)
     ends = _draw_bands(left, levels, colours)
@@ -123,8 +124,10 @@ def _levels_and_gains(
         axes.axhline(0, color=colours[baseline], linewidth=1.4)
         ends, late, reach = [(0.0, baseline, colours[baseline])], {}, [0.0]
         for arm, curves in gains.items():
+            # Single pairs are thin lines under the mean: with few seeds they tell more than the band.
             for x, gain in curves:
                 axes.plot(x, gain, color=colours[arm], linewidth=0.7, alpha=0.55)
+                # The late part of each pair stays within the axes, however wide the band.
                 reach += gain[int(scale_from * len(gain)) :].tolist()
             x, intervals = stats.mean_curve(curves)
             ends += _draw_bands(axes, {arm: (x, intervals)}, colours)
@@ -140,6 +143,7 @@ def _draw_bands(axes: Axes, levels: Levels, colours: Mapping[str, str]) -> Ends:
     ends = []
     for arm, (x, intervals) in levels.items():
         low, high, mean = ([getattr(i, name) for i in intervals] for name in ('low', 'high', 'mean'))
+        # No interval (nan) draws no band.
         axes.fill_between(x, low, high, color=colours[arm], alpha=0.16, linewidth=0)
         axes.plot(x, mean, color=colours[arm])
         ends.append((mean[-1], arm, colours[arm]))
@@ -152,6 +156,7 @@ def _limit(axes: Axes, levels: Levels, others: Sequence[float]) -> None:
     bounds = [bound for i in intervals for bound in (i.low, i.high) if not math.isnan(bound)]
     values = [*others, *(i.mean for i in intervals)]
     low, high = min(values), max(values)
+    # Equal values need some height too.
     span = high - low or 1.0
     # Two seeds have intervals of many times their difference: those may leave the axes.
     bottom, top = max(min([low, *bounds]), low - span), min(max([high, *bounds]), high + span)
@@ -267,12 +272,16 @@ def complexity(record: Mapping[str, Any], theme: style.Theme) -> Figure:
     figure = Figure(figsize=(WIDTH, 3.3))
     axes = figure.subplots()
     figure.subplots_adjust(left=0.07, right=0.97, top=0.8, bottom=0.17)
+    # At least one, for a histogram without candidates.
     shares = 100 * counts / max(counts.sum(), 1)
     centres = (edges[1:] + edges[:-1]) / 2
+    # A band may begin or end within a bin, so a bin counts by its centre.
     inside = (centres > low) & (centres < high)
     shades = [style.ARMS[2] if chosen else theme.muted for chosen in inside]
+    # A band may reach beyond the histogram.
     axes.axvspan(max(low, edges[0]), min(high, edges[-1]), color=style.ARMS[2], alpha=0.13, linewidth=0)
     axes.bar(edges[:-1], shares, np.diff(edges), align='edge', color=shades, edgecolor=theme.paper, linewidth=0.8)
+    # Room above the bars for the note.
     top = 1.22 * max(shares.max(), 1e-9)
     axes.set(xlim=(edges[0], edges[-1]), ylim=(0, top), ylabel='% of rules', xlabel=style.score_name(record['score']))
     axes.grid(visible=False, axis='x')

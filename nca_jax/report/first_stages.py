@@ -59,9 +59,11 @@ def _finding(run: Run) -> str:
         f'The {stage} stage `{run.name}` brought its held-out loss to {last["loss"]:.3f} nats per '
         f'token after {last["tokens"]:,} tokens (a uniform guess: {uniform:.2f})'
     )
+    # Automata alone have grids.
     if 'grid_accuracy' in last:
         text += f', and predicts {100 * last["cell_accuracy"]:.1f} % of cells'
         text += f' and {100 * last["grid_accuracy"]:.1f} % of whole grids'
+    # Noise is a control whose loss can't fall: a warning that it didn't learn would mislead.
     if run.stage == 'noise':
         return text + '. There is nothing to learn in it.'
     # Near a uniform guess, or where it began: a run with one evaluation has no beginning to compare with.

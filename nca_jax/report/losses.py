@@ -52,6 +52,7 @@ def speedups(study: Study, c: stats.Comparison) -> tuple[list[float | None], lis
     ours, theirs = study.text[c.arm], study.text[study.baseline]
     pairs = [(ours[seed].curve(), theirs[seed].curve()) for seed in c.seeds]
     alone = [stats.speedup(curve, baseline) for curve, baseline in pairs]
+    # One unknown parent hides the tokens of its pair, and a mean without that pair would mislead.
     earlier = [study.earlier_tokens(ours[seed]) for seed in c.seeds]
     if None in earlier:
         return alone, None
@@ -76,6 +77,7 @@ def result_rows(study: Study, comparisons: Comparisons) -> list[dict[str, str]]:
     for arm, by_seed in study.text.items():
         loss = stats.t_interval([run.final['loss'] for run in by_seed.values()])
         bits = [run.final.get('bits_per_byte') for run in by_seed.values()]
+        # None for the baseline, and for an arm without a partner.
         c = comparisons.get(arm)
         rows.append(
             {
@@ -114,29 +116,30 @@ def findings(study: Study, comparisons: Comparisons) -> list[str]:
 
 def _finding(study: Study, c: stats.Comparison, family: int) -> str:
     mean, low, high = reduction(c.gain)
-    if c.gain.mean >= 0:
-        claim, interval = f'reaches {mean:.1f} % lower', f'{low:.1f} to {high:.1f} %'
-    else:
+    reduced = f'{low:.1f} to {high:.1f} %'
+    claim, interval = f'reaches {mean:.1f} % lower', reduced
+    if c.gain.mean < 0:
         # An increase has its own interval: exp is not symmetric.
         worse, least, most = (100 * math.expm1(-x) for x in (c.gain.mean, c.gain.high, c.gain.low))
         claim, interval = f'ends at {worse:.1f} % higher', f'{least:.1f} to {most:.1f} %'
-    claim = f'**{c.arm}** {claim} perplexity than {study.baseline}'
-    if c.gain.n < 2:
-        return words.no_interval(c, claim)
-    evidence = f'{c.gain.mean:+.3f} nats, {words.evidence(c)}'
-    if not c.supported:
-        measure, evidence = f'perplexity reduction against {study.baseline}', f'mean {mean:.1f} %, {evidence}'
-        detectable = f'{c.gain.n} seeds is {c.detectable:.3f} nats'
-        return words.not_significant(f'**{c.arm}**', measure, f'{low:.1f} to {high:.1f} %', evidence, detectable)
-    return words.supported(c, claim, interval, evidence, family) + _speedup_sentence(study, c)
-
-
-def _speedup_sentence(study: Study, c: stats.Comparison) -> str:
+    text = words.finding(
+        c,
+        family,
+        claim=f'**{c.arm}** {claim} perplexity than {study.baseline}',
+        interval=interval,
+        subject=f'**{c.arm}**',
+        measure=f'perplexity reduction against {study.baseline}, {reduced}',
+        mean=f'{mean:.1f} %',
+        # Percent are for readers; the test is in nats.
+        effect=f'{c.gain.mean:+.3f} nats, ',
+        detectable=f'{c.detectable:.3f} nats',
+    )
     alone, counted = speedups(study, c)
-    if None in alone:
-        return ''
-    mean = stats.t_interval(alone).mean
-    text = f" It reaches {study.baseline}'s final perplexity with {mean:.2f} times fewer text tokens"
+    # Only a supported difference has a speed-up to tell, and only if all seeds reach the baseline.
+    if not c.supported or None in alone:
+        return text
+    times = stats.t_interval(alone).mean
+    text += f" It reaches {study.baseline}'s final perplexity with {times:.2f} times fewer text tokens"
     # Without earlier tokens both speed-ups are the same number.
     if counted is None or counted == alone:
         return text + '.'
@@ -150,6 +153,7 @@ def blocks(study: Study, comparisons: Comparisons) -> list[page.Block]:
     section: list[page.Block] = ['## Results', tables.table(result_rows(study, comparisons)), page.Note(RESULT_NOTE)]
     if rows := comparison_rows(study, comparisons):
         section += [tables.table(rows), page.Note(COMPARISON_NOTE)]
+    # What the intervals don't cover stands beside them.
     if caveats := words.caveats(study.text, study.baseline):
         section.append(page.Note(' '.join(caveats)))
     return [*section, page.picture('learning_curves', CAPTION, figures.learning_curves, study)]

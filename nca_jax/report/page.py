@@ -41,6 +41,7 @@ Block = str | Note | Picture
 def picture(name: str, caption: str, draw: Callable[..., Figure], *args: Any) -> Picture:
     """The figure that draw(*args, theme) returns, in both themes."""
     images = []
+    # The page follows the reader's dark mode, and Markdown shows the light one.
     for theme in (style.LIGHT, style.DARK):
         # Matplotlib reads its settings while it makes a figure's parts, so that each theme draws anew.
         with matplotlib.rc_context(style.settings(theme)):
@@ -55,16 +56,14 @@ def suffix(name: str, alone: bool) -> str:
 
 def as_markdown(blocks: Sequence[Block]) -> str:
     """The blocks as Markdown, figures by relative path."""
-    return '\n\n'.join(map(_markdown, blocks)) + '\n'
-
-
-def _markdown(block: Block) -> str:
-    match block:
-        case Picture(name, caption):
-            return f'![{block.title}]({name}.png)\n\n{caption}'
-        case Note(text):
-            return text
-    return block
+    texts = []
+    for block in blocks:
+        match block:
+            case Picture(name, caption):
+                texts += [f'![{block.title}]({name}.png)', caption]
+            case Note(text) | str(text):
+                texts.append(text)
+    return '\n\n'.join(texts) + '\n'
 
 
 def as_text(blocks: Sequence[Block]) -> str:
@@ -80,25 +79,27 @@ def as_html(title: str, blocks: Sequence[Block]) -> str:
     """The blocks as one HTML file that needs nothing else: no script, no font, no link to anywhere."""
     # HTML in names is escaped, not obeyed.
     parser = markdown_it.MarkdownIt('commonmark', {'html': False}).enable('table')
-    body = '\n'.join(_html(block, parser) for block in blocks)
-    return string.Template(TEMPLATE.read_text('utf-8')).substitute(title=html.escape(title), body=body)
-
-
-def _html(block: Block, parser: markdown_it.MarkdownIt) -> str:
-    match block:
-        case Picture(_, caption, light, dark):
-            return (
-                f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{_uri(dark)}">'
-                f'<img alt="{html.escape(block.title)}" src="{_uri(light)}"></picture>'
-                f'<figcaption>{parser.renderInline(caption)}</figcaption></figure>'
-            )
-        case Note(text):
-            return f'<div class="note">{parser.render(text)}</div>'
-    # An interval in parentheses goes on a line of its own in its cell.
-    text = re.sub(r' (\([^()]* to [^()]*\))</td>', r' <small>\1</small></td>', parser.render(block))
-    text = text.replace(' ± ', '&nbsp;±&nbsp;')
-    return f'<div class="scroll">{text}</div>' if '<table>' in text else text
+    parts = []
+    for block in blocks:
+        match block:
+            case Picture(_, caption, light, dark):
+                parts.append(
+                    f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{_uri(dark)}">'
+                    f'<img alt="{html.escape(block.title)}" src="{_uri(light)}"></picture>'
+                    f'<figcaption>{parser.renderInline(caption)}</figcaption></figure>'
+                )
+            case Note(text):
+                parts.append(f'<div class="note">{parser.render(text)}</div>')
+            case str(text):
+                # An interval in parentheses goes on a line of its own in its cell.
+                text = re.sub(r' (\([^()]* to [^()]*\))</td>', r' <small>\1</small></td>', parser.render(text))
+                text = text.replace(' ± ', '&nbsp;±&nbsp;')
+                # A wide table scrolls by itself, so that the page doesn't.
+                parts.append(f'<div class="scroll">{text}</div>' if '<table>' in text else text)
+    template = string.Template(TEMPLATE.read_text('utf-8'))
+    return template.substitute(title=html.escape(title), body='\n'.join(parts))
 
 
 def _uri(png: bytes) -> str:
+    # Within the page, so that it can be sent as one file.
     return 'data:image/png;base64,' + base64.b64encode(png).decode()

@@ -10,24 +10,23 @@ from nca_jax.report.study import Group, Study, members
 
 def run_rows(study: Study) -> list[dict[str, str]]:
     """One row a run: what it is, which code and device made it, and what it started from."""
-    return [
-        {
+    rows = []
+    for run in study.runs:
+        record, code, device = run.record, run.record['code'], run.record['device']
+        # Outside a git repository the commit is unknown.
+        commit = (code.get('commit') or 'unknown')[:10]
+        row = {
             'run': run.name,
             'arm': run.arm,
             'seed': str(run.seed),
-            'identity': run.record['identity'][:12],
-            'commit': _commit(run.record['code']),
-            'parameters': f'{run.record["parameters"]:,}',
-            'device': f'{run.record["device"]["count"]} x {run.record["device"]["kind"]}',
+            'identity': record['identity'][:12],
+            'commit': f'{commit}, with changes' if code.get('dirty') else commit,
+            'parameters': f'{record["parameters"]:,}',
+            'device': f'{device["count"]} x {device["kind"]}',
             'lineage': lineage(study, run),
         }
-        for run in study.runs
-    ]
-
-
-def _commit(code: Mapping[str, Any]) -> str:
-    short = (code.get('commit') or 'unknown')[:10]
-    return f'{short}, with changes' if code.get('dirty') else short
+        rows.append(row)
+    return rows
 
 
 def lineage(study: Study, run: Run) -> str:
@@ -44,14 +43,15 @@ def lineage(study: Study, run: Run) -> str:
 
 def plan_rows(study: Study) -> list[dict[str, str]]:
     """One row an arm that carries weights: its transfer plan, as written in the config."""
-    rows = {}
+    plans = {}
     for run in study.runs:
         if run.parent is not None:
             entries = (' '.join(str(part) for part in entry if part not in ({}, None)) for entry in run.parent['plan'])
             # The same arm carried weights before, in the text stage, by another plan.
             arm = f'{run.arm}, {run.stage}' if run.evaluator == BENCHMARK else run.arm
-            rows.setdefault(arm, {'arm': arm, 'transfer plan': f'`{"; ".join(entries)}`'})
-    return list(rows.values())
+            # The seeds of an arm share its plan.
+            plans.setdefault(arm, '; '.join(entries))
+    return [{'arm': arm, 'transfer plan': f'`{plan}`'} for arm, plan in plans.items()]
 
 
 def setting_rows(group: Group) -> list[dict[str, str]]:
@@ -62,7 +62,7 @@ def setting_rows(group: Group) -> list[dict[str, str]]:
     for field in fields:
         # Each value once, in the order of seeds.
         values = {arm: dict.fromkeys(c.get(field, 'absent') for c in of_arm) for arm, of_arm in configs.items()}
-        if len({value for of_arm in values.values() for value in of_arm}) > 1:
+        if len(set().union(*values.values())) > 1:
             cells = {arm: ', '.join(f'`{value}`' for value in of_arm) for arm, of_arm in values.items()}
             rows.append({'setting': f'`{field}`'} | cells)
     return rows
@@ -78,18 +78,14 @@ def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
 def seconds_rows(study: Study) -> list[dict[str, str]]:
     """One row a run: wall seconds by phase, from its last record."""
     # Runs of other stages have other phases; all columns stand in every row.
-    phases = list(dict.fromkeys(phase for run in study.runs for phase in _seconds(run)))
+    phases = dict.fromkeys(phase for run in study.runs for phase in run.done['seconds'])
     rows = []
     for run in study.runs:
-        seconds = _seconds(run)
+        seconds = run.done['seconds']
         row = {'run': run.name, 'tokens': f'{run.done["tokens"]:,}'}
         row |= {phase: tables.number(seconds.get(phase), 1) for phase in phases}
         rows.append(row | {'total': tables.number(sum(seconds.values()), 1)})
     return rows
-
-
-def _seconds(run: Run) -> dict[str, float]:
-    return run.done.get('seconds', {})
 
 
 def blocks(study: Study) -> list[page.Block]:
@@ -98,27 +94,23 @@ def blocks(study: Study) -> list[page.Block]:
     if not study.runs:
         return [*section, 'No finished runs.']
     section.append(tables.table(run_rows(study)))
-    groups = {'Settings that differ between compared runs': study.text}
+    optional = {'What was carried': plan_rows(study)}
+    optional['Settings that differ between compared runs'] = setting_rows(study.text)
     shown = {run.folder for run in members(study.text)}
     for name, group in study.solved.items():
         # Text runs that also answered problems stand in the first table already.
         if any(run.folder not in shown for run in members(group)):
-            groups[f'Settings that differ between the runs on {name}'] = group
-    optional = {'What was carried': plan_rows(study)} | {title: setting_rows(group) for title, group in groups.items()}
+            optional[f'Settings that differ between the runs on {name}'] = setting_rows(group)
     for title, rows in optional.items():
         section += [f'### {title}', tables.table(rows)] if rows else []
-    minutes, rest = divmod(sum(sum(_seconds(run).values()) for run in study.runs), 60)
+    minutes, rest = divmod(sum(sum(run.done['seconds'].values()) for run in study.runs), 60)
     spent = page.Note(f'{minutes:,.0f} min {rest:.0f} s in all.')
-    section += ['### Seconds by phase', tables.table(seconds_rows(study)), spent]
-    return [*section, '### Versions', *_versions(study)]
-
-
-def _versions(study: Study) -> list[page.Note]:
-    runs: dict[str, list[str]] = {}
+    section += ['### Seconds by phase', tables.table(seconds_rows(study)), spent, '### Versions']
+    versions: dict[str, list[str]] = {}
     for run in study.runs:
         text = ', '.join(f'{package} {version}' for package, version in run.record['versions'].items())
-        runs.setdefault(text, []).append(run.name)
-    # One set of versions holds for all runs, and needs no names.
-    if len(runs) == 1:
-        return [page.Note(f'{text}.') for text in runs]
-    return [page.Note(f'{text} ({", ".join(names)}).') for text, names in runs.items()]
+        versions.setdefault(text, []).append(run.name)
+    for text, names in versions.items():
+        # One set of versions holds for all runs, and needs no names.
+        section.append(page.Note(f'{text}.' if len(versions) == 1 else f'{text} ({", ".join(names)}).'))
+    return section

@@ -3,7 +3,6 @@
 Numbers are in percent, gains in percentage points.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +32,10 @@ CHANCE_NOTE = (
     "(pass@k - c) / (1 - c), task by task and at least 0, so that 100 % is all right. The paper's takes the c of one "
     'guess for every k, so that k guesses alone score above 0; the other takes the c of k guesses.'
 )
+CAPTION = (
+    'pass@k against k. The paired gain takes the baseline of the same seed away, and with it what seeds share; where '
+    'its band leaves zero, the seeds support a difference at that one k.'
+)
 
 
 def describe(group: Group) -> str:
@@ -49,6 +52,7 @@ def describe(group: Group) -> str:
 def result_rows(group: Group, gains: Gains, baseline: str) -> list[dict[str, str]]:
     """One row an arm, the baseline first: pass@1 and the largest k's, before and after, and the paired gain."""
     runs = members(group)
+    # Columns stand in every row, so one run that has a count decides for all; the others get a dash.
     before = any(run.solved_before for run in runs)
     losses = all(run.evaluator == BENCHMARK and run.trained and run.results('held_out') for run in runs)
     rows = []
@@ -109,6 +113,7 @@ def chance_rows(group: Group) -> list[dict[str, str]]:
 
 def task_rows(group: Group) -> list[dict[str, str]]:
     """One row a task, one column an arm: pass@1 in percent. None where the benchmark is one task."""
+    # A benchmark of one task records no score under the task's name.
     names = [name for name in members(group)[0].solved if name.endswith('/pass@1')]
     return [
         {'task: pass@1, %': name.removesuffix('/pass@1')}
@@ -134,18 +139,21 @@ def findings(study: Study, gains: Mapping[str, Gains]) -> list[str]:
 
 def _finding(name: str, baseline: str, c: stats.Comparison, family: int) -> str:
     """The sentence about pass@1."""
-    gained = c.gain
-    change = f'{abs(gained.mean):.{DIGITS}f} points {"higher" if gained.mean >= 0 else "lower"}'
-    claim = f'**{c.arm}** has {change} pass@1 on {name} than {baseline}'
-    if gained.n < 2 or math.isnan(gained.low):
-        return words.no_interval(c, claim)
-    interval, evidence = f'{gained.low:+.{DIGITS}f} to {gained.high:+.{DIGITS}f}', words.evidence(c)
-    if c.supported:
-        return words.supported(c, claim, interval, evidence, family)
-    subject, measure = f'**{c.arm}** on {name}', f'gain in pass@1 over {baseline}'
-    evidence = f'mean {gained.mean:+.{DIGITS}f}, {evidence}'
-    detectable = f'{gained.n} seeds is {c.detectable:.{DIGITS}f} points'
-    return words.not_significant(subject, measure, f'{interval} points', evidence, detectable)
+    mean, low, high = c.gain.shown
+    change = f'{abs(mean):.{DIGITS}f} points {"higher" if mean >= 0 else "lower"}'
+    interval = f'{low:+.{DIGITS}f} to {high:+.{DIGITS}f}'
+    return words.finding(
+        c,
+        family,
+        claim=f'**{c.arm}** has {change} pass@1 on {name} than {baseline}',
+        interval=interval,
+        subject=f'**{c.arm}** on {name}',
+        measure=f'gain in pass@1 over {baseline}, {interval} points',
+        mean=f'{mean:+.{DIGITS}f}',
+        # The claim is in points already, as the test is.
+        effect='',
+        detectable=f'{c.detectable:.{DIGITS}f} points',
+    )
 
 
 def _floor(name: str, group: Group) -> list[str]:
@@ -153,6 +161,7 @@ def _floor(name: str, group: Group) -> list[str]:
     largest = all_ks(group)[-1]
     if all(run.solved[f'pass@{largest}'] == 0 for run in members(group)):
         return [f'**No problem of {name} was solved in any run: conclude nothing from it.**']
+    # Guessing reaches the same for all arms, which answered the same problems.
     chance = 100 * members(group)[0].solved.get('chance_pass@1', 0.0)
     # Open answers can't be guessed, so their chance is 0; one arm above chance shows that the problems can be solved.
     if not chance or any(level(finals(by_seed), 'pass@1').low > chance for by_seed in group.values()):
@@ -165,28 +174,24 @@ def blocks(study: Study, gains: Mapping[str, Gains]) -> list[page.Block]:
     if not study.solved:
         return []
     section: list[page.Block] = ['## Problems solved']
-    for name in study.solved:
-        section += _benchmark_blocks(study, name, gains[name])
-    notes = [NOTE]
-    notes += [GAIN_NOTE] if any(gains.values()) else []
-    notes += [CHANCE_NOTE] if any(map(chance_rows, study.solved.values())) else []
-    return section + [page.Note(note) for note in notes]
-
-
-def _benchmark_blocks(study: Study, name: str, gains: Gains) -> list[page.Block]:
-    group, baseline = study.solved[name], study.baseline
-    shown = result_rows(group, gains, baseline), gain_rows(gains, baseline), chance_rows(group), task_rows(group)
-    section = [f'### {name}', describe(group), *(tables.table(rows) for rows in shown if rows)]
-    if caveats := words.caveats(group, baseline):
-        section.append(page.Note(' '.join(caveats)))
-    # One k makes no curve.
-    if len(all_ks(group)) > 1:
-        caption = (
-            f'{name}: pass@k against k. The paired gain takes the baseline of the same seed away, and with it what '
-            'seeds share; where its band leaves zero, the seeds support a difference at that one k.'
-        )
-        file = 'pass_at_k' + page.suffix(name, alone=len(study.solved) == 1)
-        section.append(page.picture(file, caption, figures.pass_at_k, study, name))
+    baseline, guessable = study.baseline, False
+    for name, group in study.solved.items():
+        section += [f'### {name}', describe(group), tables.table(result_rows(group, gains[name], baseline))]
+        chances = chance_rows(group)
+        guessable = guessable or bool(chances)
+        # Each of these is empty for some benchmarks.
+        optional = gain_rows(gains[name], baseline), chances, task_rows(group)
+        section += [tables.table(rows) for rows in optional if rows]
+        if caveats := words.caveats(group, baseline):
+            section.append(page.Note(' '.join(caveats)))
+        # One k makes no curve.
+        if len(all_ks(group)) > 1:
+            file = 'pass_at_k' + page.suffix(name, alone=len(study.solved) == 1)
+            section.append(page.picture(file, f'{name}: {CAPTION}', figures.pass_at_k, study, name))
+    # Notes hold for all benchmarks and so stand once, at the end, as far as a table needs them.
+    section.append(page.Note(NOTE))
+    section += [page.Note(GAIN_NOTE)] if any(gains.values()) else []
+    section += [page.Note(CHANCE_NOTE)] if guessable else []
     return section
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import optimize, stats
 
 LEVEL = 0.95
+# The usual power of a study's plan.
 POWER = 0.80
 
 # Tokens, and the loss at each.
@@ -110,6 +111,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 def with_holm(comparisons: Mapping[Hashable, Comparison | None]) -> dict[Hashable, Comparison | None]:
     """The comparisons of one table, under their keys, with Holm's p."""
+    # An arm without a partner has no p to correct.
     made = {key: c for key, c in comparisons.items() if c}
     adjusted = holm([c.gain.p for c in made.values()])
     corrected = {k: dataclasses.replace(c, holm=p) for (k, c), p in zip(made.items(), adjusted, strict=True)}

@@ -15,6 +15,7 @@ from scipy import optimize
 
 DPI = 150
 STYLE_SHEET = Path(__file__).with_name('figures.mplstyle')
+# Legible on white and on black.
 ARMS = ('#3b82c4', '#e2803a', '#2a9d8f', '#c2567f', '#8b72cf', '#b8961f', '#5f9442', '#8c6d5a')
 DASHES = (0, (4, 3))
 # For logarithmic axes of less than three decades, where powers of ten alone are too few.
@@ -52,6 +53,7 @@ def settings(theme: Theme) -> dict:
 
 def png(figure: Figure) -> bytes:
     """The figure as a PNG, without metadata that would differ from machine to machine."""
+    # A report made twice has the same bytes, so that its changes are changes of results.
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=DPI, metadata={'Software': None})
     return buffer.getvalue()

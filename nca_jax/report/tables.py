@@ -3,17 +3,20 @@
 import math
 from collections.abc import Mapping, Sequence
 
-Rows = Sequence[Mapping[str, str]]
+# The cell of a number that doesn't exist: an interval of one seed, a gain of the baseline.
 NONE = '-'
 
 
-def table(rows: Rows) -> str:
+def table(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows with the same keys as a Markdown table, padded so that it reads well in a terminal too; '' for no rows."""
     if not rows:
         return ''
     header = list(rows[0])
+    # A bar in a name would begin another cell.
     cells = [header, *([row[column].replace('|', r'\|') for column in header] for row in rows)]
+    # Markdown's rule under the header has at least three characters.
     widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(header))]
+    # Names stand at the left of the first column, numbers at the right of the others.
     rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
 
     def line(texts: Sequence[str]) -> str:

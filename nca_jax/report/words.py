@@ -15,6 +15,7 @@ def verdict(c: stats.Comparison | None, arm: str, baseline: str) -> str:
         return 'one seed: no interval'
     if math.isnan(c.gain.low):
         return 'no spread: no interval'
+    # The interval alone decides between a difference and none.
     if not c.supported:
         return 'not significant'
     # Among many intervals some exclude zero by chance: Holm's p tempers the word.
@@ -26,14 +27,11 @@ def uncompared(group: Group, baseline: str, place: str = '') -> list[str]:
     """A sentence for each arm that isn't compared, or one for all."""
     if baseline not in group:
         return [f'There is no finished run of the baseline {baseline}{place}, so no arm is compared.']
+    # One sentence stands for all arms where no arm has a partner.
     if len(group) == 1:
         return [f'Only the baseline {baseline} has finished{place}, so no arm is compared.']
     unpaired = [arm for arm, by_seed in group.items() if not by_seed.keys() & group[baseline].keys()]
     return [f'**{arm}** shares no seed with {baseline}{place}, so it is not compared.' for arm in unpaired]
-
-
-def pairs(c: stats.Comparison) -> str:
-    return f'{c.gain.n} paired seed{"s" if c.gain.n > 1 else ""}'
 
 
 def tested(comparisons: Mapping[Hashable, stats.Comparison | None]) -> int:
@@ -41,32 +39,44 @@ def tested(comparisons: Mapping[Hashable, stats.Comparison | None]) -> int:
     return sum(not math.isnan(c.gain.p) for c in comparisons.values() if c)
 
 
-def no_interval(c: stats.Comparison, claim: str) -> str:
-    """The finding of a single pair, or of pairs that all differ by the same."""
+def finding(
+    c: stats.Comparison,
+    family: int,
+    *,
+    claim: str,
+    interval: str,
+    subject: str,
+    measure: str,
+    mean: str,
+    effect: str,
+    detectable: str,
+) -> str:
+    """A sentence or two on what the interval supports, among `family` comparisons.
+
+    - claim, interval: the difference in a reader's unit, shown if the seeds support it.
+    - subject, measure, mean: the arm, and the gain with its interval and mean, shown if they don't.
+    - effect: the difference in the test's unit, where that is another one.
+    - detectable: the least detectable difference.
+    """
+    pairs = f'{c.gain.n} paired seed{"s" if c.gain.n > 1 else ""}'
     if c.gain.n < 2:
-        return f'{claim} on {pairs(c)}: one pair gives no interval, so nothing is supported.'
-    return f'{claim}, the same in each of {pairs(c)}: without spread there is no interval, so nothing is supported.'
-
-
-def not_significant(subject: str, measure: str, interval: str, evidence: str, detectable: str) -> str:
-    """The finding of an interval that includes zero. `detectable` ends the sentence on what could have been seen."""
-    return (
-        f'{subject}: **not significant**. The 95 % interval of its {measure}, {interval}, includes zero ({evidence}). '
-        f'The smallest detectable difference at this seed spread with {detectable}.'
-    )
-
-
-def supported(c: stats.Comparison, claim: str, interval: str, evidence: str, family: int) -> str:
-    """The finding of an interval that excludes zero, among `family` comparisons."""
+        return f'{claim} on {pairs}: one pair gives no interval, so nothing is supported.'
+    if math.isnan(c.gain.low):
+        same = f'{claim}, the same in each of {pairs}'
+        return f'{same}: without spread there is no interval, so nothing is supported.'
+    evidence = f'{effect}{pairs}, p = {tables.p_value(c.gain.p)}'.replace('= <', '<')
+    if not c.supported:
+        return (
+            f'{subject}: **not significant**. The 95 % interval of its {measure}, '
+            f'includes zero (mean {mean}, {evidence}). The smallest detectable difference at this seed spread '
+            f'with {c.gain.n} seeds is {detectable}.'
+        )
     strength = '**supported**'
+    # The interval is of one comparison, and one of many excludes zero by chance.
     if c.holm >= 1 - stats.LEVEL:
         corrected = f'not once {family} comparisons are corrected for'
         strength = f'**supported on its own, but {corrected}** (Holm p = {c.holm:.3f})'
     return f'{claim} (95 % interval {interval}; {evidence}): {strength}.'
-
-
-def evidence(c: stats.Comparison) -> str:
-    return f'{pairs(c)}, p = {tables.p_value(c.gain.p)}'.replace('= <', '<')
 
 
 def evidence_cells(c: stats.Comparison, digits: int) -> dict[str, str]:

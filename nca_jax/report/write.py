@@ -26,10 +26,8 @@ class Sections(NamedTuple):
 
 
 def write(folders: Sequence[str | Path], out: Path, baseline: str | None) -> None:
-    """Writes report.md, report.html and the figures into `out`, and prints the results and findings.
-
-    Raises UserError, before it touches `out`, where runs can't be read or compared.
-    """
+    """Writes report.md, report.html and the figures into `out`, and prints the results and findings."""
+    # Runs that can't be read or compared raise here, before `out` is touched.
     sections = make_sections(make_study(find_runs(folders), baseline))
     blocks = [f'# {TITLE}', *itertools.chain(*sections)]
     files.make_folder(out, '--out')
@@ -44,7 +42,6 @@ def write(folders: Sequence[str | Path], out: Path, baseline: str | None) -> Non
 
 
 def make_sections(study: Study) -> Sections:
-    """The whole report of a study."""
     comparisons = losses.compare(study)
     gains = {name: scores.compare(group, study.baseline) for name, group in study.solved.items()}
     sentences = losses.findings(study, comparisons) + first_stages.findings(study) + solved.findings(study, gains)
@@ -52,8 +49,10 @@ def make_sections(study: Study) -> Sections:
     if study.left_out:
         reasons = '; '.join(f'{run}: {reason}' for run, reason in study.left_out)
         findings.append(f'Left out: {reasons}.')
+    # One smoke test among the runs spoils every comparison.
+    smoke = any(run.record['config'].get('smoke') for run in study.runs)
     return Sections(
-        warning=[f'> **{SMOKE}**'] if any(run.record['config'].get('smoke') for run in study.runs) else [],
+        warning=[f'> **{SMOKE}**'] if smoke else [],
         findings=findings,
         results=losses.blocks(study, comparisons) + solved.blocks(study, gains),
         rest=first_stages.blocks(study) + provenance.blocks(study),
