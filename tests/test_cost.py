@@ -85,7 +85,7 @@ def test_lines(capsys):
         ('--mfu=nowhere', "--mfu = 'nowhere': must be a number, or the folder of a run with an MFU"),
         ('--hours=0', '--hours = 0.0: must be positive'),
         ('--slice=v5p-33', 'is counted in cores, 2 to a chip'),
-        ('--slice=v7-8', 'must be one of v4, v5p, v5litepod, v5e, v6e with its size, such as v5litepod-16'),
+        ('--slice=v7-8', 'must be one of v4, v5litepod, v5p, v6e with its size, such as v5litepod-16'),
         ('--config.train.stop=never', "config.train.stop = 'never'"),
         ('--workdir=runs/x', 'unrecognized arguments: --workdir=runs/x'),
     ],

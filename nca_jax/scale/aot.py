@@ -3,9 +3,9 @@
     python -m nca_jax aot --config=experiments/nca_pretrain.py:size=1b6 --topology=v5e:4x4 --config.mesh.fsdp=4
     python -m nca_jax aot --config=experiments/language.py:size=1b6,corpus=openwebtext --topology=v5p:2x2x4 --search
 
-libtpu's compiler gets the very train step of `nca_jax train`, the evaluation's step, a step of decoding, and for
-automata the generator of a batch. It reads no data: a text's vocabulary is its tokenizer's, or as large as the config
-says. It measures no time.
+libtpu's compiler gets the very train step of `nca_jax train`, the evaluation's step, with a benchmark a step of
+decoding, and for automata the generator of a batch. It reads no data: a text's vocabulary is its tokenizer's, or as
+large as the config says. It measures no time.
 
 It shows, of the train step:
   hbm_bytes         the peak of a chip's memory, against hbm_limit, which a program may use
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     target = programs.make_target(config, topology.open_slice(args.topology))
     try:
         if args.search:
-            target, record = fit.search(target, lambda line: print(line, file=sys.stderr, flush=True))[-1]
+            target, record = fit.search(target, lambda line: print(line, file=sys.stderr, flush=True))
         else:
             record = fit.measure_step(target)
     except topology.DoesNotFitError as error:
@@ -55,5 +55,6 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps(fit.describe_target(target) | {'hbm_bytes': error.needed}))
         return 1
     record['programs'] = {} if args.step_only else fit.measure_others(target)
-    print(json.dumps(record) if args.json else '\n'.join(fit.report(record)))
+    lines = (f'{name:20}{fit.in_words(name, value)}' for name, value in record.items())
+    print(json.dumps(record) if args.json else '\n'.join(lines))
     return 0 if all(program['fits'] for program in record['programs'].values()) else 1

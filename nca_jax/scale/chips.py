@@ -1,8 +1,6 @@
-"""What the chips can do, as their makers publish it: what an MFU is a share of.
+"""What an MFU is a share of: the chips' peaks, as their makers publish them; and the names of TPU slices."""
 
-Peak FLOP/s of dense bfloat16 products: half of what data sheets print with sparsity.
-"""
-
+# FLOP/s of dense bfloat16 products: half of what data sheets print with sparsity.
 TPUS = {'v4': 275e12, 'v5e': 197e12, 'v5p': 459e12, 'v6e': 918e12}
 GPUS = {
     'A100-40': 312e12,
@@ -28,3 +26,6 @@ PEAKS = {
     'NVIDIA H200': GPUS['H200'],
     'NVIDIA B200': GPUS['B200'],
 }
+
+# A slice is named as v5p-32: the chip's name there, and how many of the number make one chip (older ones count cores).
+SLICES = {'v4': ('v4', 2), 'v5e': ('v5litepod', 1), 'v5p': ('v5p', 2), 'v6e': ('v6e', 1)}

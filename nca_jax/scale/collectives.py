@@ -41,7 +41,8 @@ def volumes(text: str) -> dict[str, float]:
             # The end of an asynchronous collective has the shape of its result, the start its members.
             start = line if kind == line.opcode else computations[place][re.match(r'%([\w.-]+)', line.rest)[1]]
             size = times * received_bytes(kind, line.shape, start.rest)
-            if 'all-reduce-scatter' in place:  # a fusion that keeps a piece of the sum
+            # A fusion that keeps a piece of the sum does half of an all-reduce.
+            if 'all-reduce-scatter' in place:
                 kind, size = 'reduce-scatter', size / 2
             received[kind] += size
     return dict(sorted(received.items()))
@@ -63,23 +64,17 @@ def executed(computations: Computations, place: str, times: int) -> Iterator[tup
     for line in computations[place].values():
         yield place, line, times
         if line.opcode == 'while':
-            turns = trips(computations[line.attribute('condition')])
+            condition = computations[line.attribute('condition')].values()
+            constants = [re.match(r'(\d+)\)', inner.rest) for inner in condition if inner.opcode == 'constant']
+            # The counter must stay below the largest constant.
+            turns = max((int(match[1]) for match in constants if match), default=1)
             yield from executed(computations, line.attribute('body'), times * turns)
         elif line.opcode == 'fusion':
             called = line.attribute('calls')
-            if not continues(computations[called], line.name + called):
+            starts = any('AsyncCollectiveStart' in inner.rest for inner in computations[called].values())
+            # Each fusion beside a collective that an earlier one began has a copy of it, which is no second one.
+            if starts or 'async' not in line.name + called:
                 yield from executed(computations, called, times)
-
-
-def continues(computation: dict[str, Instruction], names: str) -> bool:
-    """Whether a fusion goes on with a collective that an earlier one began: each fusion beside it has a copy of it."""
-    return 'async' in names and not any('AsyncCollectiveStart' in line.rest for line in computation.values())
-
-
-def trips(condition: dict[str, Instruction]) -> int:
-    """The largest constant in a loop's condition, which its counter must stay below; 1 without a constant."""
-    constants = (re.match(r'(\d+)\)', line.rest) for line in condition.values() if line.opcode == 'constant')
-    return max((int(match[1]) for match in constants if match), default=1)
 
 
 def received_bytes(kind: str, result: str, groups: str) -> float:
@@ -106,6 +101,7 @@ def nbytes(shape: str) -> float:
     total = 0.0
     for dtype, sizes in re.findall(r'(\w+)\[([\d,]*)\]', shape):
         bits = re.search(r'\d+', dtype)
-        width = int(bits[0]) / 8 if bits else 1  # `pred` is a byte
+        # `pred` is a byte.
+        width = int(bits[0]) / 8 if bits else 1
         total += width * math.prod(int(size) for size in sizes.split(',') if size)
     return total

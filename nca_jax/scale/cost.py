@@ -14,17 +14,14 @@ import json
 import pathlib
 import re
 import statistics
-from collections.abc import Iterator
 
 from nca_jax import cli, files
 from nca_jax.errors import check
 from nca_jax.scale import chips
 
 CHIPS = chips.TPUS | chips.GPUS
-CPU = 'cpu'  # without a published peak: no hours
-
-# The names of TPU slices: the chip, and how many of the name's number make one chip (the older ones count cores).
-SLICES = {'v4': ('v4', 2), 'v5p': ('v5p', 2), 'v5litepod': ('v5e', 1), 'v5e': ('v5e', 1), 'v6e': ('v6e', 1)}
+# It has no published peak, and so no hours.
+CPU = 'cpu'
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -69,12 +66,13 @@ def run(args: argparse.Namespace) -> None:
 
 def parse_slice(name: str) -> tuple[str, int]:
     """The chip and the number of chips: 'v5p-32' is 32 cores, and so 16 chips, of v5p."""
-    match = re.fullmatch(r'(\w+)-(\d+)', name)
-    known = match is not None and match[1] in SLICES and int(match[2]) > 0
-    check(known, '--slice', name, f'must be one of {", ".join(SLICES)} with its size, such as v5litepod-16')
-    chip, per_chip = SLICES[match[1]]
-    check(int(match[2]) % per_chip == 0, '--slice', name, f'is counted in cores, {per_chip} to a chip')
-    return chip, int(match[2]) // per_chip
+    by_slice = {in_slices: (chip, per_chip) for chip, (in_slices, per_chip) in chips.SLICES.items()}
+    kind, _, size = name.partition('-')
+    known = kind in by_slice and re.fullmatch('[1-9][0-9]*', size)
+    check(bool(known), '--slice', name, f'must be one of {", ".join(by_slice)} with its size, such as v5litepod-16')
+    chip, per_chip = by_slice[kind]
+    check(int(size) % per_chip == 0, '--slice', name, f'is counted in cores, {per_chip} to a chip')
+    return chip, int(size) // per_chip
 
 
 def read_mfu(text: str) -> float:
@@ -84,25 +82,27 @@ def read_mfu(text: str) -> float:
     except ValueError:
         records = files.read_records(pathlib.Path(text) / 'metrics.jsonl')
         measured = [record['mfu'] for record in records if 'mfu' in record]
-        check(
-            bool(measured), '--mfu', text, 'must be a number, or the folder of a run with an MFU in its metrics.jsonl'
-        )
+        allowed = 'must be a number, or the folder of a run with an MFU in its metrics.jsonl'
+        check(bool(measured), '--mfu', text, allowed)
+        # The mean would count the first steps, which compile.
         return statistics.median(measured)
     check(0 < mfu <= 1, '--mfu', mfu, 'must be above 0 and at most 1')
     return mfu
 
 
-def report(record: dict) -> Iterator[str]:
+def report(record: dict) -> list[str]:
     """The lines for people."""
     updates = f'{record["steps"]:,} updates of {record["batch"]} x {record["length"]}'
-    yield f'{record["tokens"]:,} tokens in {updates}, {record["flops"]:.3g} FLOPs'
+    lines = [f'{record["tokens"]:,} tokens in {updates}, {record["flops"]:.3g} FLOPs']
     if record['chip'] == CPU:
-        yield 'the hours are not estimated on a CPU'
+        lines.append('the hours are not estimated on a CPU')
     elif record['hours'] is None:
-        yield 'name an --mfu for the hours'
+        lines.append('name an --mfu for the hours')
     else:
         amount = f'{record["hours"]:.2f} hours on {record["chips"]} x {record["chip"]}'
-        yield f'{amount}, {record["chip_hours"]:.1f} chip-hours, for training alone at an MFU of {record["mfu"]:.4g}'
+        training = f'for training alone at an MFU of {record["mfu"]:.4g}'
+        lines.append(f'{amount}, {record["chip_hours"]:.1f} chip-hours, {training}')
     if record['limit_hours'] is not None:
         limit = f'{record["chips"]} chips x {record["limit_hours"]:g} hours = {record["limit_chip_hours"]:g} chip-hours'
-        yield f'at most {limit} each time it starts'
+        lines.append(f'at most {limit} each time it starts')
+    return lines

@@ -2,13 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from nca_jax import mesh as meshes
-from nca_jax.config import Config
 from nca_jax.model.config import step_flops
 from nca_jax.scale import collectives
 from nca_jax.scale.programs import Target, lower_others, product_flops
@@ -43,7 +42,10 @@ def measure_step(target: Target) -> dict[str, Any]:
     with meshes.use(target.mesh):
         compiled = compile_program(traced.lower(), 'train step')
     memory, state = compiled.memory_analysis(), target.state
-    sizes = [local_bytes(tree) for tree in (state.params, state.opt_state, state.ema)]
+    sizes = [
+        sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+        for tree in (state.params, state.opt_state, state.ema)
+    ]
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return describe_target(target) | {
         'fits': True,
@@ -63,14 +65,8 @@ def measure_step(target: Target) -> dict[str, Any]:
     }
 
 
-def local_bytes(tree: Any) -> int:
-    """Bytes of one device's shards."""
-    shards = [(leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(tree)]
-    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shards)
-
-
 def measure_others(target: Target) -> dict[str, dict[str, Any]]:
-    """Of the evaluation, decoding and the generator: whether each fits, and its bytes on one chip."""
+    """Whether each of the run's other programs fits, and its bytes on one chip."""
     sizes = {}
     for name, lower in lower_others(target).items():
         try:
@@ -81,57 +77,36 @@ def measure_others(target: Target) -> dict[str, dict[str, Any]]:
     return sizes
 
 
-def search(target: Target, say: Callable[[str], None]) -> list[tuple[Target, dict[str, Any]]]:
-    """For each remat policy that fits, the most sequences a chip, with their `measure_step`: the last recomputes least.
+def search(target: Target, say: Callable[[str], None]) -> tuple[Target, dict[str, Any]]:
+    """The remat policy that recomputes least, with the most sequences a chip that fit, and its `measure_step`.
 
     Raises DoesNotFitError where nothing fits.
     """
-    fitting, sizes = [], sequences_a_chip(target)
+    best, config = None, target.config
+    most = config.train.batch // meshes.row_shards(target.mesh)
+    # Pieces of the accumulation are equal, so their sequences divide a chip's part of the batch.
+    sizes = [rows for rows in range(most, 0, -1) if most % rows == 0]
     for remat in POLICIES:
         # A policy that keeps more never fits more sequences, so it starts with as many as fitted before.
         while sizes:
-            choice = dataclasses.replace(target, config=choose(target, sizes[0], remat))
-            if record := attempt(choice, say):
-                fitting.append((choice, record))
+            train = dataclasses.replace(config.train, accumulate=most // sizes[0])
+            changed = dataclasses.replace(config, train=train, model=dataclasses.replace(config.model, remat=remat))
+            choice, label = dataclasses.replace(target, config=changed), f'{remat:12} {sizes[0]:4} a chip'
+            try:
+                best = choice, measure_step(choice)
+                say(f'{label}: {best[1]["hbm_bytes"] / GIB:6.2f} GiB')
                 break
-            sizes = sizes[1:]
-    if not fitting:
+            # Other memories than HBM may be full, too.
+            except (DoesNotFitError, jax.errors.JaxRuntimeError) as error:
+                say(f'{label}: {str(error).splitlines()[0]}')
+                sizes = sizes[1:]
+    if best is None:
         raise DoesNotFitError('train step', None, target.slice.hbm_limit)
-    return fitting
-
-
-def attempt(target: Target, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """`measure_step`, or None if it does not fit."""
-    label = f'{target.config.model.remat:12} {target.rows_per_chip:4} a chip'
-    try:
-        record = measure_step(target)
-    except (DoesNotFitError, jax.errors.JaxRuntimeError) as error:  # other memories than HBM may be full, too
-        say(f'{label}: {str(error).splitlines()[0]}')
-        return None
-    say(f'{label}: {record["hbm_bytes"] / GIB:6.2f} GiB')
-    return record
-
-
-def sequences_a_chip(target: Target) -> list[int]:
-    """The numbers of sequences that divide a chip's part of the batch, the largest first."""
-    most = target.config.train.batch // meshes.row_shards(target.mesh)
-    return [rows for rows in range(most, 0, -1) if most % rows == 0]
-
-
-def choose(target: Target, rows: int, remat: str) -> Config:
-    """The config with `rows` sequences a chip at a time and another remat policy."""
-    config = target.config
-    accumulate = config.train.batch // meshes.row_shards(target.mesh) // rows
-    train = dataclasses.replace(config.train, accumulate=accumulate)
-    return dataclasses.replace(config, train=train, model=dataclasses.replace(config.model, remat=remat))
-
-
-def report(record: dict[str, Any]) -> Iterator[str]:
-    """The record in lines for people."""
-    return (f'{name:20}{in_words(name, value)}' for name, value in record.items())
+    return best
 
 
 def in_words(name: str, value: Any) -> str:
+    """A value of the record for people; a nested record in one line."""
     if isinstance(value, dict):
         return ', '.join(f'{key} {in_words(f"{name}.{key}", item)}' for key, item in value.items()) or 'none'
     if 'bytes' in name or name == 'hbm_limit':

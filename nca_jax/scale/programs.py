@@ -13,8 +13,7 @@ from nca_jax import keys, run, stages
 from nca_jax import mesh as meshes
 from nca_jax.batch import Batch, Vocab, to_batch
 from nca_jax.config import Config
-from nca_jax.decode.decoder import DecodeConfig, lower_decoding
-from nca_jax.decode.sampling import Sampling
+from nca_jax.decode.decoder import lower_decoding
 from nca_jax.evals import held_out
 from nca_jax.nca import stream
 from nca_jax.scale.topology import Slice
@@ -36,6 +35,10 @@ class Target:
         return self.config.train.batch // self.config.train.accumulate // meshes.row_shards(self.mesh)
 
     @functools.cached_property
+    def _update(self) -> tuple:
+        return run.make_update(self.config, self.mesh, self.vocab)
+
+    @property
     def state(self) -> TrainState:
         """Shapes, dtypes and shardings."""
         return self._update[0]
@@ -44,10 +47,6 @@ class Target:
         """The very train step of `nca_jax train`."""
         with meshes.use(self.mesh):
             return self._update[2].trace(self.state, abstract_batch(self, self.config.train.batch))
-
-    @functools.cached_property
-    def _update(self) -> tuple:
-        return run.make_update(self.config, self.mesh, self.vocab)
 
 
 def make_target(config: Config, opened: Slice) -> Target:
@@ -59,7 +58,9 @@ def make_target(config: Config, opened: Slice) -> Target:
 
 def lower_others(target: Target) -> dict[str, Callable[[], jax.stages.Lowered]]:
     """The run's other programs on the chips, by name; calling one lowers it."""
-    lower = {'evaluation': lower_evaluation, 'decoding': lower_decode_step}
+    lower = {'evaluation': lower_evaluation}
+    if target.config.benchmark is not None:
+        lower['decoding'] = lower_decode_step
     if target.config.stage == 'nca':
         lower['generator'] = lower_generator
     return {name: functools.partial(function, target) for name, function in lower.items()}
@@ -72,13 +73,11 @@ def lower_evaluation(target: Target) -> jax.stages.Lowered:
 
 
 def lower_decode_step(target: Target) -> jax.stages.Lowered:
-    """The benchmark's step; without a benchmark, that of an evaluation's batch: half of it prompts, half answers."""
-    benchmark, model, count = target.config.benchmark, target.config.model, target.config.eval.batch
-    batch = benchmark.batch if benchmark else DecodeConfig(rows=count, share=1, chunk=1)
-    sampling = benchmark.sampling if benchmark else Sampling(temperature=1.0, top_p=1.0, top_k=0)
-    answer = benchmark.max_tokens if benchmark else model.length // 2
+    benchmark, model = target.config.benchmark, target.config.model
     with meshes.use(target.mesh):
-        return lower_decoding(model, target.vocab, target.mesh, batch, sampling, answer)
+        return lower_decoding(
+            model, target.vocab, target.mesh, benchmark.batch, benchmark.sampling, benchmark.max_tokens
+        )
 
 
 def lower_generator(target: Target) -> jax.stages.Lowered:
@@ -115,9 +114,11 @@ def product_flops(jaxpr: Jaxpr) -> float:
                 total += 2.0 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
             case 'scan':
                 times = params['length']
-            case 'shard_map':  # traced for one shard
+            # Traced for one shard.
+            case 'shard_map':
                 times = params['mesh'].size
-            case 'pallas_call':  # traced for one cell of its grid
+            # Traced for one cell of its grid.
+            case 'pallas_call':
                 times = math.prod(params['grid_mapping'].grid)
         total += times * sum(map(product_flops, jaxprs_in_params(params)))
     return total

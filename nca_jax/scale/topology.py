@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from nca_jax.errors import UserError
+from nca_jax.scale import chips
 
 GIB = 2**30
 
@@ -22,9 +23,6 @@ GIB = 2**30
 FLAT = ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8')
 SIZES = {'v4': CUBES, 'v5e': FLAT, 'v5p': CUBES, 'v6e': FLAT}
-ACCELERATORS = {'v4': ('v4', 2), 'v5e': ('v5litepod', 1), 'v5p': ('v5p', 2), 'v6e': ('v6e', 1)}  # name, cores a chip
-
-TOO_LARGE = 2**42  # bytes that no chip has
 
 
 class DoesNotFitError(Exception):
@@ -65,30 +63,29 @@ def open_slice(name: str) -> Slice:
 
     Sets the environment and keeps JAX on the CPU, so call it before anything else starts a backend.
     """
-    os.environ.update(environment(name))
-    jax.config.update('jax_platforms', 'cpu')
-    # By default a chip of v4 is two devices.
-    whole_chips = {'chip_config_name': 'megacore'} if name.startswith('v4:') else {}
-    described = topologies.get_topology_desc(platform='tpu', topology_name=name, **whole_chips)
-    return Slice(name, tuple(described.devices), hbm_limit(described.devices))
-
-
-def environment(name: str) -> dict[str, str]:
-    """What libtpu must find in the environment before it is loaded, to compile for a slice without being on one."""
     generation, _, size = name.partition(':')
-    accelerator, cores = ACCELERATORS[generation]
-    return {
-        'TPU_SKIP_MDS_QUERY': '1',  # there is no metadata server to ask
+    accelerator, cores = chips.SLICES[generation]
+    # libtpu reads these when it is loaded.
+    os.environ |= {
+        # A machine outside of Google Cloud has no metadata server to ask.
+        'TPU_SKIP_MDS_QUERY': '1',
         'TPU_WORKER_HOSTNAMES': 'localhost',
         'TPU_ACCELERATOR_TYPE': f'{accelerator}-{cores * math.prod(map(int, size.split("x")))}',
-        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # no device is taken, so processes needn't wait for each other's lock file
+        # No device is taken, so processes needn't wait for each other's lock file.
+        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
     }
+    jax.config.update('jax_platforms', 'cpu')
+    # By default a chip of v4 is two devices.
+    whole_chips = {'chip_config_name': 'megacore'} if generation == 'v4' else {}
+    devices = topologies.get_topology_desc(platform='tpu', topology_name=name, **whole_chips).devices
+    return Slice(name, tuple(devices), hbm_limit(devices))
 
 
 def hbm_limit(devices: list[jax.Device]) -> float:
     """Bytes that a program may use on each chip, from the refusal of one that can't fit: no other interface has it."""
     mesh = jax.sharding.Mesh(devices, ('all',), axis_types=(jax.sharding.AxisType.Auto,))
-    huge = jax.ShapeDtypeStruct((TOO_LARGE,), jnp.uint8, sharding=jax.NamedSharding(mesh, jax.P()))
+    # 4 TiB, which no chip has.
+    huge = jax.ShapeDtypeStruct((2**42,), jnp.uint8, sharding=jax.NamedSharding(mesh, jax.P()))
     try:
         compile_program(jax.jit(lambda x: x + 1).lower(huge), 'probe')
     except DoesNotFitError as error:
@@ -106,14 +103,13 @@ def compile_program(lowered: jax.stages.Lowered, name: str) -> jax.stages.Compil
 
 def out_of_memory(error: Exception, name: str) -> Exception:
     """The compiler's refusal as a DoesNotFitError, or `error` itself if it has another reason."""
-    message = str(error)
-    limit = re.search(r'available HBM \(([\d.]+)([KMGT])\)|of ([\d.]+)([KMGT]) hbm', message)
-    if 'RESOURCE_EXHAUSTED' not in message or limit is None:
+    size = r'([\d.]+[KMGT])'
+    # Of HBM alone: a kernel that is too large for the small memory beside it fits no batch.
+    pattern = rf'Used {size} of {size} hbm|\({size}\) exceeds available HBM \({size}\)'
+    match = re.search(pattern, str(error))
+    if match is None:
         return error
-    needed = re.search(r'Used ([\d.]+)([KMGT]) of|required[^(]*\(([\d.]+)([KMGT])\)', message)
-    return DoesNotFitError(name, needed and to_bytes(needed), to_bytes(limit))
-
-
-def to_bytes(match: re.Match) -> float:
-    number, unit = (group for group in match.groups() if group is not None)
-    return float(number) * 1024 ** (1 + 'KMGT'.index(unit))
+    needed, limit = (
+        float(text[:-1]) * 1024 ** (1 + 'KMGT'.index(text[-1])) for text in match.groups() if text is not None
+    )
+    return DoesNotFitError(name, needed, limit)
