@@ -35,9 +35,9 @@ def packed(tokens, width: str) -> float:
     return len(gzip.compress(content, 9, mtime=0)) / len(content)
 
 
-def write(path, content: bytes) -> texts.ByteCorpus:
+def write(path, content: bytes) -> str:
     path.write_bytes(content)
-    return texts.open_corpus(str(path))
+    return str(path)
 
 
 def run(tmp_path, *arguments) -> int:
@@ -120,8 +120,9 @@ def test_windows_of_a_tokenizer_are_its_tokens(tmp_path, bpe):
     found = texts.measure_text(DATA, corpus, 30, 0, bpe)
     assert next(iter(found)) == 'tokens'
     whole, ratios = ' '.join(map(str, bpe.encode(text).ids)), []
-    for start in texts.window_starts(corpus, 8 * TOKENS, 30, 0):
-        tokens = texts.read_tokens(corpus, bpe, start, TOKENS)
+    content = texts.read_corpus(corpus)
+    for start in texts.window_starts(len(content), 8 * TOKENS, 30, 0):
+        tokens = texts.read_tokens(content, bpe, start, TOKENS)
         ratios.append(packed(tokens, '<i4'))
         # Cut anywhere, text is tokenized as a whole but for a few tokens at its beginning.
         assert ' '.join(map(str, tokens[5:])) in whole
@@ -135,23 +136,19 @@ def test_a_folder_is_its_files_in_order(tmp_path):
     for name, content in (contents | {'.hidden': b'no', '.git/c': b'no'}).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    corpus = texts.open_corpus(str(tmp_path))
-    whole = b''.join(contents.values())
-    assert corpus.size == len(whole)
-    for start, stop in ((0, 10), (250, 260), (255, 256), (256, 257), (200, len(whole)), (600, 9999), (9999, 10_000)):
-        assert corpus.read(start, stop) == whole[start:stop]
-    starts = list(texts.window_starts(corpus, 50, 5, 0))
+    corpus = texts.read_corpus(str(tmp_path))
+    assert corpus.tobytes() == b''.join(contents.values())
+    starts = texts.window_starts(corpus.size, 50, 5, 0)
     assert len(set(starts)) == 5
-    assert starts == list(texts.window_starts(corpus, 50, 5, 0)) != list(texts.window_starts(corpus, 50, 5, 1))
-    assert sorted(texts.window_starts(corpus, 50, 1000, 0)) == list(range(0, len(whole) - 49, 50))
+    assert starts == texts.window_starts(corpus.size, 50, 5, 0) != texts.window_starts(corpus.size, 50, 5, 1)
+    assert sorted(texts.window_starts(corpus.size, 50, 1000, 0)) == list(range(0, corpus.size - 49, 50))
 
 
 def test_corpora_that_need_no_file(monkeypatch):
     monkeypatch.setitem(
         texts.BUILT_IN, 'python_docs', lambda: [texts.python.Document('ü', 'a'), texts.python.Document('b', 'b')]
     )
-    corpus = texts.open_corpus('python_docs')
-    assert corpus.read(0, 9) == 'üb'.encode()
+    assert texts.read_corpus('python_docs').tobytes() == 'üb'.encode()
     assert texts.BUILT_IN.keys() == {'python_stdlib', 'python_docs'}
 
 
@@ -167,7 +164,8 @@ def test_the_papers_thresholds_apply_where_experiments_take_them():
     applied = []
     for values in itertools.product(*grid.values()):
         words = dict(zip(grid, values, strict=True))
-        if (words['family'] == 'life' and words['colours'] != 2) or (words['colours'] == 15 and words['patch'] == 3):
+        # Life has two colours, and three cells of 10 colours on a side make more tokens than a table may have.
+        if (words['family'] == 'life' and words['colours'] != 2) or words['colours'] ** words['patch'] ** 2 > 2**20:
             continue
         arg = ','.join(f'{name}={value}' for name, value in words.items())
         data = experiment.load(f'{EXPERIMENT}:{arg}').data
@@ -364,7 +362,7 @@ def test_a_text_beyond_all_rules_is_said_to_be(tmp_path, capsys):
         ),
         (['--text={tmp}/empty'], "empty': must be a file or folder that holds at least one byte"),
         (['--text={tmp}/folder'], "folder': must be a file or folder that holds at least one byte"),
-        (['--text={tmp}/small'], 'small: too small, 100 bytes where it takes 3,600 for 10 windows'),
+        (['--text={tmp}/small'], 'small: too small, 100 bytes where 10 windows take 3,600'),
         (['--text={tmp}/enough', '--rules=3'], '--rules = 3: must be at least 50'),
         (['--text={tmp}/enough', '--windows=0'], '--windows = 0: must be at least 50'),
         (['--text={tmp}/enough', '--config.seed=-1'], 'config.seed = -1: must be in'),
@@ -410,9 +408,9 @@ def test_tokens_must_fit_their_width(tmp_path, bpe, capsys):
 
 def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch, capsys):
     def refuse(*_):
-        raise PermissionError(errno.EACCES, 'Permission denied')
+        raise PermissionError(errno.EACCES, 'Permission denied', 'secret')
 
     (tmp_path / 'secret').write_bytes(b'x' * 10_000)
-    monkeypatch.setattr(texts.ByteCorpus, 'read', refuse)
+    monkeypatch.setattr(texts.np, 'memmap', refuse)
     assert run(tmp_path, f'--text={tmp_path / "secret"}') == 2
     assert capsys.readouterr().err.endswith('secret: Permission denied\n')

@@ -11,7 +11,7 @@ import numpy as np
 
 from nca_jax.config import Config
 from nca_jax.data import tokenizer
-from nca_jax.errors import UserError, check
+from nca_jax.errors import check
 from nca_jax.look import output, pictures, texts
 from nca_jax.nca import bank, complexity, score
 from nca_jax.nca.config import NCAConfig
@@ -67,10 +67,7 @@ def calibrate(
     measured = {}
     for name in args.text:
         progress('texts', len(measured), len(args.text))
-        try:
-            measured[name] = texts.measure_text(data, texts.open_corpus(name), args.windows, seed, bpe)
-        except OSError as error:
-            raise UserError(f'--text {name}: {error.strerror}') from None
+        measured[name] = texts.measure_text(data, name, args.windows, seed, bpe)
     progress('texts', len(args.text), len(args.text))
     scores_R = score.survey(data, seed, args.rules, functools.partial(progress, 'rules'))
     # The automata's vocabulary is all patches.

@@ -5,12 +5,9 @@ token and the vocabulary. 360 int32 tokens have 0.022 if they are constant and 0
 10,000 tokens, but at most 0.36 if they are drawn from the 87 characters of source code. So both are normalized.
 """
 
-import bisect
 import collections
 import dataclasses
-import itertools
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,64 +31,34 @@ STREAMS, STREAM_TOKENS = 64, 100_000
 BYTES_PER_TOKEN = 8
 
 
-@dataclasses.dataclass(frozen=True)
-class ByteCorpus:
-    """Files, or bytes in memory, one after the other, as they are: nothing is decoded or decompressed."""
+def read_corpus(name: str) -> np.ndarray:
+    """The bytes of a corpus of BUILT_IN, of a file, or of a folder: all its files by path, except hidden ones.
 
-    name: str
-    parts: tuple[Path | bytes, ...]
-    # The position in the corpus after each part.
-    ends: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        return self.ends[-1]
-
-    def read(self, start: int, stop: int) -> bytes:
-        """Bytes start to stop - 1, fewer at the corpus's end."""
-        content = b''
-        first = bisect.bisect_right(self.ends, start)
-        # Where the first part begins to be read; all others are read from their beginning.
-        skipped = start - (self.ends[first - 1] if first else 0)
-        for part in itertools.islice(self.parts, first, None):
-            missing = stop - start - len(content)
-            if isinstance(part, bytes):
-                content += part[skipped : skipped + missing]
-            else:
-                with part.open('rb') as file:
-                    file.seek(skipped)
-                    content += file.read(missing)
-            if len(content) == stop - start:
-                break
-            skipped = 0
-        return content
-
-
-def open_corpus(name: str) -> ByteCorpus:
-    """A corpus of BUILT_IN, a file, or a folder: all files in it by path, except hidden ones.
-
-    Raises UserError if nothing is there or it holds no bytes.
+    Nothing is decoded or decompressed. A file is mapped, a folder's files take memory.
     """
     if name in BUILT_IN:
-        parts = [b''.join(document.text.encode(errors='surrogatepass') for document in BUILT_IN[name]())]
-    else:
-        root = Path(name).expanduser()
-        paths = sorted(root.rglob('*')) if root.is_dir() else [root]
-        # Such as .git, which holds compressed copies of everything.
-        hidden = [any(part.startswith('.') for part in path.relative_to(root).parts) for path in paths]
-        parts = [path for path, skip in zip(paths, hidden, strict=True) if not skip and path.is_file()]
-    ends = list(itertools.accumulate(len(part) if isinstance(part, bytes) else part.stat().st_size for part in parts))
+        texts = [document.text.encode(errors='surrogatepass') for document in BUILT_IN[name]()]
+        return np.frombuffer(b''.join(texts), np.uint8)
+    root, files = Path(name).expanduser(), []
+    try:
+        for path in sorted(root.rglob('*')) if root.is_dir() else [root]:
+            # Such as .git, which holds compressed copies of everything.
+            hidden = any(part.startswith('.') for part in path.relative_to(root).parts)
+            # No memory maps an empty file.
+            if not hidden and path.is_file() and path.stat().st_size:
+                files.append(np.memmap(path, np.uint8, 'r'))
+    except OSError as error:
+        raise UserError(f'--text {name}: {error.filename}: {error.strerror}') from None
     allowed = f'must be a file or folder that holds at least one byte, or one of {", ".join(BUILT_IN)}'
-    check(bool(ends) and ends[-1] > 0, '--text', name, allowed)
-    return ByteCorpus(name, tuple(parts), tuple(ends))
+    check(bool(files), '--text', name, allowed)
+    return np.concatenate(files) if len(files) > 1 else files[0]
 
 
-def window_starts(corpus: ByteCorpus, length: int, count: int, seed: int) -> Iterator[int]:
+def window_starts(size: int, length: int, count: int, seed: int) -> list[int]:
     """Where `count` disjoint windows of `length` bytes begin: a seeded choice, or all windows if there are fewer."""
-    total = corpus.size // length
+    total = size // length
     generator = np.random.default_rng([seed, zlib.crc32(b'windows')])
-    for index in generator.choice(total, min(count, total), replace=False):
-        yield int(index) * length
+    return (generator.choice(total, min(count, total), replace=False) * length).tolist()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,17 +123,17 @@ class TextRatios:
 
 
 def measure_text(
-    config: NCAConfig, corpus: ByteCorpus, windows: int, seed: int, tokenizer: Tokenizer | None
+    config: NCAConfig, name: str, windows: int, seed: int, tokenizer: Tokenizer | None
 ) -> dict[str, TextRatios]:
-    """The corpus in each setting (see `calibrate`), the deciding one first, by `windows` windows or as many as it has.
+    """A corpus in each setting (see `calibrate`), the deciding one first, by `windows` windows or as many as it has.
 
-    Raises UserError for a corpus of less than MIN_WINDOWS windows.
+    Raises UserError for a corpus that can't be read, or has less than MIN_WINDOWS windows.
     """
-    scored, tokens = config.complexity, config.scored_tokens
+    corpus, scored, tokens = read_corpus(name), config.complexity, config.scored_tokens
     width = tokens * scored.bytes_per_token
-    if corpus.size < MIN_WINDOWS * width:
-        needed = f'{MIN_WINDOWS * width:,} for {MIN_WINDOWS} windows'
-        raise UserError(f'--text {corpus.name}: too small, {corpus.size:,} bytes where it takes {needed}')
+    needed = MIN_WINDOWS * max(width, tokens * BYTES_PER_TOKEN if tokenizer else 0)
+    if len(corpus) < needed:
+        raise UserError(f'--text {name}: too small, {len(corpus):,} bytes where {MIN_WINDOWS} windows take {needed:,}')
     results = {}
     if tokenizer is not None:
         results['tokens'] = measure_windows(corpus, scored, tokens, windows, seed, tokenizer)
@@ -174,12 +141,12 @@ def measure_text(
     return results | {
         'bytes': measure_windows(corpus, scored, tokens, windows, seed),
         'raw': measure_windows(corpus, one_byte, width, windows, seed),
-        'long': measure_windows(corpus, one_byte, min(LONG_BYTES, corpus.size), LONG_WINDOWS, seed),
+        'long': measure_windows(corpus, one_byte, min(LONG_BYTES, len(corpus)), LONG_WINDOWS, seed),
     }
 
 
 def measure_windows(
-    corpus: ByteCorpus,
+    corpus: np.ndarray,
     config: ComplexityConfig,
     tokens: int,
     windows: int,
@@ -188,17 +155,14 @@ def measure_windows(
 ) -> TextRatios:
     """The ratios of at most `windows` windows of `tokens` tokens: the tokenizer's, or bytes."""
     ratios, counts = [], collections.Counter()
-    for start in window_starts(corpus, tokens * (BYTES_PER_TOKEN if tokenizer else 1), windows, seed):
-        if tokenizer:
-            tokens_L = read_tokens(corpus, tokenizer, start, tokens)
-        else:
-            tokens_L = np.frombuffer(corpus.read(start, start + tokens), np.uint8)
+    for start in window_starts(len(corpus), tokens * (BYTES_PER_TOKEN if tokenizer else 1), windows, seed):
+        tokens_L = read_tokens(corpus, tokenizer, start, tokens) if tokenizer else corpus[start : start + tokens]
         # Near the corpus's end a window may hold too few tokens.
         if len(tokens_L) == tokens:
             ratios.append(complexity.ratio(config, tokens_L))
             counts.update(dict(zip(*np.unique(tokens_L, return_counts=True), strict=True)))
-    if tokenizer and len(ratios) < MIN_WINDOWS:
-        raise UserError(f'--text {corpus.name}: too small, {len(ratios)} windows of {tokens} tokens')
+    if not ratios:
+        raise UserError(f'--text: too small, no window of {tokens} tokens in {len(corpus):,} bytes')
     vocabulary_V = np.arange(tokenizer.get_vocab_size()) if tokenizer else covering(counts)
     scale = make_scale(config, tokens, vocabulary_V, seed)
     generator = np.random.default_rng([seed, zlib.crc32(b'shuffled')])
@@ -214,11 +178,11 @@ def covering(counts: collections.Counter[int]) -> np.ndarray:
     return np.array(tokens[: int(np.searchsorted(shares, COVERED)) + 1])
 
 
-def read_tokens(corpus: ByteCorpus, tokenizer: Tokenizer, start: int, length: int) -> np.ndarray:
+def read_tokens(corpus: np.ndarray, tokenizer: Tokenizer, start: int, length: int) -> np.ndarray:
     """`length` tokens from a byte on, fewer at the corpus's end. Bytes that aren't UTF-8 are replaced."""
     size, tokens = BYTES_PER_TOKEN * length, []
-    while len(tokens) < length and size < 2 * corpus.size:
+    while len(tokens) < length and size < 2 * len(corpus):
         # The first and the last token may be cut.
-        tokens = tokenizer.encode(corpus.read(start, start + size).decode(errors='replace')).ids[1:-1]
+        tokens = tokenizer.encode(corpus[start : start + size].tobytes().decode(errors='replace')).ids[1:-1]
         size *= 2
     return np.array(tokens[:length])

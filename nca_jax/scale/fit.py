@@ -9,8 +9,8 @@ import jax
 
 from nca_jax import mesh as meshes
 from nca_jax.model.config import step_flops
-from nca_jax.scale import collectives
-from nca_jax.scale.programs import Target, lower_others, product_flops
+from nca_jax.scale import collectives, programs
+from nca_jax.scale.programs import Target
 from nca_jax.scale.topology import GIB, DoesNotFitError, compile_program
 
 # Remat policies, each of which keeps more activations than the one before.
@@ -58,7 +58,7 @@ def measure_step(target: Target) -> dict[str, Any]:
         'temporary_bytes': memory.peak_memory_in_bytes - kept,
         # Of the state, what is donated and updated in place. Padding of the compiler's tiles may take it above 1.
         'alias_share': memory.alias_size_in_bytes / sum(sizes),
-        'flops': product_flops(traced.jaxpr.jaxpr),
+        'flops': programs.product_flops(traced.jaxpr.jaxpr),
         # The compiler's own count, with each loop's body once.
         'bytes_accessed': compiled.cost_analysis()['bytes accessed'],
         'collective_bytes': collectives.volumes(compiled.as_text()),
@@ -67,10 +67,14 @@ def measure_step(target: Target) -> dict[str, Any]:
 
 def measure_others(target: Target) -> dict[str, dict[str, Any]]:
     """Whether each of the run's other programs fits, and its bytes on one chip."""
-    sizes = {}
-    for name, lower in lower_others(target).items():
+    lower, sizes = {'evaluation': programs.lower_evaluation}, {}
+    if target.config.benchmark is not None:
+        lower['decoding'] = programs.lower_decode_step
+    if target.config.stage == 'nca':
+        lower['generator'] = programs.lower_generator
+    for name, lower_program in lower.items():
         try:
-            compiled = compile_program(lower(), name)
+            compiled = compile_program(lower_program(target), name)
             sizes[name] = {'fits': True, 'hbm_bytes': compiled.memory_analysis().peak_memory_in_bytes}
         except DoesNotFitError as error:
             sizes[name] = {'fits': False, 'hbm_bytes': error.needed}

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -54,16 +53,6 @@ def make_target(config: Config, opened: Slice) -> Target:
     mesh = meshes.make_mesh(config.mesh, list(opened.devices))
     run.check_fit(config, mesh)
     return Target(config, opened, mesh, stages.STAGES[config.stage].vocabulary(config))
-
-
-def lower_others(target: Target) -> dict[str, Callable[[], jax.stages.Lowered]]:
-    """The run's other programs on the chips, by name; calling one lowers it."""
-    lower = {'evaluation': lower_evaluation}
-    if target.config.benchmark is not None:
-        lower['decoding'] = lower_decode_step
-    if target.config.stage == 'nca':
-        lower['generator'] = lower_generator
-    return {name: functools.partial(function, target) for name, function in lower.items()}
 
 
 def lower_evaluation(target: Target) -> jax.stages.Lowered:
