@@ -203,7 +203,6 @@ def text(corpus: str, *, vocab_size: int, path: str = '', field: str = '', token
             'corpus': corpus,
             'path': path,
             'field': field,
-            'encoding_errors': 'replace',
             'tokenizer': tokenizer,
             # A given tokenizer has its own size.
             'vocab_size': 0 if tokenizer else vocab_size,

@@ -21,8 +21,8 @@ from nca_jax.evals.held_out import accuracy_scores, make_evaluator, text_scores
 from nca_jax.evals.nca_grid import grid_scores
 from nca_jax.folders import RECORD, checkpoints
 from nca_jax.nca import stream as nca_stream
+from nca_jax.nca.bank import write_examples
 from nca_jax.nca.config import NCAConfig
-from nca_jax.nca.examples import write_examples
 from nca_jax.problems import benchmark, instruct
 from nca_jax.problems.sets import CODE, ProblemsConfig, load_problems
 from nca_jax.problems.shots import PreparedProblems

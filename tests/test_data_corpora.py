@@ -18,7 +18,6 @@ def config(**changes):
         'corpus': 'python_stdlib',
         'path': '',
         'field': '',
-        'encoding_errors': 'refuse',
         'tokenizer': '',
         'vocab_size': 512,
         'valid_share': 0.05,

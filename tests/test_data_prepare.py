@@ -30,7 +30,6 @@ def config(path, /, **changes):
         'corpus': 'text_files',
         'path': str(path),
         'field': 'text',
-        'encoding_errors': 'replace',
         'tokenizer': '',
         'vocab_size': 0 if changes.get('tokenizer') else VOCAB,
         'valid_share': 0.2,
@@ -349,12 +348,10 @@ def test_tokenizers_that_lose_or_add_text_are_refused(tmp_path, source, prepared
         preparation.prepare_text(config(source, tokenizer=str(tmp_path / 'tokenizer.json')), tmp_path / 'out')
 
 
-def test_replaced_bytes_are_counted_or_refused(tmp_path, texts):
+def test_replaced_bytes_are_counted(tmp_path, texts):
     folder = write(tmp_path / 'a', texts)
     (folder / 'b.txt').write_bytes(b'caf\xe9')
     assert preparation.prepare_text(config(folder), tmp_path / 'out').documents['replaced'] == 1
-    with pytest.raises(UserError, match=r'b\.txt: not UTF-8 at byte 3'):
-        preparation.prepare_text(config(folder, encoding_errors='refuse'), tmp_path / 'out')
 
 
 def test_the_command_prepares_and_prints_what_it_made(tmp_path, source, capsys):

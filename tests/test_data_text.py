@@ -11,7 +11,7 @@ from nca_jax.data import text
 from nca_jax.errors import UserError
 
 LENGTH, BATCH = 8, 8
-CONFIG = text.TextConfig('python_stdlib', '', '', 'replace', '', 300, 0.1, '')
+CONFIG = text.TextConfig('python_stdlib', '', '', '', 300, 0.1, '')
 
 
 @pytest.fixture(scope='module')
@@ -139,9 +139,7 @@ def test_too_little_text_is_refused(prepared):
         text.make_eval_range(prepared, 'valid', BATCH, LENGTH, 9, sharding(1))
 
 
-@pytest.mark.parametrize(
-    ('field', 'value'), [('encoding_errors', 'ignore'), ('valid_share', 0.0), ('valid_share', 1.0), ('vocab_size', 256)]
-)
+@pytest.mark.parametrize(('field', 'value'), [('valid_share', 0.0), ('valid_share', 1.0), ('vocab_size', 256)])
 def test_impossible_fields_are_named(field, value):
     with pytest.raises(UserError, match=f'^{field} = '):
         dataclasses.replace(CONFIG, **{field: value})

@@ -17,7 +17,7 @@ from nca_jax.data import streams
 from nca_jax.errors import UserError
 from nca_jax.nca import bank, score, stream
 from tests import process_of_two
-from tests.test_nca_bank import CONFIG, paper_config
+from tests.test_nca_bank import CONFIG, TRAIN, paper_config
 from tests.test_nca_stream import make_stream, sharding
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -72,7 +72,7 @@ def test_two_processes_make_the_tokens_and_rules_of_one(tmp_path):
 def test_a_process_that_leaves_no_scores_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(score, 'PATIENCE_S', 0.1)
     with pytest.raises(UserError, match=r'000001.npy: process 1 has not written it in 0.1 s'):
-        bank.bank(CONFIG, 0, 'train', 0, tmp_path, process=0, processes=2)
+        bank.bank(TRAIN, tmp_path, process=0, processes=2)
 
 
 def test_tokens_are_the_same_with_rules_from_disk(tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.benchmarks import common
 from experiments.benchmarks.nca import paper_config, plain_frames, plain_rules
-from nca_jax.nca import bank, patches
+from nca_jax.nca import bank, patches, score
 from nca_jax.nca.config import NCAConfig
 
 RULES, PLAIN_CANDIDATES, PLAIN_BATCH = 18_000, 2_048, 256
@@ -47,8 +47,9 @@ def theirs(config: NCAConfig) -> Callable[[], list[float]]:
 
 def rows() -> Iterator[common.Row]:
     config = paper_config(1e-3, band=(0.5, 2.0), rules=RULES)
-    found = bank.search(config, 0, 'train', 0)
-    sides = {'ours': lambda: bank.search(config, 0, 'train', 0), 'theirs': theirs(config)}
+    candidates = score.Candidates(config, 0, 'train', 0)
+    found = bank.search(candidates)
+    sides = {'ours': lambda: bank.search(candidates), 'theirs': theirs(config)}
     seconds = common.seconds_in_turn(sides, ROUNDS)
     ours, plain = found.candidates / seconds['ours'], PLAIN_CANDIDATES / seconds['theirs']
     note = f'{RULES:,} rules of {found.candidates:,} candidates in {seconds["ours"]:.1f} s'

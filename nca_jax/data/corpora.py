@@ -111,18 +111,18 @@ BUILT_IN = {
 
 def open_corpus(config: TextConfig) -> Corpus:
     """The corpus that the config names, not read yet. Raises UserError."""
-    name, errors = config.corpus, config.encoding_errors
+    name = config.corpus
     if name in BUILT_IN:
         for unused in ('path', 'field'):
             check(not getattr(config, unused), unused, getattr(config, unused), f"must be '' for {name}")
         return BUILT_IN[name]()
     if name == 'text_files':
-        return _of_files(name, documents.find_files(config.path, documents.TEXT_FORMATS), config.field, errors)
+        return _of_files(name, documents.find_files(config.path, documents.TEXT_FORMATS), config.field)
     if name in RECIPES:
         check(not config.field, 'field', config.field, f"must be '' for {name}, which fixes it")
-        return _published(name, config.path, errors)
+        return _published(name, config.path)
     if name.startswith('tfds:'):
-        return _prepared_by_tfds(name.removeprefix('tfds:'), config.path, config.field, errors)
+        return _prepared_by_tfds(name.removeprefix('tfds:'), config.path, config.field)
     names = ' '.join([*BUILT_IN, 'text_files', *RECIPES, 'tfds:NAME'])
     raise FieldError('corpus', name, f'must be one of {names}')
 
@@ -145,19 +145,19 @@ def open_tfds(name: str, path: str) -> tfds.core.DatasetBuilder:
 
 
 def _of_files(
-    name: str, files: list[Path], field: str, errors: str, recipe: Recipe | None = None, valid: Collection[Path] = ()
+    name: str, files: list[Path], field: str, recipe: Recipe | None = None, valid: Collection[Path] = ()
 ) -> Corpus:
     """A corpus of files, where the documents of the files in `valid` validate."""
 
     def read() -> Iterator[Document]:
         for file in files:
-            yield from documents.read_documents(file, field, errors, file in valid)
+            yield from documents.read_documents(file, field, file in valid)
 
     source = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return Corpus(name, source, read, recipe)
 
 
-def _published(name: str, path: str, errors: str) -> Corpus:
+def _published(name: str, path: str) -> Corpus:
     recipe, root = RECIPES[name], Path(path).expanduser()
     allowed = f'must be the folder that holds the files of {recipe.source}'
     check(bool(path) and root.is_dir(), 'path', path, allowed)
@@ -166,10 +166,10 @@ def _published(name: str, path: str, errors: str) -> Corpus:
         valid = {file for file in files if 'valid' in file.relative_to(root).as_posix()}
         both = 0 < len(valid) < len(files)
         check(both, 'path', path, "must have files of both sides; those of validation have 'valid' in their path")
-    return _of_files(name, files, recipe.field, errors, recipe, valid)
+    return _of_files(name, files, recipe.field, recipe, valid)
 
 
-def _prepared_by_tfds(name: str, path: str, field: str, errors: str) -> Corpus:
+def _prepared_by_tfds(name: str, path: str, field: str) -> Corpus:
     """The train split of a dataset of TFDS."""
     builder = open_tfds(name, path)
     texts = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Text)]
@@ -179,8 +179,7 @@ def _prepared_by_tfds(name: str, path: str, field: str, errors: str) -> Corpus:
 
     def read() -> Iterator[Document]:
         for row, example in enumerate(builder.as_data_source('train')):
-            place = f'tfds:{name}:{row}'
-            yield Document(documents.decode(example[field], place, errors), place)
+            yield Document(example[field].decode(errors='replace'), f'tfds:{name}:{row}')
 
     source = (builder.info.full_name, field, train.num_examples, train.num_bytes)
     # A TFDS name may hold a config, after a slash, and becomes part of a folder's name.

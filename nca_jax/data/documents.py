@@ -46,49 +46,39 @@ def find_files(path: str, formats: tuple[str, ...]) -> list[Path]:
     return matches
 
 
-def read_documents(file: Path, field: str, encoding_errors: str, valid: bool = False) -> Iterator[Document]:
+def read_documents(file: Path, field: str, valid: bool = False) -> Iterator[Document]:
     """The documents of one file, in order; `field` is where JSON lines and parquet rows hold them.
 
-    `encoding_errors` as in `decode`. Raises UserError for a file that can't be read.
+    U+FFFD replaces bytes that aren't UTF-8. Raises UserError for a file that can't be read.
     """
     kind = Path(file.stem).suffix if file.suffix in COMPRESSED else file.suffix
     try:
-        rows = _parquet_rows(file, field) if kind == '.parquet' else _stream_rows(file, kind, field, encoding_errors)
-        for name, data in rows:
-            yield Document(decode(data, name, encoding_errors), name, valid)
+        for name, text in _parquet_rows(file, field) if kind == '.parquet' else _stream_rows(file, kind, field):
+            yield Document(text, name, valid)
     # A message of Arrow may have many lines.
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f'{file}: unreadable ({str(error).splitlines()[0]})') from error
 
 
-def decode(data: bytes, name: str, encoding_errors: str) -> str:
-    """The bytes as UTF-8. 'replace' puts U+FFFD for what isn't UTF-8, 'refuse' raises UserError."""
-    try:
-        return data.decode(errors='strict' if encoding_errors == 'refuse' else 'replace')
-    except UnicodeDecodeError as error:
-        place = f'{name}: not UTF-8 at byte {error.start}'
-        raise UserError(f"{place}; encoding_errors = 'replace' accepts it") from None
-
-
-def _stream_rows(file: Path, kind: str, field: str, encoding_errors: str) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of the whole file, or of the field in each JSON line that isn't blank."""
+def _stream_rows(file: Path, kind: str, field: str) -> Iterator[tuple[str, str]]:
+    """(name, text) of the whole file, or of the field in each JSON line that isn't blank."""
     # pyarrow decompresses by the suffix, and raises for a file that is cut off. It can't iterate over lines.
     with io.BufferedReader(pyarrow.input_stream(str(file))) as stream:
         if kind not in LINES:
-            yield str(file), stream.read()
+            yield str(file), stream.read().decode(errors='replace')
             return
         for number, line in enumerate(stream, 1):
             if line.strip():
                 name = f'{file}:{number}'
-                record = files.parse_object(decode(line, name, encoding_errors), name)
+                record = files.parse_object(line.decode(errors='replace'), name)
                 if not isinstance(record.get(field), str):
                     raise UserError(f'{name}: no text in field {field!r}, has {" ".join(record)}')
-                # JSON can hold half of a surrogate pair. UTF-8 can't, so these bytes are decoded like all others.
-                yield name, record[field].encode(errors='surrogatepass')
+                # JSON can hold half of a surrogate pair, and UTF-8 can't.
+                yield name, record[field].encode(errors='surrogatepass').decode(errors='replace')
 
 
-def _parquet_rows(file: Path, field: str) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes of the field) of each row."""
+def _parquet_rows(file: Path, field: str) -> Iterator[tuple[str, str]]:
+    """(name, text of the field) of each row."""
     table = pyarrow.parquet.ParquetFile(file)
     schema, number = table.schema_arrow, 0
     if field not in schema.names or schema.field(field).type not in (pyarrow.string(), pyarrow.large_string()):
@@ -99,4 +89,4 @@ def _parquet_rows(file: Path, field: str) -> Iterator[tuple[str, bytes]]:
             number += 1
             if data is None:
                 raise UserError(f'{file}:{number}: no text in field {field!r}, it is null')
-            yield f'{file}:{number}', data
+            yield f'{file}:{number}', data.decode(errors='replace')

@@ -50,7 +50,8 @@ def prepare_text(config: TextConfig, folder: Path | str, progress: Progress = si
         allowed = f"must be GPT-2's tokenizer.json, of {corpus.recipe.vocab_size} tokens, for {corpus.name}"
         raise FieldError('tokenizer', config.tokenizer, allowed)
     # All that decides the shards, so that any other text has a folder of its own.
-    settings = [FORMAT, corpus.name, corpus.source, config.field, config.encoding_errors, config.valid_share]
+    # 'replace' is the only value of a field that is gone; prepared folders are known by a hash with it.
+    settings = [FORMAT, corpus.name, corpus.source, config.field, 'replace', config.valid_share]
     settings.append(bpe.identity(tokenizer) if tokenizer else config.vocab_size)
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     out = root / 'tokens' / f'{corpus.name}-{key}'

@@ -19,7 +19,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add('--corpus', required=True, help=f'{names}, or tfds:NAME')
     add('--path', default='', help="the user's file, folder or glob; for tfds:NAME the folder where TFDS has it")
     add('--field', default='', help='the field with the text, in JSON lines or TFDS examples')
-    add('--encoding_errors', default='replace', choices=('replace', 'refuse'), help='for bytes that are no UTF-8')
     add('--tokenizer', default='', help='a tokenizer.json; without it one is trained')
     add('--vocab_size', type=int, help='tokens of the trained tokenizer (1024)')
     add('--valid_share', type=float, default=0.05, help='of the documents, where no split is published (0.05)')

@@ -12,11 +12,11 @@ import warnings
 from pathlib import Path
 
 from nca_jax.data.documents import Document
-from nca_jax.errors import UserError
 
 TESTS = {'test', 'tests', 'idle_test'}
 # Other people's packages, and pydoc's topics, which are prose.
 SKIPPED = TESTS | {'site-packages', 'dist-packages', 'pydoc_data'}
+# The package requires them, so that every installation has them.
 DEPENDENCIES = (
     *('absl-py', 'flax', 'grain', 'jax', 'matplotlib', 'ml-collections', 'numpy', 'optax', 'orbax-checkpoint'),
     *('rich', 'scipy', 'tensorflow-datasets', 'tokenizers'),
@@ -51,7 +51,7 @@ def docstrings() -> list[Document]:
 
 
 def docs_identity() -> list:
-    return [source_identity(), [(name, _distribution(name).version) for name in DEPENDENCIES]]
+    return [source_identity(), [(name, importlib.metadata.version(name)) for name in DEPENDENCIES]]
 
 
 def _library_files() -> list[tuple[Path, Path]]:
@@ -62,24 +62,15 @@ def _library_files() -> list[tuple[Path, Path]]:
         below[:] = [name for name in below if name not in SKIPPED and not name.startswith('config-')]
         kept = [name for name in names if name.endswith('.py') and not name.startswith('_sysconfigdata')]
         files += [(Path(folder, name), Path(folder, name).relative_to(root)) for name in kept]
-    # Some systems package the interpreter without it.
-    if not files:
-        raise UserError(f'corpus python_stdlib: no source in {root}, this interpreter came without its library')
     return sorted(files, key=lambda pair: pair[1].as_posix())
 
 
 def _package_files(dependency: str) -> list[tuple[Path, Path]]:
     """The .py files of an installed package without its tests, and their names inside it, sorted by name."""
-    names = sorted(name for name in _distribution(dependency).files or () if name.suffix == '.py')
+    names = sorted(name for name in importlib.metadata.files(dependency) if name.suffix == '.py')
+    # Some packages keep their tests beside what they test.
     kept = [name for name in names if not TESTS & set(name.parts) and not name.stem.endswith('_test')]
     return [(Path(name.locate()), Path(name)) for name in kept if Path(name.locate()).is_file()]
-
-
-def _distribution(name: str) -> importlib.metadata.Distribution:
-    try:
-        return importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError(f'corpus python_docs: {name} is not installed') from None
 
 
 def _read_source(file: Path) -> str:

@@ -30,8 +30,6 @@ class TextConfig:
     path: str
     # The field with the text, in JSON lines and TFDS examples; '' where none is needed or the corpus fixes it.
     field: str
-    # 'replace' puts U+FFFD for bytes that aren't UTF-8, 'refuse' raises.
-    encoding_errors: str
     # A tokenizer.json, or '' to train one on the training split.
     tokenizer: str
     # Tokens of the trained tokenizer, 0 where a file is given.
@@ -42,8 +40,6 @@ class TextConfig:
     cache: str
 
     def __post_init__(self):
-        errors = self.encoding_errors
-        check(errors in ('replace', 'refuse'), 'encoding_errors', errors, "must be 'replace' or 'refuse'")
         check(0 < self.valid_share < 1, 'valid_share', self.valid_share, 'must be between 0 and 1')
         size = self.vocab_size
         check_vocab(size, 'vocab_size', size)

@@ -11,14 +11,12 @@ import threading
 from pathlib import Path
 
 import nca_jax
-from nca_jax.nca.config import NCAConfig
+from nca_jax.nca.score import Candidates
 
 NICENESS = 10
 
 
-def start_search(
-    config: NCAConfig, seed: int, split: str, epoch: int, folder: Path, process: int, processes: int
-) -> subprocess.Popen:
+def start_search(candidates: Candidates, folder: Path, process: int, processes: int) -> subprocess.Popen:
     """Starts a process that does what `bank.bank` does; it ends when this process ends or drops the result."""
     packages = str(Path(nca_jax.__file__).parents[1])
     path = os.pathsep.join(filter(None, (os.environ.get('PYTHONPATH'), packages)))
@@ -31,20 +29,10 @@ def start_search(
         start_new_session=True,
         env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path},
     )
-    pickle.dump((config, seed, split, epoch, Path(folder).absolute(), process, processes), child.stdin)
+    pickle.dump((candidates, Path(folder).absolute(), process, processes), child.stdin)
     # The pipe stays open: its end tells the child that nobody waits for it.
     child.stdin.flush()
     return child
-
-
-def main() -> None:
-    """Runs in the child: reads the request, searches, saves."""
-    from nca_jax.nca import bank  # here, since the parent needs none of it
-
-    os.nice(NICENESS)
-    config, seed, split, epoch, folder, process, processes = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=exit_with_parent, daemon=True).start()
-    bank.bank(config, seed, split, epoch, folder, process=process, processes=processes)
 
 
 def exit_with_parent() -> None:
@@ -54,4 +42,9 @@ def exit_with_parent() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    from nca_jax.nca import bank  # here, since the parent needs none of it
+
+    os.nice(NICENESS)
+    candidates, folder, process, processes = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+    bank.bank(candidates, folder, process=process, processes=processes)

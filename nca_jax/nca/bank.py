@@ -6,7 +6,6 @@ import itertools
 import json
 import zipfile
 import zlib
-from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -17,11 +16,15 @@ from nca_jax import files
 from nca_jax.errors import UserError
 from nca_jax.nca import complexity, score
 from nca_jax.nca.config import NCAConfig
-from nca_jax.nca.score import Progress
+from nca_jax.nca.score import Candidates, Progress
 
+# Of the histogram of scores.
 EDGES = np.round(np.arange(0, 1.22, 0.02), 2)
 # A search gives up by its rate of accepted rules. So many more count as accepted, so that a poor start doesn't end it.
 GRACE = 10
+# The report's examples are picked from so many unfiltered candidates, at these quantiles of their scores.
+EXAMPLES_FROM = 256
+QUANTILES = {'low': (0.02, 0.08, 0.16), 'medium': (0.42, 0.5, 0.58), 'high': (0.84, 0.92, 0.98)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +44,10 @@ class Bank:
     hash: str
 
 
-def request(config: NCAConfig, seed: int, split: str, epoch: int) -> dict:
+def request(candidates: Candidates) -> dict:
     """All that decides which rules a bank holds, except the software."""
-    names = {'seed': seed, 'split': split, 'epoch': epoch}
+    config = candidates.config
+    names = {'seed': candidates.seed, 'split': candidates.split, 'epoch': candidates.epoch}
     return band_request(config) | names | {'rules_per_epoch': config.rules_per_epoch}
 
 
@@ -72,19 +76,17 @@ def digest(record: dict) -> str:
 def thresholds(config: NCAConfig, folder: Path | None = None) -> tuple[float, float]:
     """The scores between which rules are accepted: `config.band`, or its quantiles of unfiltered rules.
 
-    All seeds, splits and epochs have the same quantiles; all that use a folder take those of the first survey there.
-    Raises UserError if scores are so often equal that none lies between.
+    All that use a folder take the quantiles of the first survey there.
     """
     if config.band_by == 'score':
         return config.band
+    # All rules: no survey is needed.
     if config.band == (0, 1):
         return -np.inf, np.inf
     path = folder and Path(folder) / 'rules' / f'quantiles-{digest(band_request(config) | software())[:12]}.json'
     if not path or not path.exists():
-        scores = score.survey(config, 0, config.band_sample)
-        band = quantiles(scores, config.band)
-        if not complexity.in_band(scores, band).any():
-            raise UserError(f'band = {config.band}: no rule of {len(scores)} lies between these quantiles, {band}')
+        # Seed 0 whatever the run's seed, so that all arms of a study have the same band.
+        band = quantiles(score.survey(config, 0, config.band_sample), config.band)
         if not path:
             return band
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,48 +97,49 @@ def thresholds(config: NCAConfig, folder: Path | None = None) -> tuple[float, fl
 
 
 def quantiles(scores: np.ndarray, band: tuple[float, float]) -> tuple[float, float]:
-    """The thresholds that accept a band's share of the scores, infinite where the band reaches 0 or 1.
-
-    A score on the upper quantile is accepted, one on the lower isn't, so that neighbouring bands don't overlap.
-    """
+    """The thresholds that accept a band's share of the scores, infinite where the band reaches 0 or 1."""
+    # A score on the upper quantile is accepted, one on the lower isn't, so that neighbouring bands don't overlap.
     below, above = np.quantile(scores, band, method='inverted_cdf')
     return -np.inf if band[0] == 0 else float(below), np.inf if band[1] == 1 else float(np.nextafter(above, np.inf))
 
 
 def search(
-    config: NCAConfig,
-    seed: int,
-    split: str,
-    epoch: int,
+    candidates: Candidates,
+    folder: Path | None = None,
     progress: Progress | None = None,
-    band: tuple[float, float] | None = None,
-    blocks: Iterable[np.ndarray] | None = None,
+    process: int = 0,
+    processes: int = 1,
 ) -> Bank:
     """Scores candidates in order and keeps the first `rules_per_epoch` inside the band: a pure function.
 
-    band: the thresholds, if they are known. blocks: the scores of all blocks in order, if others help to compute them.
-    `progress(accepted, rules)` is called after each block. Raises UserError, with a histogram of the scores, after more
-    than `candidates_per_rule` candidates for each accepted rule.
+    Several processes that share the folder search together. `progress(accepted, rules)` is called after each block.
+    Raises UserError after more than `candidates_per_rule` candidates for each accepted rule.
     """
-    band, rules, scores, accepted = band or thresholds(config), config.rules_per_epoch, [], 0
-    if blocks is None:
-        blocks = (scores_R for _, _, scores_R in score.score_blocks(config, seed, split, epoch, itertools.count()))
+    config = candidates.config
+    band, rules, scores, accepted = thresholds(config, folder), config.rules_per_epoch, [], 0
+    if processes > 1:
+        blocks = score.shared_scores(candidates, scores_folder(candidates, folder), process, processes)
+    else:
+        blocks = (scores_R for _, _, scores_R in score.score_blocks(candidates, itertools.count()))
     for scores_R in blocks:
         scores.append(scores_R)
         accepted += int(complexity.in_band(scores_R, band).sum())
-        candidates = len(scores) * config.search_block
+        scored = len(scores) * config.search_block
         if progress:
             progress(min(accepted, rules), rules)
         if accepted >= rules:
             break
-        if candidates >= config.candidates_per_rule * (accepted + GRACE):
+        if scored >= config.candidates_per_rule * (accepted + GRACE):
+            # How far the band is from what this family of rules does.
+            deciles = np.quantile(np.concatenate(scores), np.linspace(0, 1, 11)).round(2).tolist()
             raise UserError(
-                f'band = {band}: {accepted} of {rules} {split} rules found among {candidates} candidates'
+                f'band = {band}: {accepted} of {rules} {candidates.split} rules found among {scored} candidates'
                 f' ({config.rule.colours} colours, {config.complexity.measure}, {config.complexity.bytes_per_token}'
-                f' bytes a token); their scores: {describe(np.concatenate(scores))}'
+                f' bytes a token); deciles of their scores: {deciles}'
             )
     scores = np.concatenate(scores)
     index_R = np.flatnonzero(complexity.in_band(scores, band))[:rules].astype('u4')
+    # Candidates after the last accepted one were scored only because blocks are whole.
     scores = scores[: index_R[-1] + 1]
     accepted_rules = {'index': index_R.tolist(), 'scores': scores[index_R].tolist()}
     return Bank(
@@ -145,33 +148,25 @@ def search(
         band=band,
         counts=np.histogram(np.minimum(scores, EDGES[-1]), EDGES)[0],
         candidates=len(scores),
-        hash=digest(request(config, seed, split, epoch) | software() | accepted_rules),
+        hash=digest(request(candidates) | software() | accepted_rules),
     )
 
 
-def describe(scores: np.ndarray) -> str:
-    """A histogram in words, by tenths, without empty bins."""
-    counts = np.histogram(np.minimum(scores, 1.0), np.arange(12) / 10)[0]
-    names = [f'{tenth / 10:.1f}-{(tenth + 1) / 10:.1f}' for tenth in range(10)] + ['1.0 and above']
-    return ', '.join(f'{name}: {count}' for name, count in zip(names, counts, strict=True) if count)
-
-
-def bank_path(config: NCAConfig, seed: int, split: str, epoch: int, folder: Path) -> Path:
+def bank_path(candidates: Candidates, folder: Path) -> Path:
     """A bank's file. Its name holds the request's hash, so that banks of other requests may lie beside it."""
-    return Path(folder) / 'rules' / f'{split}-{epoch:04d}-{digest(request(config, seed, split, epoch))[:12]}.npz'
+    name = f'{candidates.split}-{candidates.epoch:04d}-{digest(request(candidates))[:12]}.npz'
+    return Path(folder) / 'rules' / name
 
 
-def scores_folder(config: NCAConfig, seed: int, split: str, epoch: int, folder: Path) -> Path:
+def scores_folder(candidates: Candidates, folder: Path) -> Path:
     """Where processes that search together exchange scores. To be deleted once all of them have their bank."""
-    path = bank_path(config, seed, split, epoch, folder)
+    path = bank_path(candidates, folder)
+    # Processes of another version must not take these scores for theirs.
     return path.with_name(f'{path.stem}-{digest(software())[:8]}.scores')
 
 
 def bank(
-    config: NCAConfig,
-    seed: int,
-    split: str,
-    epoch: int,
+    candidates: Candidates,
     folder: Path | None,
     progress: Progress | None = None,
     process: int = 0,
@@ -179,20 +174,14 @@ def bank(
 ) -> Bank:
     """The bank of one epoch: read from `folder`/rules if it is there, else searched and saved.
 
-    Several processes that share the folder search together. Raises UserError for a file that can't be read or holds
-    another bank.
+    Raises UserError for a file that can't be read or holds another bank.
     """
     if folder is None:
-        return search(config, seed, split, epoch, progress)
-    path = bank_path(config, seed, split, epoch, folder)
-    request_hash = digest(request(config, seed, split, epoch))
+        return search(candidates, progress=progress)
+    path, request_hash = bank_path(candidates, folder), digest(request(candidates))
     if path.exists():
         return load(path, request_hash)
-    blocks = None
-    if processes > 1:
-        scores = scores_folder(config, seed, split, epoch, folder)
-        blocks = score.shared_scores(config, seed, split, epoch, scores, process, processes)
-    result = search(config, seed, split, epoch, progress, thresholds(config, folder), blocks)
+    result = search(candidates, folder, progress, process, processes)
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(path) as file:
         np.savez(file, request=request_hash, **dataclasses.asdict(result))
@@ -202,14 +191,56 @@ def bank(
 def load(path: Path, request_hash: str) -> Bank:
     """Reads a saved bank. Raises UserError unless it answers the request."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            fields = {name: arrays[name] for name in arrays.files}
-        saved_hash = str(fields.pop('request'))
-        scalars = {'candidates': int(fields.pop('candidates')), 'hash': str(fields.pop('hash'))}
-        low, high = fields.pop('band')
-        result = Bank(**fields, **scalars, band=(float(low), float(high)))
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        with np.load(path) as arrays:
+            saved_hash, (low, high) = str(arrays['request']), arrays['band'].tolist()
+            result = Bank(
+                index_R=arrays['index_R'],
+                scores_R=arrays['scores_R'],
+                band=(low, high),
+                counts=arrays['counts'],
+                candidates=int(arrays['candidates']),
+                hash=str(arrays['hash']),
+            )
+    # What NumPy raises for files that are empty, cut, spoilt or of another kind.
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f'{path}: not a readable set of rules ({error}); delete it to search again') from error
+    # The name holds a part of the hash.
     if saved_hash != request_hash:
         raise UserError(f'{path}: holds the rules of another configuration; delete it or use another folder')
     return result
+
+
+def write_examples(config: NCAConfig, seed: int, folder: Path) -> None:
+    """Writes what the report shows of the automata into the folder of a run, unless it is there.
+
+    - automata.npz: frames (9, T, Y, X), ratios, level and colours of three rules each of low, medium and high score,
+      accepted or not.
+    - complexity.json: the first training bank's band and its histogram of all candidates.
+    """
+    folder, candidates = Path(folder), Candidates(config, seed, 'train', 0)
+    # This file is written last.
+    if (folder / 'complexity.json').exists():
+        return
+    first_bank = bank(candidates, folder)
+    frames_RxTxYxX, _, scores_R = score.trajectories(candidates, EXAMPLES_FROM)
+    ranks = [int(q * (EXAMPLES_FROM - 1)) for quantiles in QUANTILES.values() for q in quantiles]
+    shown_9 = np.argsort(scores_R, kind='stable')[ranks]
+    np.savez_compressed(
+        folder / 'automata.npz',
+        frames=frames_RxTxYxX[shown_9],
+        ratios=scores_R[shown_9],
+        level=np.repeat(list(QUANTILES), 3),
+        colours=config.rule.colours,
+    )
+    record = {
+        'score': config.complexity.measure,
+        'bytes_per_token': config.complexity.bytes_per_token,
+        # JSON has no infinity, and the histogram ends here.
+        'band': np.clip(first_bank.band, EDGES[0], EDGES[-1]).tolist(),
+        'candidates': first_bank.candidates,
+        'accepted': len(first_bank.index_R),
+        'edges': EDGES.tolist(),
+        'counts': first_bank.counts.tolist(),
+        'spec': dataclasses.asdict(config),
+    }
+    files.write(folder / 'complexity.json', json.dumps(record, indent=1) + '\n')

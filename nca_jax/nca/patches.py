@@ -50,6 +50,7 @@ def encode(vocab: PatchVocab, grid_TxYxX: jax.Array) -> jax.Array:
     frames, height, width = grid_TxYxX.shape
     side = vocab.patch
     blocks = grid_TxYxX.astype(jnp.int32).reshape(frames, height // side, side, width // side, side)
+    # Products of whole planes, since integer matrix products are slow.
     token_TxPyxPx = sum(
         vocab.colours ** (row * side + column) * blocks[:, :, row, :, column]
         for row in range(side)

@@ -13,6 +13,9 @@ from nca_jax import keys
 from nca_jax.errors import check
 from nca_jax.nca.rule import Rule, RuleSpec
 
+# (dy, dx) of the neighbourhood, in the order of the kernel.
+OFFSETS = tuple(itertools.product((-1, 0, 1), repeat=2))
+# Float32 on every backend: accelerators would round to bfloat16 or tf32, and the dynamics are chaotic.
 EXACT = lax.Precision.HIGHEST
 # Entries of a row's table. Three such tables take 192 kB, which still fits a core's cache.
 MAX_TABLE = 4096
@@ -44,27 +47,9 @@ def start_grid(spec: RuleSpec, key: jax.Array) -> jax.Array:
     return jax.random.categorical(keys.key(key, 'cells'), logits_C, shape=shape).astype(jnp.uint8)
 
 
-def fold(spec: RuleSpec, rule: Rule) -> jax.Array:
-    """The 3x3 kernel over one-hot colours, (3, 3, C, H), that includes the channels' wrap-around and the bias."""
-    kernel_3x3xCxH = rule['w1']
-    if spec.padding == 'channel_wrap':
-        first, last = kernel_3x3xCxH[:, :, 0], kernel_3x3xCxH[:, :, -1]
-        kernel_3x3xCxH = kernel_3x3xCxH[:, :, 1:-1].at[:, :, -1].add(first).at[:, :, 0].add(last)
-    # Exactly one colour of the centre cell is hot, so the bias is added once.
-    bias_CxH = jnp.broadcast_to(rule['b1'], kernel_3x3xCxH.shape[2:])
-    return kernel_3x3xCxH.at[1, 1].add(bias_CxH)
-
-
-def row_tables(kernel_3x3xCxH: jax.Array) -> jax.Array:
-    """Table of the sums that any three neighbouring cells of a row contribute to the convolution, (3, C^3, H)."""
-    left, middle, right = kernel_3x3xCxH[:, 0], kernel_3x3xCxH[:, 1], kernel_3x3xCxH[:, 2]
-    table = left[:, :, None, None] + middle[:, None, :, None] + right[:, None, None, :]
-    return table.reshape(3, -1, kernel_3x3xCxH.shape[-1])
-
-
-def look_up(table: jax.Array, *colour_YxX: jax.Array) -> jax.Array:
-    """`table[colour_YxX, ...]` without the bounds check of JAX's indexing."""
-    return table.at[colour_YxX].get(mode='promise_in_bounds')
+def look_up(table: jax.Array, index_YxX: jax.Array) -> jax.Array:
+    # Without the bounds check of JAX's indexing.
+    return table.at[index_YxX].get(mode='promise_in_bounds')
 
 
 def shifted(grid_YxX: jax.Array, dy: int, dx: int) -> jax.Array:
@@ -72,37 +57,43 @@ def shifted(grid_YxX: jax.Array, dy: int, dx: int) -> jax.Array:
     return jnp.roll(grid_YxX, (-dy, -dx), (0, 1))
 
 
-def perceive_rows(table_3xNxH: jax.Array, grid_YxX: jax.Array, colours: int) -> jax.Array:
-    """Hidden channels, (Y, X, H): one look-up for the three cells of each row of the neighbourhood."""
-    row_YxX = (shifted(grid_YxX, 0, -1) * colours + grid_YxX) * colours + shifted(grid_YxX, 0, 1)
-    return sum(look_up(table_3xNxH[dy + 1], shifted(row_YxX, dy, 0)) for dy in (-1, 0, 1))
+def make_perceive(spec: RuleSpec, rule: Rule) -> Callable[[jax.Array], jax.Array]:
+    """The 3x3 convolution `grid_YxX -> hidden_YxXxH` over one-hot colours, computed as `spec.perceive` says."""
+    kernel_3x3xCxH = rule['w1']
+    if spec.padding == 'channel_wrap':
+        # The outermost channels see the last and the first colour.
+        first, last = kernel_3x3xCxH[:, :, 0], kernel_3x3xCxH[:, :, -1]
+        kernel_3x3xCxH = kernel_3x3xCxH[:, :, 1:-1].at[:, :, -1].add(first).at[:, :, 0].add(last)
+    # Exactly one colour of the centre cell is hot, so the bias is added once.
+    bias_CxH = jnp.broadcast_to(rule['b1'], kernel_3x3xCxH.shape[2:])
+    kernel_3x3xCxH = kernel_3x3xCxH.at[1, 1].add(bias_CxH)
+    if spec.perceive == 'one_hot':
+        return functools.partial(perceive_one_hot, kernel_3x3xCxH)
 
+    def by_cells(grid_YxX: jax.Array) -> jax.Array:
+        return sum(look_up(kernel_3x3xCxH[dy + 1, dx + 1], shifted(grid_YxX, dy, dx)) for dy, dx in OFFSETS)
 
-def perceive_cells(kernel_3x3xCxH: jax.Array, grid_YxX: jax.Array) -> jax.Array:
-    """Hidden channels, (Y, X, H): one look-up for each of the nine cells."""
-    offsets = itertools.product((-1, 0, 1), repeat=2)
-    return sum(look_up(kernel_3x3xCxH[dy + 1, dx + 1], shifted(grid_YxX, dy, dx)) for dy, dx in offsets)
+    if spec.colours**3 > MAX_TABLE:
+        return by_cells
+    # A row's three cells together are one of C^3, so a third of the look-ups finds the same sums: table (3, C^3, H).
+    left, middle, right = kernel_3x3xCxH[:, 0], kernel_3x3xCxH[:, 1], kernel_3x3xCxH[:, 2]
+    table = left[:, :, None, None] + middle[:, None, :, None] + right[:, None, None, :]
+    table = table.reshape(3, -1, spec.hidden)
+
+    def by_rows(grid_YxX: jax.Array) -> jax.Array:
+        row_YxX = (shifted(grid_YxX, 0, -1) * spec.colours + grid_YxX) * spec.colours + shifted(grid_YxX, 0, 1)
+        return sum(look_up(table[dy + 1], shifted(row_YxX, dy, 0)) for dy in (-1, 0, 1))
+
+    return by_rows
 
 
 def perceive_one_hot(kernel_3x3xCxH: jax.Array, grid_YxX: jax.Array) -> jax.Array:
-    """Hidden channels, (Y, X, H): the kernel times one-hot neighbours, for machines that multiply faster than they look
-    up."""
+    """The convolution as a product, for machines that multiply faster than they look up."""
     colours, hidden = kernel_3x3xCxH.shape[2:]
-    offsets = itertools.product((-1, 0, 1), repeat=2)
-    colour_9xS = jnp.stack([shifted(grid_YxX, dy, dx).reshape(-1) for dy, dx in offsets])
+    colour_9xS = jnp.stack([shifted(grid_YxX, dy, dx).reshape(-1) for dy, dx in OFFSETS])
     seen_9xCxS = jax.nn.one_hot(colour_9xS, colours, axis=1)
     kernel_9xCxH = kernel_3x3xCxH.reshape(9, colours, hidden)
     return jnp.einsum('ncs,nch->sh', seen_9xCxS, kernel_9xCxH, precision=EXACT).reshape(*grid_YxX.shape, hidden)
-
-
-def make_perceive(spec: RuleSpec, rule: Rule) -> Callable[[jax.Array], jax.Array]:
-    """The 3x3 convolution `grid_YxX -> hidden_YxXxH`, computed as `spec.perceive` says; tables are made once, here."""
-    kernel_3x3xCxH = fold(spec, rule)
-    if spec.perceive == 'one_hot':
-        return functools.partial(perceive_one_hot, kernel_3x3xCxH)
-    if spec.colours**3 > MAX_TABLE:
-        return functools.partial(perceive_cells, kernel_3x3xCxH)
-    return functools.partial(perceive_rows, row_tables(kernel_3x3xCxH), colours=spec.colours)
 
 
 def weigh(planes: Sequence[jax.Array], kernel_IxJ: jax.Array, bias_J: jax.Array) -> list[jax.Array]:
@@ -116,7 +107,7 @@ def weigh(planes: Sequence[jax.Array], kernel_IxJ: jax.Array, bias_J: jax.Array)
 
 
 def colour_logits(spec: RuleSpec, rule: Rule, hidden_SxH: jax.Array, colour_S: jax.Array) -> list[jax.Array]:
-    """Logits of the next colours of S cells, not yet divided by the temperature: one plane (S) per colour."""
+    """Logits of the next colours of S cells, before the temperature: one plane (S) per colour."""
     hidden = [hidden_SxH[:, channel] for channel in range(spec.hidden)]
     features = [jax.nn.relu(plane) for plane in weigh(hidden, rule['w2'], rule['b2'])]
     logits = weigh(features, rule['w3'], rule['b3'])
@@ -126,14 +117,12 @@ def colour_logits(spec: RuleSpec, rule: Rule, hidden_SxH: jax.Array, colour_S: j
 
 
 def sample(spec: RuleSpec, logits: Sequence[jax.Array], key: jax.Array, step: jax.Array) -> jax.Array:
-    """Next colours, int32 (S), from softmax(logits / temperature); `logits` has one plane (S) per colour.
-
-    The inverse CDF is exact up to the 2^-23 grain of a float32 uniform number.
-    """
+    """Next colours, int32 (S), from softmax(logits / temperature); `logits` has one plane (S) per colour."""
     if spec.temperature == 0:
         return jnp.argmax(jnp.stack(logits), 0).astype(jnp.int32)
     if spec.sampler == 'gumbel':
         return jax.random.categorical(keys.key(key, step), jnp.stack(logits) / spec.temperature, axis=0)
+    # The inverse CDF, exact up to the 2^-23 grain of a float32 uniform number.
     # Subtracting before the division keeps small differences at low temperatures.
     largest_S = functools.reduce(jnp.maximum, logits)
     weights = [jnp.exp((logit_S - largest_S) / spec.temperature) for logit_S in logits]
@@ -144,10 +133,7 @@ def sample(spec: RuleSpec, logits: Sequence[jax.Array], key: jax.Array, step: ja
 
 
 def rollout(spec: RolloutSpec, rule: Rule, key: jax.Array, start_YxX: jax.Array | None = None) -> jax.Array:
-    """The frames of one trajectory, uint8 (T, Y, X).
-
-    `start_YxX` replaces the random start. The arithmetic is float32 at full precision on every backend.
-    """
+    """The frames of one trajectory, uint8 (T, Y, X); `start_YxX` replaces the random start."""
     family = spec.rule
     shape = (family.height, family.width)
     perceive = make_perceive(family, rule)

@@ -75,47 +75,48 @@ class RuleSpec:
         """Input channels of the 3x3 convolution."""
         return self.colours + 2 * (self.padding == 'channel_wrap')
 
-    def for_platform(self, platform: str) -> 'RuleSpec':
-        """The spec with `perceive` decided for a JAX platform ('cpu', 'gpu', 'tpu')."""
-        if self.perceive != 'auto':
-            return self
-        return dataclasses.replace(self, perceive='one_hot' if platform == 'tpu' else 'table')
-
 
 def init_rule(spec: RuleSpec, key: jax.Array) -> Rule:
     """A rule of the spec's family.
 
     Returns w1 (3, 3, channels, hidden), b1, w2 (hidden, features), b2, w3 (features, colours), b3, float32.
     """
+    shapes = {
+        'w1': (3, 3, spec.channels, spec.hidden),
+        'w2': (spec.hidden, spec.features),
+        'w3': (spec.features, spec.colours),
+    }
+    biases = {name.replace('w', 'b'): jnp.zeros(shape[-1]) for name, shape in shapes.items()}
     if spec.family == 'random':
-        return random_rule(spec, key)
+        return random_kernels(shapes, key) | biases
     family = named_family(spec.family)
     if family.rule is None:
         lives_Z = jax.random.bernoulli(key, 0.5, (family.codes,))
     else:
         lives_Z = jnp.array([bool(family.rule >> code & 1) for code in range(family.codes)])
-    return named_rule(spec, family.place_3x3, lives_Z)
+    # All values are small integers, exact in float32.
+    w1, w2, w3 = map(jnp.zeros, shapes.values())
+    # The first hidden channel is the code z.
+    w1 = w1.at[:, :, 1, 0].set(jnp.array(family.place_3x3, jnp.float32))
+    # The features are relu(z + 1), relu(z), relu(z - 1), ...
+    w2 = w2.at[0, : family.codes].set(1.0)
+    biases['b2'] = biases['b2'].at[: family.codes].set(1.0 - jnp.arange(family.codes))
+    # Colour 1's logit is piecewise linear in z, 1 where the cell lives and -1 where it dies; colour 0's is 0. The
+    # weight of a relu is the change of slope at its kink.
+    slope_Z = jnp.diff(jnp.where(lives_Z, 1.0, -1.0), prepend=0.0)
+    w3 = w3.at[: family.codes, 1].set(jnp.diff(slope_Z, prepend=0.0))
+    return {'w1': w1, 'w2': w2, 'w3': w3} | biases
 
 
-def random_rule(spec: RuleSpec, key: jax.Array) -> Rule:
-    """A random network: kernels LeCun-normal (truncated, variance 1/fan_in), biases zero."""
-    shapes = kernel_shapes(spec)
+def random_kernels(shapes: dict[str, tuple[int, ...]], key: jax.Array) -> Rule:
+    """Kernels of a random network: LeCun-normal (truncated, variance 1/fan_in)."""
     sizes = [math.prod(shape) for shape in shapes.values()]
     # One draw for all kernels compiles much faster than three.
     normal = jax.random.truncated_normal(key, -2, 2, (sum(sizes),)) / TRUNCATED_STD
     parts = jnp.split(normal, list(itertools.accumulate(sizes))[:-1])
-    kernels = {
+    return {
         name: part.reshape(shape) * math.prod(shape[:-1]) ** -0.5
         for (name, shape), part in zip(shapes.items(), parts, strict=True)
-    }
-    return kernels | {name.replace('w', 'b'): jnp.zeros(shape[-1]) for name, shape in shapes.items()}
-
-
-def kernel_shapes(spec: RuleSpec) -> dict[str, tuple[int, ...]]:
-    return {
-        'w1': (3, 3, spec.channels, spec.hidden),
-        'w2': (spec.hidden, spec.features),
-        'w3': (spec.features, spec.colours),
     }
 
 
@@ -144,22 +145,3 @@ def named_family(name: str) -> NamedFamily:
         return NamedFamily(((1, 1, 1), (1, 9, 1), (1, 1, 1)), 18, rule if code else None)
     allowed = 'random, elementary, life, elementary:0 to elementary:255, or life:B3/S23 and such'
     raise FieldError('family', name, allowed)
-
-
-def named_rule(spec: RuleSpec, place_3x3: tuple[tuple[int, ...], ...], lives_Z: jax.Array) -> Rule:
-    """The network under which a cell with code z (see NamedFamily) lives next if lives_Z[z].
-
-    The first hidden channel is z; the features are relu(z + 1), relu(z), relu(z - 1), ... Colour 1's logit is the
-    piecewise linear function of z through 1 where the cell lives and -1 where it dies; colour 0's is 0. All values are
-    small integers, exact in float32.
-    """
-    codes = lives_Z.size
-    logit_Z = jnp.where(lives_Z, 1.0, -1.0)
-    slope_Z = jnp.diff(logit_Z, prepend=0.0)
-    rule = {name: jnp.zeros(shape) for name, shape in kernel_shapes(spec).items()}
-    rule['w1'] = rule['w1'].at[:, :, 1, 0].set(jnp.array(place_3x3, jnp.float32))
-    rule['w2'] = rule['w2'].at[0, :codes].set(1.0)
-    # A relu's weight is the change of slope at its kink.
-    rule['w3'] = rule['w3'].at[:codes, 1].set(jnp.diff(slope_Z, prepend=0.0))
-    biases = {name.replace('w', 'b'): jnp.zeros(kernel.shape[-1]) for name, kernel in rule.items()}
-    return rule | biases | {'b2': biases['b2'].at[:codes].set(1.0 - jnp.arange(codes))}

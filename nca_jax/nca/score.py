@@ -1,7 +1,4 @@
-"""Scores of candidate rules, computed on the CPU by threads, and by several processes together.
-
-A candidate is a number, from which its weights follow; so is a rule once it is accepted.
-"""
+"""Scores of candidate rules, computed on the CPU by threads, and by several processes together."""
 
 import collections
 import concurrent.futures
@@ -12,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -28,13 +26,24 @@ from nca_jax.nca.rule import Rule, RuleSpec, init_rule
 PATIENCE_S = 600.0
 POLL_S = 0.02
 
+# Takes the done part and the whole.
 Progress = Callable[[int, int], None]
 # Frames (R, T, Y, X), patch tokens without delimiters (R, L) and scores (R).
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
+class Candidates(NamedTuple):
+    """The rules that a search looks through: candidate 0, 1, 2, ... Its number decides a rule's weights."""
+
+    config: NCAConfig
+    seed: int
+    # Other splits and epochs have other candidates.
+    split: str
+    epoch: int
+
+
 def candidate(spec: RuleSpec, root: jax.Array, split: str | jax.Array, epoch: jax.Array, index: jax.Array) -> Rule:
-    """The weights of candidate `index`; `root` is the seed's key. Other splits and epochs have other candidates.
+    """The weights of candidate `index`; `root` is the seed's key.
 
     `split` is a name, or its crc32 where one compiled function serves all splits (see `keys.key`).
     """
@@ -65,11 +74,12 @@ def host_cpu() -> jax.Device:
         raise UserError(f'JAX_PLATFORMS = {jax.config.jax_platforms!r}: {allowed}') from None
 
 
-def score_block(config: NCAConfig, seed: int, split: str, epoch: int, block: int) -> Block:
+def score_block(candidates: Candidates, block: int) -> Block:
     """Scores the `search_block` candidates from block * search_block on.
 
     Call it in a thread for which no mesh is set: the mesh would decide where it runs.
     """
+    config = candidates.config
     # The change rate is about single updates.
     stride = 1 if config.complexity.measure == 'change_rate' else config.stride
     # On a CPU, by look-ups: so every machine accepts the same rules, and a search never waits for an accelerator.
@@ -77,13 +87,12 @@ def score_block(config: NCAConfig, seed: int, split: str, epoch: int, block: int
     spec = RolloutSpec(rule, config.burn_in, stride, config.complexity.frames)
     index_R = np.arange(config.search_block, dtype=np.uint32) + np.uint32(block * config.search_block)
     with jax.default_device(host_cpu()):
-        names = keys.key(seed), keys.crc32(split), np.uint32(epoch)
-        frames, tokens = scored_trajectories(spec, config.vocab, *names, index_R)
-    frames, tokens = np.asarray(frames), np.asarray(tokens)
+        names = keys.key(candidates.seed), keys.crc32(candidates.split), np.uint32(candidates.epoch)
+        frames, tokens = map(np.asarray, scored_trajectories(spec, config.vocab, *names, index_R))
     return frames, tokens, complexity.scores(config.complexity, frames, tokens)
 
 
-def score_blocks(config: NCAConfig, seed: int, split: str, epoch: int, blocks: Iterable[int]) -> Iterator[Block]:
+def score_blocks(candidates: Candidates, blocks: Iterable[int]) -> Iterator[Block]:
     """`score_block` of each block, in order, computed ahead by as many threads as cores.
 
     The caller's mesh and transfer guard don't reach the threads.
@@ -97,25 +106,26 @@ def score_blocks(config: NCAConfig, seed: int, split: str, epoch: int, blocks: I
     pending = collections.deque()
     try:
         for block in blocks:
-            pending.append(pool.submit(score_block, config, seed, split, epoch, block))
+            pending.append(pool.submit(score_block, candidates, block))
+            # Deep enough that no thread waits for the caller, and no deeper, since blocks may be endless.
             if len(pending) > 2 * cores:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
     finally:
+        # Also where the caller has enough and drops this generator.
         pool.shutdown(cancel_futures=True)
 
 
-def shared_scores(
-    config: NCAConfig, seed: int, split: str, epoch: int, folder: Path, process: int, processes: int
-) -> Iterator[np.ndarray]:
+def shared_scores(candidates: Candidates, folder: Path, process: int, processes: int) -> Iterator[np.ndarray]:
     """The scores of all blocks in order. Process k computes each block that is k modulo `processes`.
 
-    Processes read each other's scores from `folder`, so that no device takes part: a collective beside training would
-    come in another order on each process. Raises UserError if another process's scores don't come.
+    Raises UserError if another process's scores don't come.
     """
+    # Through files, so that no device takes part: a collective beside training would come in another order on each
+    # process.
     folder.mkdir(parents=True, exist_ok=True)
-    own = score_blocks(config, seed, split, epoch, itertools.count(process, processes))
+    own = score_blocks(candidates, itertools.count(process, processes))
     for block in itertools.count():
         path = folder / f'{block:06d}.npy'
         if block % processes == process:
@@ -142,19 +152,19 @@ def wait_for(path: Path, process: int) -> np.ndarray:
         raise UserError(f'{path}: not the scores of process {process} ({error}); delete the folder') from None
 
 
-def trajectories(
-    config: NCAConfig, seed: int, split: str, epoch: int, count: int, progress: Progress | None = None
-) -> Block:
+def trajectories(candidates: Candidates, count: int, progress: Progress | None = None) -> Block:
     """Frames, patch tokens and scores of the first `count` candidates, accepted or not."""
-    blocks = []
-    for block in score_blocks(config, seed, split, epoch, range(-(-count // config.search_block))):
+    size, blocks = candidates.config.search_block, []
+    for block in score_blocks(candidates, range(-(-count // size))):
         blocks.append(block)
         if progress:
-            progress(min(len(blocks) * config.search_block, count), count)
+            progress(min(len(blocks) * size, count), count)
+    # The last block may hold more.
     frames, tokens, scores = (np.concatenate(parts)[:count] for parts in zip(*blocks, strict=True))
     return frames, tokens, scores
 
 
 def survey(config: NCAConfig, seed: int, count: int, progress: Progress | None = None) -> np.ndarray:
-    """Scores (count) of unfiltered rules that no split trains or validates on."""
-    return trajectories(config, seed, 'survey', 0, count, progress)[2]
+    """Scores (count) of unfiltered rules."""
+    # A split of its own, so that nothing trains or validates on them.
+    return trajectories(Candidates(config, seed, 'survey', 0), count, progress)[2]

@@ -24,6 +24,7 @@ def sequence(
     config: NCAConfig, length: int, root: jax.Array, split: str, epoch: jax.Array, index: jax.Array, number: jax.Array
 ) -> jax.Array:
     """The first `length` tokens of trajectory `number` under the rule that is candidate `index`, int32 (length)."""
+    # Rounded up: the last grid may be cut.
     frames = -(-length // config.tokens_per_grid)
     rule = score.candidate(config.rule, root, rules_split(config, split), epoch, index)
     frames_TxYxX = rollout(config.rollout(frames), rule, keys.key(root, 'rollout', split, number))
@@ -37,13 +38,15 @@ def rules_split(config: NCAConfig, split: str) -> str:
 
 
 def shuffle(config: NCAConfig, tokens_L: jax.Array, key: jax.Array) -> jax.Array:
-    """The tokens in the order of the control `config.shuffle`. Delimiters, and a cut last grid, stay where they are."""
+    """The tokens in the order of the control `config.shuffle`."""
     size = config.tokens_per_grid
     if config.shuffle == 'tokens':
+        # Delimiters stay where they are, so that only the dynamics are gone.
         place_L = np.arange(tokens_L.size) % size
         patch_places = np.flatnonzero((place_L > 0) & (place_L < size - 1))
         return tokens_L.at[patch_places].set(jax.random.permutation(key, tokens_L[patch_places]))
     if config.shuffle == 'frames':
+        # A cut last grid stays, since another one's place has more tokens.
         complete = tokens_L.size // size * size
         grids_TxS = tokens_L[:complete].reshape(-1, size)
         return tokens_L.at[:complete].set(jax.random.permutation(key, grids_TxS).reshape(-1))
@@ -51,16 +54,16 @@ def shuffle(config: NCAConfig, tokens_L: jax.Array, key: jax.Array) -> jax.Array
 
 
 def make_sequences(config: NCAConfig, length: int, split: str, sharding: NamedSharding) -> Callable:
-    """A jitted `(root, names_Bx3) -> tokens_BxL`; a row's names are its epoch, candidate and sequence number.
-
-    Each device computes its own rows. The number of devices doesn't change the tokens.
-    """
+    """A jitted `(root, names_Bx3) -> tokens_BxL`; a row's names are its epoch, candidate and sequence number."""
     rows = sharding.spec[0] if sharding.spec else None
-    config = dataclasses.replace(config, rule=config.rule.for_platform(sharding.mesh.devices.flat[0].platform))
+    # Look-ups are slow on TPUs; elsewhere 'auto' is 'table'.
+    if config.rule.perceive == 'auto' and sharding.mesh.devices.flat[0].platform == 'tpu':
+        config = dataclasses.replace(config, rule=dataclasses.replace(config.rule, perceive='one_hot'))
 
     def one_block(root, names_Rx3):
         return jax.vmap(lambda names: sequence(config, length, root, split, *names))(names_Rx3)
 
+    # Each device computes its own rows.
     # Blocks of one shape, the last one padded, on any number of devices: another shape may round differently.
     def local(root, names_Bx3):
         count = names_Bx3.shape[0]
@@ -76,6 +79,7 @@ def make_sequences(config: NCAConfig, length: int, split: str, sharding: NamedSh
 def epochs(config: NCAConfig, batch: int, steps: int) -> int:
     """The number of banks that the first `steps` batches take their rules from."""
     per_epoch = config.rules_per_epoch * config.trajectories_per_rule
+    # A run of no steps has a bank too, whose hash its manifest holds.
     return max(1, -(-steps * batch // per_epoch)) if config.fresh_rules else 1
 
 
@@ -97,12 +101,12 @@ class Banks:
     ):
         self._request = config, seed, rules_split(config, split)
         self._folder, self._epochs, self._progress = folder, epochs, progress
-        self._process, self._processes = jax.process_index(), jax.process_count()
+        self._place = jax.process_index(), jax.process_count()
         # By epoch; None where the bank was saved before.
         self._searches: dict[int, subprocess.Popen | None] = {}
         # A batch may hold sequences of two epochs.
         self._bank = functools.lru_cache(maxsize=2)(self._get)
-        if self._processes > 1 and folder is None:
+        if jax.process_count() > 1 and folder is None:
             raise UserError('several processes need a folder that all of them share to find their rules in')
 
     def __call__(self, epoch: int) -> bank.Bank:
@@ -112,20 +116,21 @@ class Banks:
         """Starts to search an epoch's bank beside training, unless that is done, under way or not needed."""
         if self._folder is None or epoch >= self._epochs or epoch in self._searches:
             return
-        saved = bank.bank_path(*self._request, epoch, self._folder).exists()
-        place = self._folder, self._process, self._processes
-        self._searches[epoch] = None if saved else ahead.start_search(*self._request, epoch, *place)
+        candidates = score.Candidates(*self._request, epoch)
+        saved = bank.bank_path(candidates, self._folder).exists()
+        self._searches[epoch] = None if saved else ahead.start_search(candidates, self._folder, *self._place)
 
     def _get(self, epoch: int) -> bank.Bank:
         search = self._searches.pop(epoch, None)
         if search:
             # If it failed, no file is there: the search below finds out why.
             search.wait()
-        place = self._folder, self._progress, self._process, self._processes
-        result = bank.bank(*self._request, epoch, *place)
-        if self._processes > 1:
-            distributed.agree(result.hash, f'{self._request[-1]} rules of epoch {epoch}')
-            shutil.rmtree(bank.scores_folder(*self._request, epoch, self._folder), ignore_errors=True)
+        candidates = score.Candidates(*self._request, epoch)
+        result = bank.bank(candidates, self._folder, self._progress, *self._place)
+        if jax.process_count() > 1:
+            distributed.agree(result.hash, f'{candidates.split} rules of epoch {epoch}')
+            # All have their bank, so nobody reads the scores any more.
+            shutil.rmtree(bank.scores_folder(candidates, self._folder), ignore_errors=True)
         return result
 
 
@@ -135,7 +140,7 @@ def make_stream(
     """`stream(step) -> Batch` of `batch` sequences, sharded over axis 0 as `sharding` says.
 
     Row r of step s is sequence n = s * batch + r, with its own rollout key and the rule n modulo `rules_per_epoch` of
-    its epoch's bank. The next epoch's bank is searched while this one is in use.
+    its epoch's bank.
     """
     root = functools.cache(jax.jit(lambda: keys.key(seed), out_shardings=NamedSharding(sharding.mesh, PartitionSpec())))
     sequences = make_sequences(config, length + 1, split, sharding)
@@ -147,6 +152,7 @@ def make_stream(
         epoch_B = number_B // per_epoch if config.fresh_rules else np.zeros(batch, int)
         entry_B = number_B % per_epoch % config.rules_per_epoch
         index_B = [banks(int(epoch)).index_R[entry] for epoch, entry in zip(epoch_B, entry_B, strict=True)]
+        # Rules are found while the device trains, so that the next epoch needn't wait for them.
         banks.search_ahead(int(epoch_B[-1]) + 1)
         names_Bx3 = np.stack([epoch_B, index_B, number_B], 1).astype(np.uint32)
         # These few integers are all that a batch transfers.
