@@ -12,16 +12,14 @@ import sys
 import time
 from types import ModuleType
 
-import rich.progress
-
 from nca_jax import config as configs
 from nca_jax import experiment, files, folders, transfer
 from nca_jax.config import Config
-from nca_jax.errors import BAD_INPUT, FAILED, INTERRUPTED, PREEMPTED, UserError, check
+from nca_jax.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, PREEMPTED, UserError, check
+from nca_jax.progress import bars
 from nca_jax.report import write as report
 
 POLL_SECONDS = 1.0
-LINE_SECONDS = 60.0
 # Lines of a failed run's log that are shown.
 TAIL = 8
 PR_SET_PDEATHSIG = 1
@@ -55,13 +53,10 @@ class Job:
         lines = files.read_lines(path)
         return files.parse_object(lines[-1], f'{path}:{len(lines)}') if lines else None
 
-    def progress(self) -> tuple[int, str]:
-        """Tokens trained so far, and the last record in a few words."""
+    def trained(self) -> int:
+        """Tokens trained so far."""
         last = self.last_record()
-        if last is None:
-            return 0, 'preparing'
-        loss = f'loss {last["loss"]:.3f}' if 'loss' in last else last['kind']
-        return last['tokens'], f'step {last["step"]}, {loss}'
+        return last['tokens'] if last else 0
 
     def is_finished(self) -> bool:
         """Whether the folder holds this very run, done. Raises UserError where it holds another config's."""
@@ -97,7 +92,7 @@ def run_study(file: pathlib.Path, study: str, out: pathlib.Path | None, workers:
     todo = [job for job in jobs if not job.is_finished()]
     print(f'{file.stem}: {len(jobs)} runs in {out}, {len(jobs) - len(todo)} of them finished before', flush=True)
     code = train_all(todo, workers or len(cores) or 1, cores)
-    if code == 0:
+    if code == DONE:
         report.write([str(out)], out / 'report', baseline=None)
         phases = collections.Counter()
         for job in jobs:
@@ -142,7 +137,8 @@ def train_all(todo: list[Job], workers: int, cores: list[int]) -> int:
     interrupted: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: interrupted.append(number))
-    with Display(todo) as display:
+    total = sum(job.tokens for job in todo)
+    with bars() as progress:
         while waiting or running:
             unfinished = {job.name for job in waiting + running}
             ready = [job for job in waiting if job.parent not in unfinished]
@@ -151,24 +147,26 @@ def train_all(todo: list[Job], workers: int, cores: list[int]) -> int:
                 running.append(job)
                 job.core = free.pop() if free else None
                 launch(job)
-                display.say(f'{job.name}: started')
+                print(f'{job.name}: started', flush=True)
             time.sleep(POLL_SECONDS)
-            display.update(running)
+            progress('all runs', sum(job.trained() for job in todo), total)
+            for job in running:
+                progress(job.name, job.trained(), job.tokens)
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
                 free += [job.core] if job.core is not None else []
                 # One failure ends the study: the others likely fail alike, and the report needs all runs.
                 if job.process.returncode:
                     stop(running)
-                    display.say(f'{job.name} failed, exit code {job.process.returncode}; {job.log} ends with:')
-                    display.say('\n'.join(job.log.read_text().splitlines()[-TAIL:]))
+                    print(f'{job.name} failed, exit code {job.process.returncode}; {job.log} ends with:')
+                    print('\n'.join(job.log.read_text().splitlines()[-TAIL:]), flush=True)
                     return BAD_INPUT if job.process.returncode == BAD_INPUT else FAILED
-                display.say(f'{job.name}: done, {job.progress()[1]}')
+                print(f'{job.name}: done, step {job.last_record()["step"]}', flush=True)
             if interrupted:
                 stop(running)
-                display.say('interrupted; the same command goes on from here')
+                print('interrupted; the same command goes on from here', flush=True)
                 return INTERRUPTED if interrupted[0] == signal.SIGINT else PREEMPTED
-    return 0
+    return DONE
 
 
 def launch(job: Job) -> None:
@@ -198,43 +196,3 @@ def stop(running: list[Job]) -> None:
         job.process.terminate()
     for job in running:
         job.process.wait()
-
-
-class Display:
-    """The tokens of all runs as a bar on a terminal; elsewhere as a line a minute."""
-
-    def __init__(self, todo: list[Job]):
-        self._todo, self._start, self._last_line = todo, time.time(), time.time()
-        self._is_terminal = sys.stdout.isatty()
-        # The rate and the time left count what this call does, not what an earlier one did.
-        self._before = sum(job.progress()[0] for job in todo)
-        self._total = sum(job.tokens for job in todo) - self._before
-        left = rich.progress.TimeRemainingColumn(elapsed_when_finished=True)
-        status = rich.progress.TextColumn('{task.description}')
-        columns = rich.progress.BarColumn(), rich.progress.TaskProgressColumn(), left, status
-        self._progress = rich.progress.Progress(*columns, disable=not self._is_terminal)
-        self._bar = self._progress.add_task('', total=self._total)
-
-    def __enter__(self) -> 'Display':
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def say(self, line: str) -> None:
-        if self._is_terminal:
-            # Above the bar.
-            self._progress.console.print(line, highlight=False)
-        else:
-            print(line, flush=True)
-
-    def update(self, running: list[Job]) -> None:
-        done = sum(job.progress()[0] for job in self._todo) - self._before
-        rate = done / (time.time() - self._start)
-        status = '; '.join([f'{rate:,.0f} tokens/s', *(f'{job.name} {job.progress()[1]}' for job in running)])
-        self._progress.update(self._bar, completed=done, description=status)
-        if not self._is_terminal and time.time() - self._last_line > LINE_SECONDS:
-            self._last_line = time.time()
-            left = f'{(self._total - done) / rate / 60:.0f} min left' if done else 'no rate yet'
-            self.say(f'{done / 1e6:.1f}M of {self._total / 1e6:.1f}M tokens, {left}: {status}')

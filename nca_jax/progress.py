@@ -1,11 +1,14 @@
 """Progress callbacks and terminal bars."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 
 from rich import console as rich_console
 from rich import progress as rich_progress
 from rich import text
+
+LINE_SECONDS = 60.0
 
 # Arguments: stage, done, total (None: unknown).
 Progress = Callable[[str, int, int | None], None]
@@ -26,7 +29,7 @@ class RateColumn(rich_progress.ProgressColumn):
 
 @contextlib.contextmanager
 def bars() -> Iterator[Progress]:
-    """A callback that shows a bar on stderr for each stage. Where stderr is a file, it gets the last state alone."""
+    """A callback that shows a bar on stderr for each stage. A file gets a line a minute, and all of them at the end."""
     columns = (
         rich_progress.TextColumn('{task.description:>9}'),
         rich_progress.BarColumn(),
@@ -38,11 +41,16 @@ def bars() -> Iterator[Progress]:
     console = rich_console.Console(stderr=True)
     display = rich_progress.Progress(*columns, console=console)
     tasks: dict[str, rich_progress.TaskID] = {}
+    last_line = time.monotonic()
 
     def show(stage: str, done: int, total: int | None) -> None:
+        nonlocal last_line
         if stage not in tasks:
             tasks[stage] = display.add_task(stage, total=total)
         display.update(tasks[stage], completed=done, total=total)
+        if not console.is_terminal and time.monotonic() - last_line > LINE_SECONDS:
+            last_line = time.monotonic()
+            console.print(display.make_tasks_table([task for task in display.tasks if task.id == tasks[stage]]))
 
     with display if console.is_terminal else contextlib.nullcontext():
         yield show
