@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
         else:
             check(args.heads is not None, '--heads', args.heads, 'must be given for a file, which does not say it')
             source = release.read(args.source, args.heads)
+        # Rows beyond the tokens are padding of the tables, which only the user can tell from tokens.
         size = source.tokens if args.vocab_size is None else args.vocab_size
         allowed = f'must be 1 to {source.rows}: how many of the {source.rows:,} rows of its tables are tokens'
         check(size is not None and 0 < size <= source.rows, '--vocab-size', size, allowed)
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
         params = llama.imported(source.model, source.read, vocab, jnp.dtype(args.param_dtype))
         record = describe(source, args, vocab, params)
         with Store(folders.checkpoints(out), keep=1) as store:
+            # A child reads it as it reads any parent: a checkpoint of step 0.
             store.save(0, {'params': params}, record | {'tokens': 0}, wait=True)
         if source.tokenizer is not None:
             source.tokenizer.save(str(out / bpe.FILE))

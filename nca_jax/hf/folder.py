@@ -46,7 +46,7 @@ def write_weights(folder: pathlib.Path, params: trees.Tree, vocab: Vocab, dtype:
     file.chmod(folder.stat().st_mode & 0o666)
 
 
-def read(folder: pathlib.Path) -> llama.Source:
+def read(folder: pathlib.Path) -> llama.WeightSource:
     """A folder that LlamaForCausalLM.save_pretrained wrote, or export. UserError for any other."""
     config = folder / 'config.json'
     model, rows = llama.from_config(files.read_json(config), config)
@@ -67,6 +67,7 @@ def read(folder: pathlib.Path) -> llama.Source:
             places[name], shapes[name] = file, tuple(piece.get_shape())
     llama.check_tensors(llama.tensor_shapes(model, rows), shapes, folder)
 
+    # One at a time, so that memory never holds all of them twice.
     def read_tensor(name: str) -> np.ndarray:
         with safe_open(str(places[name]), framework='numpy') as tensors:
             return tensors.get_tensor(name)
@@ -81,4 +82,4 @@ def read(folder: pathlib.Path) -> llama.Source:
             pass
     # Tables with more rows than tokens may be padded, which only the user knows.
     known = tokens if tokens == rows else None
-    return llama.Source('Hugging Face folder', model, rows, known, read_tensor, tokenizer)
+    return llama.WeightSource('Hugging Face folder', model, rows, known, read_tensor, tokenizer)

@@ -63,7 +63,7 @@ TENSORS = (
 )
 
 
-class Source(NamedTuple):
+class WeightSource(NamedTuple):
     """A model outside, checked, but with its weights still unread."""
 
     format: str
@@ -107,6 +107,7 @@ def imported(
     """
     shapes = trees.flatten(transformer.abstract_params(model, vocab))
     arrays = {path: np.zeros(leaf.shape, dtype) for path, leaf in shapes.items()}
+    # The views write into the arrays, transposed and cut as the table says.
     for name, view in _views(arrays, vocab.size):
         view[...] = read(name)[: len(view)]
     # Popped, so that a host never holds two copies of all.
@@ -126,6 +127,7 @@ def _views(arrays: Mapping[str, Any], rows: int) -> Iterator[tuple[str, np.ndarr
     """Hugging Face's names and tensors, as views into our arrays by path; tables are cut after `rows` rows."""
     for path, name, inputs in TENSORS:
         if path in arrays:
+            # Of arrays on a device this is the one copy to the host.
             array = np.asarray(arrays[path])
             for layer, ours in enumerate(array if path.startswith(STACKED) else [array]):
                 view = ours.reshape(math.prod(ours.shape[:inputs]), -1).T if inputs else ours
@@ -148,6 +150,7 @@ def to_config(model: ModelConfig, vocab: Vocab, end_of_text: int | None, dtype: 
 
     `end_of_text` is the token that begins and ends texts, if one does. Raises UserError for a head with a bias.
     """
+    # Without it the exported model would compute other logits.
     if model.head_bias:
         raise UserError("head/bias: Hugging Face's LlamaForCausalLM has no place for a bias of the head")
     return {

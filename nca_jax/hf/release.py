@@ -17,12 +17,13 @@ RENAMED = {'model.embed_tokens': 'input_proj', 'lm_head': 'output_proj', 'model.
 WRAPPERS = r'^(module\.|_orig_mod\.)+'
 
 
-def read(file: pathlib.Path, heads: int) -> llama.Source:
+def read(file: pathlib.Path, heads: int) -> llama.WeightSource:
     """A file that the release's code wrote. UserError for any other."""
     content = torch_zip.load(file)
     if not isinstance(content, dict) or not isinstance(content.get('model'), dict):
         raise UserError(f"{file}: must hold a dict with 'model', the parameters by name")
     tensors = {re.sub(WRAPPERS, '', str(name)): tensor for name, tensor in content['model'].items()}
+    # Integers would be those of a quantized model, which aren't its weights.
     for name, tensor in tensors.items():
         kind = str(tensor.dtype) if isinstance(tensor, torch_zip.Tensor) else type(tensor).__name__
         check(kind in DTYPES, f'{file}: {name!r}', kind, f'must be a tensor of {", ".join(DTYPES)}')
@@ -35,7 +36,7 @@ def read(file: pathlib.Path, heads: int) -> llama.Source:
         return tensors[rename(name)].read()
 
     # The release's tables have more rows than its vocabulary has tokens, and no file says how many.
-    return llama.Source('checkpoint of PyTorch', model, rows, None, read_tensor, None)
+    return llama.WeightSource('checkpoint of PyTorch', model, rows, None, read_tensor, None)
 
 
 def rename(name: str) -> str:

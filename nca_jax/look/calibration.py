@@ -108,6 +108,7 @@ def calibrate(
 def has_paper_bands(config: NCAConfig) -> bool:
     """Whether the paper's thresholds apply: for its patches of ten colours, as many of them, scored as it does."""
     scored, rule = config.complexity, config.rule
+    # Whatever changes a score, or how scores are distributed.
     kind = rule.family, rule.colours, config.patch, scored.measure, scored.level, scored.bytes_per_token
     return (*kind, config.scored_tokens) == ('random', 10, 2, 'gzip', 9, 4, 360)
 
@@ -124,12 +125,14 @@ def make_bands(config: NCAConfig, scores_R: np.ndarray, progress: score.Progress
         Band(name, band, band_by, low, high, complexity.in_band(scores_R, (low, high)).mean())
         for name, (band, (low, high)) in thresholds.items()
     ]
+    # Where many rules score alike, some fifths hold none: training on them would find no rule.
     return [band for band in bands if band.share > 0 or band_by == 'score']
 
 
 def nearest(bands: Sequence[Band], score: float) -> Band:
     """The band that holds a score, else the nearest one, among those with rules; the upper one on an edge."""
     filled = [band for band in bands if band.share > 0]
+    # Distance first; on an edge two bands have distance 0.
     return min(filled, key=lambda band: (max(band.low - score, score - band.high, 0.0), -band.low))
 
 

@@ -71,6 +71,7 @@ def animation(blocks: Blocks, colours: int, note: str) -> bytes:
             places.append((x, y, frames_TxYxX))
     pen.text((MARGIN, height - 22), f'above each: {note}', style.LIGHT.muted, small)
     palette, images = style.cell_colours(colours), []
+    # The paper holds all that never moves, and is drawn once.
     for t in range(count):
         image = paper.copy()
         for x, y, frames_TxYxX in places:
@@ -181,7 +182,9 @@ def score_histograms(scores_R: np.ndarray, windows: Mapping[str, np.ndarray], re
         axes.axvspan(low, high, color=colour, alpha=0.18, linewidth=0, zorder=0)
 
     highest = max(scores_R.max(), *(scores.max() for scores in windows.values()))
+    # A measure with small scores takes narrower bins.
     width = 0.02 if highest > 0.4 else 0.01
+    # A little more than the highest, so that no score lies on the last edge.
     edges = width * np.arange(1 + np.ceil(1.001 * highest / width))
     with matplotlib.rc_context(style.settings(style.LIGHT)):
         figure = Figure(figsize=(figures.WIDTH, 0.95 + 1.75 * (1 + len(windows))), layout='constrained')

@@ -138,6 +138,7 @@ def measure(data: NCAConfig, sequences: SequenceSet) -> dict[str, Any]:
         by_offset[offset] = less_chance(information, frames, chance_frames, colours, *offset)
     # A cell tells all of itself.
     by_offset[0, 0] = np.nan
+    # Cells, not tokens: tokens would keep their frequencies, and with them their law.
     shuffled = statistics.tokens_of_cells(statistics.shuffle(cells, 2), colours)
     laws = zipf_laws(tokens, shuffled, sequences.spaced(DRAWN))
     counts_SxC = np.stack([np.bincount(row, minlength=colours) for row in frames.reshape(len(frames), -1)])

@@ -137,6 +137,7 @@ def measure_text(
     results = {}
     if tokenizer is not None:
         results['tokens'] = measure_windows(corpus, scored, tokens, windows, seed, tokenizer)
+    # As a compressor of files sees a text.
     one_byte = dataclasses.replace(scored, bytes_per_token=1)
     return results | {
         'bytes': measure_windows(corpus, scored, tokens, windows, seed),

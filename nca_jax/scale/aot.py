@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
             record = fit.measure_step(target)
     except topology.DoesNotFitError as error:
         print(f'does not fit: {error}', file=sys.stderr)
+        # Tables are made of all points, those that don't fit included.
         if args.json:
             print(json.dumps(fit.describe_target(target) | {'hbm_bytes': error.needed}))
         return 1

@@ -51,6 +51,7 @@ def volumes(text: str) -> dict[str, float]:
 def parse(text: str) -> Computations:
     """The instructions of each computation by name. The computation where the program begins is 'ENTRY'."""
     computations: Computations = {}
+    # Comments, such as the numbers of a long tuple's parts, may stand anywhere.
     for line in re.sub(r'/\*.*?\*/', '', text).splitlines():
         if header := re.match(r'(ENTRY )?%?([\w.-]+) \(.*\{$', line):
             body = computations['ENTRY' if header[1] else header[2]] = {}
@@ -79,19 +80,24 @@ def executed(computations: Computations, place: str, times: int) -> Iterator[tup
 
 def received_bytes(kind: str, result: str, groups: str) -> float:
     """Bytes that each member receives once, on a ring, for a result of this shape."""
+    # Every member receives all of another's piece.
     if kind == 'collective-permute':
         return nbytes(result)
     count = members(groups)
     share = (count - 1) / count
+    # An all-reduce is a reduce-scatter and an all-gather; a reduce-scatter's result is one member's piece.
     return nbytes(result) * {'all-reduce': 2 * share, 'reduce-scatter': count - 1}.get(kind, share)
 
 
 def members(text: str) -> int:
     """The size of a collective's groups, from each of the three forms in which they are written."""
+    # The members of the first group, listed.
     if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', text):
         return len(listed[1].split(','))
+    # (number of groups, members of each).
     if counted := re.search(r'replica_groups=\[\d+,(\d+)\]<=', text):
         return int(counted[1])
+    # The sizes of a mesh's axes, and the axes that a group spans.
     axes, chosen = re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', text).groups()
     return math.prod(int(size) for name, size in re.findall(r"('\w+')=(\d+)", axes) if name in chosen)
 

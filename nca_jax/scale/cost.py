@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
     config = experiment.load(args.config, args.changes)
     steps, tokens_per_step = config.timetable.stop, config.timetable.tokens_per_step
     flops = steps * step_flops(config.model, stages.STAGES[config.stage].vocabulary(config), config.train.batch)
+    # Without a peak or a share of it, FLOPs say nothing about time.
     hours = None if chip == CPU or mfu is None else flops / (CHIPS[chip] * mfu * count) / 3600
     record = {
         'tokens': steps * tokens_per_step,

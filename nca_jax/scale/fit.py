@@ -46,6 +46,7 @@ def measure_step(target: Target) -> dict[str, Any]:
         sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
         for tree in (state.params, state.opt_state, state.ema)
     ]
+    # What lives from the program's beginning or to its end; a donated buffer is in both.
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return describe_target(target) | {
         'fits': True,
@@ -113,6 +114,7 @@ def in_words(name: str, value: Any) -> str:
     """A value of the record for people; a nested record in one line."""
     if isinstance(value, dict):
         return ', '.join(f'{key} {in_words(f"{name}.{key}", item)}' for key, item in value.items()) or 'none'
+    # A part of a nested record has the name of the whole before its own, and so its unit.
     if 'bytes' in name or name == 'hbm_limit':
         return 'unknown' if value is None else f'{value / GIB:.4g} GiB'
     return f'{value:.4g}' if isinstance(value, float) else str(value)

@@ -101,6 +101,7 @@ def product_flops(jaxpr: Jaxpr) -> float:
             case 'dot_general':
                 ((contracted, _), _), left = params['dimension_numbers'], equation.invars[0].aval.shape
                 total += 2.0 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
+            # Its body is traced once.
             case 'scan':
                 times = params['length']
             # Traced for one shard.
