@@ -11,7 +11,6 @@ import pytest
 import scipy.stats
 
 from nca_jax import mesh as meshes
-from nca_jax.decode import decoder as decode
 from nca_jax.decode import programs
 from nca_jax.decode.decoder import DecodeConfig, make_decoder
 from nca_jax.decode.sampling import Sampling, kept, make_stops
@@ -234,12 +233,15 @@ def test_each_prompt_is_read_once(monkeypatch):
     """Two prompts of ten answers in eight groups: the other six are given copies."""
     read = []
 
-    def counted(tokens, rows):
-        read.extend(map(len, tokens))
-        return padded(tokens, rows)
+    def recorded(config, vocab, layers, tokens_BxL):
+        read.append(tokens_BxL)
+        return prefill(config, vocab, layers, tokens_BxL)
 
-    padded = decode._padded
-    monkeypatch.setattr(decode, '_padded', counted)
+    prefill = programs.prefill
+    monkeypatch.setattr(programs, 'prefill', recorded)
     asked = [prompt._replace(samples=range(10), limits=[4] * 10) for prompt in prompts()[:3:2]]
     assert len(answers(decoder(rows=16), asked)) == 20
-    assert read == [6, 22]
+    (tokens_BxL,) = read
+    for row_L, prompt in zip(tokens_BxL[:2], asked, strict=True):
+        np.testing.assert_array_equal(np.trim_zeros(row_L, 'b'), np.trim_zeros(prompt.tokens[:-1], 'b'))
+    assert not tokens_BxL[2:].any()

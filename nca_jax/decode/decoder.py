@@ -70,6 +70,7 @@ def make_decoder(
     of_layers, whole = programs.layer_shardings(config, vocab, mesh), meshes.replicated(mesh)
     by_layer = jax.jit(functools.partial(transformer.by_layer, config), out_shardings=of_layers)
     replicate = jax.jit(lambda x: x, out_shardings=whole)
+    # A multiple of the shards, over which the prompts are split.
     together = -(-READ_TOGETHER // shards) * shards
 
     def decode(params: dict, prompts: Sequence[Prompt], seed: int) -> Iterator[Answer]:
@@ -90,6 +91,7 @@ def make_decoder(
                 if not schedule.rows.live_B.any():
                     return
                 if not was_live:
+                    # No answer is under way, so the ring may be as short as at the start.
                     slot = used = 0
                     ring = programs.empty_caches(config, batch.rows, _slots_for(batch.chunk, slots))
                 elif (needed := _slots_for(used + batch.chunk, slots)) > ring[0].k_BxHxTxDh.shape[2]:
@@ -100,6 +102,7 @@ def make_decoder(
                 ring, *host = programs.write_tokens(config, vocab, sampling, batch.chunk, *state)
                 rows, tokens_BxC, steps = jax.device_get(host)
                 slot, used = int(slot + steps) % slots, int(used + steps)
+            # Outside the mesh: whoever reads the answers may set another.
             yield from schedule.collect(tokens_BxC[:, :steps], rows)
 
     return decode
@@ -109,10 +112,15 @@ def _read(
     config: ModelConfig, vocab: Vocab, layers: dict, prompts: Sequence[Prompt], together: int
 ) -> Iterator[tuple[programs.Caches, int]]:
     """The cache of each prompt in turn, as (caches, row): `together` are read when the first of them is needed."""
+    # All but the last token, which the answer's first step reads.
     tokens = [prompt.tokens[:-1] for prompt in prompts if len(prompt.samples)]
     for start in range(0, len(tokens), together):
         part = tokens[start : start + together]
-        caches = programs.prefill(config, vocab, layers, _padded(part, together))
+        # Padded on the right and below, to few shapes.
+        tokens_BxL = np.zeros((together, bucket(max(map(len, part)))), np.int32)
+        for row, prompt in enumerate(part):
+            tokens_BxL[row, : len(prompt)] = prompt
+        caches = programs.prefill(config, vocab, layers, tokens_BxL)
         yield from ((caches, row) for row in range(len(part)))
 
 
@@ -167,11 +175,3 @@ def _slots_for(used: int, most: int) -> int:
 def bucket(length: int) -> int:
     """The padded length of a prompt: a power of two, so that few shapes are compiled."""
     return max(LEAST_BUCKET, 1 << (length - 1).bit_length())
-
-
-def _padded(prompts: Sequence[np.ndarray], rows: int) -> np.ndarray:
-    """Tokens (rows, L), padded on the right and below."""
-    tokens_BxL = np.zeros((rows, bucket(max(map(len, prompts)))), np.int32)
-    for row, tokens in enumerate(prompts):
-        tokens_BxL[row, : len(tokens)] = tokens
-    return tokens_BxL

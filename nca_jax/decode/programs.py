@@ -106,6 +106,7 @@ def write_tokens(
     """
     root, live_at_first = keys.key(seed, 'decode'), jnp.sum(rows.live_B)
 
+    # The host is needed as soon as enough rows have ended.
     def goes_on(carry) -> jax.Array:
         steps, _, rows, _ = carry
         live = jnp.sum(rows.live_B)
@@ -153,13 +154,16 @@ def next_logits(
 def advance(sampling: Sampling, logits_BxV: jax.Array, rows: Rows, root: jax.Array, next_SxV: jax.Array) -> Rows:
     """The live rows with one more token; a row whose answer ends with it is no longer live."""
 
+    # A number for each prompt, sample and place: an answer depends on no other row.
     def uniform(number: jax.Array, sample: jax.Array, written: jax.Array) -> jax.Array:
         return jax.random.uniform(keys.key(root, number, sample, written))
 
     token_B = choose(sampling, logits_BxV, jax.vmap(uniform)(rows.number_B, rows.sample_B, rows.written_B))
     stop_B, written_B = next_SxV[rows.stop_B, token_B], rows.written_B + 1
+    # The automaton's last state is the end of an answer.
     ended_B = (stop_B == next_SxV.shape[0] - 1) | (written_B == rows.limit_B)
     after = rows._replace(
         token_B=token_B, position_B=rows.position_B + 1, written_B=written_B, stop_B=stop_B, live_B=~ended_B
     )
+    # Rows that had ended before stay as they are.
     return Rows(*(jnp.where(rows.live_B, new, old) for new, old in zip(after, rows, strict=True)))

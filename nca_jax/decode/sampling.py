@@ -44,6 +44,7 @@ def choose(sampling: Sampling, logits_BxV: jax.Array, uniform_B: jax.Array) -> j
 def kept(sampling: Sampling, logits_BxV: jax.Array) -> jax.Array:
     """Probabilities (B, V), not normalised, of the tokens that may be chosen; 0 for the rest."""
     p_BxV = jax.nn.softmax(logits_BxV / sampling.temperature, axis=-1)
+    # In this order top_p is a share of what top_k left.
     if sampling.top_k:
         p_BxV = _likeliest(p_BxV, jnp.ones_like(p_BxV), jnp.full(p_BxV.shape[:1], sampling.top_k, jnp.float32))
     if sampling.top_p < 1:
@@ -87,9 +88,10 @@ def invert(p_BxV: jax.Array, uniform_B: jax.Array) -> jax.Array:
 
 
 def _first_above(sums_BxN: jax.Array, target_B: jax.Array, p_BxN: jax.Array) -> jax.Array:
-    """The first index whose sum exceeds the target; where rounding left none, the last with any probability."""
+    """The first index at which the sum exceeds the target."""
     possible_BxN = p_BxN > 0
     above_BxN = (sums_BxN > target_B[:, None]) & possible_BxN
+    # Where rounding left no sum above the target, the last that is possible.
     last_B = p_BxN.shape[-1] - 1 - jnp.argmax(possible_BxN[:, ::-1], axis=-1)
     return jnp.where(jnp.any(above_BxN, axis=-1), jnp.argmax(above_BxN, axis=-1), last_B)
 
@@ -107,8 +109,10 @@ def make_stops(tokens: Sequence[int], strings: Sequence[str], pieces: Sequence[b
     byte_VxK = np.array([list(piece.ljust(longest, b'\0')) for piece in pieces], np.int64).reshape(len(pieces), longest)
     length_V = np.array(list(map(len, pieces)))
     next_SxV = np.repeat(np.arange(len(next_Sx256))[:, None], len(pieces), axis=1)
+    # One byte of every token at a time, in all states at once.
     for place in range(longest):
         next_SxV = np.where(place < length_V, next_Sx256[next_SxV, byte_VxK[:, place]], next_SxV)
+    # A stop token ends the answer whatever its bytes are.
     next_SxV[:, list(tokens)] = len(next_Sx256) - 1
     return next_SxV.astype(np.int32)
 

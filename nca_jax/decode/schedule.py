@@ -66,7 +66,6 @@ class Schedule:
 
     @property
     def has_waiting(self) -> bool:
-        """Whether a row that finishes would get work."""
         return any(self._waiting)
 
     def fill(self) -> Iterator[tuple[int, int | None]]:
@@ -90,10 +89,16 @@ class Schedule:
                 yield group, source
             for row in idle:
                 if self._waiting[prompt]:
-                    self._begin(row, prompt, *self._waiting[prompt].popleft())
+                    sample, limit = self._waiting[prompt].popleft()
+                    tokens, number = self._prompts[prompt].tokens, self._prompts[prompt].number
+                    # The row begins with the prompt's last token, which isn't in the cache.
+                    values = Rows(tokens[-1], len(tokens) - 1, 0, limit, 0, True, number, sample)
+                    for array, value in zip(self.rows, values, strict=True):
+                        array[row] = value
 
     def _next_prompt(self) -> tuple[int | None, int | None]:
         """A prompt and the group that has its cache: an unread one, or else the one with the most answers waiting."""
+        # Unread prompts first: splitting one prompt over groups only pays at the end.
         if self._unread:
             return self._unread.popleft(), None
         groups = [group for group, prompt in enumerate(self._prompt_of) if prompt is not None]
@@ -101,12 +106,6 @@ class Schedule:
         if source is None or not self._waiting[self._prompt_of[source]]:
             return None, None
         return self._prompt_of[source], source
-
-    def _begin(self, row: int, prompt: int, sample: int, limit: int) -> None:
-        tokens, number = self._prompts[prompt].tokens, self._prompts[prompt].number
-        values = Rows(tokens[-1], len(tokens) - 1, 0, limit, 0, True, number, sample)
-        for array, value in zip(self.rows, values, strict=True):
-            array[row] = value
 
     def collect(self, tokens_BxC: np.ndarray, rows: Rows) -> Iterator[Answer]:
         """Takes the rows' state after C steps and yields the answers that ended. Token -1: the row wrote nothing."""
@@ -117,5 +116,6 @@ class Schedule:
             self._written[row].append(tokens_BxC[row][tokens_BxC[row] >= 0])
             if not self.rows.live_B[row]:
                 tokens = np.concatenate(self._written[row])
+                # `fill` may give the row other work.
                 self._written[row] = []
                 yield Answer(self._prompt_of[row // self._share], int(self.rows.sample_B[row]), tokens)
