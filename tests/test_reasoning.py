@@ -54,6 +54,7 @@ def graded_by(is_right) -> sets.Source:
 
 def test_a_text_model_is_tuned_and_asked_before_and_after(parent, child):
     asked, losses = evaluated(child, 'benchmark'), evaluated(child, 'held_out')
+    assert json.loads((child / 'run.json').read_text())['evaluator'] == 'benchmark'
     assert [record['step'] for record in asked] == [record['step'] for record in losses] == [0, 3, 6]
     assert losses[-1]['loss'] < losses[0]['loss']
     assert {record['problems'] for record in asked} == {6}  # two of each of three tasks
@@ -228,6 +229,10 @@ def test_what_stops_a_run_before_it_starts(parent, child, tmp_path):
     file = humaneval.get_config(f'parent={parent},smoke')
     file.train.stop = '1 steps'
     refuse(resolve(file), tmp_path / 'a', "config.train.stop = '1 steps': must be '0 steps': humaneval trains")
+    file = gsm8k.get_config(f'parent={parent},smoke')
+    with file.unlocked(), file.ignore_type():
+        file.benchmark = None
+    refuse(resolve(file), tmp_path / 'none', 'config.benchmark = None: must be set')
     file = gsm8k.get_config(f'parent={parent},smoke')
     file.benchmark.batch.rows = 12
     refuse(resolve(file), tmp_path / 'b', 'config.benchmark.batch.rows = 12')
