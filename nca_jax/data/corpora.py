@@ -158,6 +158,7 @@ def _of_files(
 
 
 def _published(name: str, path: str) -> Corpus:
+    # A folder, not a glob, so that the paths inside it tell the sides apart.
     recipe, root = RECIPES[name], Path(path).expanduser()
     allowed = f'must be the folder that holds the files of {recipe.source}'
     check(bool(path) and root.is_dir(), 'path', path, allowed)

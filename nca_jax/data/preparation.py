@@ -99,6 +99,7 @@ def scan(documents: Iterable[Document], progress: Progress) -> np.ndarray:
 
 def select(documents: Iterable[Document], scanned_N: np.ndarray, rows_M: np.ndarray) -> Iterator[str]:
     """The texts of these rows (ascending), read one at a time. Raises UserError unless they are what `scan` saw."""
+    # A mask of a byte a document; the documents themselves never lie in memory together.
     chosen_N = np.zeros(len(scanned_N), bool)
     chosen_N[rows_M] = True
     number = 0
@@ -137,6 +138,7 @@ def _write(config: TextConfig, corpus: Corpus, tokenizer: Tokenizer | None, out:
 
         # It learns from the training side alone.
         tokenizer = bpe.train(texts(), config.vocab_size)
+    # Beside the shards, so that a later stage finds the tokenizer that they were written with.
     files.write(out / bpe.FILE, tokenizer.to_str(pretty=True))
     splits = _write_shards(out, corpus, scanned_N, sides, tokenizer, progress)
     for side, expected in corpus.recipe.expected.items() if corpus.recipe else ():

@@ -18,7 +18,8 @@ from nca_jax.batch import Batch, to_batch
 
 # A batch of 32 is far too little work for one call: rows are made for many steps at once, and steps are cut out.
 BLOCK_TOKENS = 1 << 22
-ROUNDS = 4  # of the block cipher in index_shuffle; grain's own choice
+# Of the block cipher in index_shuffle; grain's own choice.
+ROUNDS = 4
 
 # `sequences(keys_R) -> (tokens_RxL1, first_loss_at_R)`: whole rows, each from its own key.
 Sequences = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
@@ -31,8 +32,7 @@ def make_computed_stream(
 ) -> Callable[[int], Batch]:
     """`stream(step) -> Batch` of `batch` rows of length + 1 tokens, sharded over axis 0 as `sharding` says.
 
-    Row n is computed from the key (seed, name, split, n). Each device makes its own rows, a block of steps at a time;
-    the two last blocks are kept. Steps in order cost their share of a block.
+    Row n is computed from the key (seed, name, split, n). Steps in order cost their share of a block.
     """
     rows = sharding.spec[0] if sharding.spec else None
     by_step = NamedSharding(sharding.mesh, PartitionSpec(None, rows))
@@ -40,6 +40,7 @@ def make_computed_stream(
     root = functools.cache(jax.jit(lambda: keys.key(seed, name, split), out_shardings=replicated))
     steps = max(1, BLOCK_TOKENS // (batch * (length + 1)))
 
+    # Each device makes its own rows.
     def local(root: jax.Array, numbers_SxB: jax.Array) -> tuple[jax.Array, jax.Array]:
         keys_R = jax.vmap(lambda number: keys.key(root, number))(numbers_SxB.ravel())
         tokens_RxL1, first_loss_at_R = sequences(keys_R)
@@ -66,6 +67,7 @@ def make_computed_stream(
         return Batch(batch.inputs_BxL.astype(jnp.int32), batch.targets_BxL.astype(jnp.int32), batch.weights_BxL)
 
     def stream(step: int) -> Batch:
+        # The step within the block is a second transfer of an integer.
         index, within = divmod(step, steps)
         with jax.transfer_guard_host_to_device('allow'):
             return cut(*block(index), np.int32(within))
@@ -100,5 +102,6 @@ def make_read_stream(row_of: RowOf, batch: int, length: int, sharding: NamedShar
 def shuffled(number: int, total: int, name: str) -> tuple[int, int]:
     """(epoch, index) of a row: each index below `total` comes once an epoch, in an order of (name, epoch)."""
     epoch, place = divmod(number, total)
+    # The order is computed, not stored, so that any step is found at once.
     seed = zlib.crc32(f'{name}/{epoch}'.encode())
     return epoch, index_shuffle(place, max_index=total - 1, seed=seed, rounds=ROUNDS)

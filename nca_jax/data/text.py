@@ -67,6 +67,7 @@ class TokenStore:
     def read(self, start: int, stop: int) -> np.ndarray:
         """int32 tokens [start, stop)."""
         starts = self._starts
+        # A window may cross the border of shards.
         touched = range(bisect.bisect_right(starts, start) - 1, bisect.bisect_left(starts, stop))
         pieces = [self._shards[i][max(start - starts[i], 0) : stop - starts[i]] for i in touched]
         return np.concatenate(pieces, dtype=np.int32)
@@ -133,6 +134,7 @@ def make_stream(
         raise UserError(f'{split} has {len(store)} tokens, fewer than a window of {length + 1}')
 
     def row_of(number: int) -> tuple[np.ndarray, np.ndarray]:
+        # The order depends on the seed, so that runs of several seeds see the text in different orders.
         _, window = shuffled(number, total, f'{seed}/text/{split}')
         return _window(store, window, length), np.ones(length + 1, np.float32)
 
@@ -151,6 +153,7 @@ def make_eval_range(
     chosen_W = np.arange(windows) * total // windows
 
     def row_of(number: int) -> tuple[np.ndarray, np.ndarray]:
+        # Rows that only fill the last batch read any window.
         scored = number < windows
         window = int(chosen_W[number]) if scored else 0
         return _window(store, window, length), np.full(length + 1, scored, np.float32)
