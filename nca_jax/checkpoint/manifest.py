@@ -20,23 +20,20 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 def leaf_table(tree: trees.Tree) -> list[dict[str, Any]]:
     """Path, shape, dtype and checksum of every leaf, as manifests keep them. Collective: every process calls it."""
+    # All leaves in one program and one transfer.
     sums = jax.device_get(_checksums(tree))
     return [row | {'checksum': int(value)} for row, value in zip(trees.table(tree), sums, strict=True)]
-
-
-@jax.jit
-def _checksums(tree: trees.Tree) -> jax.Array:
-    return jnp.stack([checksum(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def checksum(x: jax.Array) -> jax.Array:
     """A uint32 that depends on every bit of x and its position, but not on the sharding.
 
-    The sum modulo 2**32 of mix(bits ^ mix(index)): addition commutes, so any sharding gives the same. `mix` is a
-    bijection, so one changed element always shows. A sum weighted by odd numbers would miss that x and -x swap places.
+    It is the sum modulo 2**32 of mix(bits ^ mix(index)).
     """
+    # A bool has no bits to cast to.
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
+    # Wider elements split into words of four bytes.
     size = min(x.dtype.itemsize, 4)
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f'uint{8 * size}')).astype(jnp.uint32)
     # The element's number in row-major order, built by axis, so that each shard needs its own part alone.
@@ -44,6 +41,8 @@ def checksum(x: jax.Array) -> jax.Array:
     index = jnp.zeros(bits.shape, jnp.uint32)
     for axis, stride in enumerate(strides):
         index += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * np.uint32(stride % 2**32)
+    # Addition commutes, so any sharding gives the same. `_mix` is a bijection, so one changed element always shows. A
+    # sum weighted by odd numbers would miss that x and -x swap places.
     return jnp.sum(_mix(bits ^ _mix(index)), dtype=jnp.uint32)
 
 
@@ -52,6 +51,11 @@ def _mix(x: jax.Array) -> jax.Array:
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
+
+
+@jax.jit
+def _checksums(tree: trees.Tree) -> jax.Array:
+    return jnp.stack([checksum(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def environment() -> dict[str, Any]:
@@ -70,10 +74,12 @@ def code_version(folder: pathlib.Path) -> dict[str, str | None]:
 
     Both are None when the folder is not part of a git repository: an installed copy, even inside somebody's checkout.
     """
+    # A package that git ignores is installed there, not developed.
     root = _git(folder, 'rev-parse', '--show-toplevel')
     if root is None or _git(folder, 'check-ignore', str(folder)) is not None:
         return {'commit': None, 'dirty': None}
     top, commit = pathlib.Path(root.decode().rstrip('\n')), _git(folder, 'rev-parse', 'HEAD')
+    # Binary, so that any changed file counts; untracked notes and results don't.
     changes = [_git(top, 'diff', '--binary', 'HEAD') or b'']
     for name in (_git(top, 'ls-files', '--others', '--exclude-standard', '-z', '--', '*.py') or b'').split(b'\0')[:-1]:
         path = top / os.fsdecode(name)

@@ -172,8 +172,10 @@ def parse_options(options: Mapping[str, Any]) -> Generation:
         check(name in KNOWN, f'generation_kwargs.{name}', given[name], f'must be one of {", ".join(sorted(KNOWN))}')
     beams, until = given.get('num_beams', 1), given.get('until', [])
     check(beams == 1, 'generation_kwargs.num_beams', beams, 'must be 1: there is no beam search')
+    # A task that names a temperature wants samples, unless it says otherwise.
     sampled = given.get('do_sample', given.get('temperature', 0) > 0)
     temperature = float(given.get('temperature', 1.0)) if sampled else 0.0
+    # Some tasks write -1 for all.
     sampling = Sampling(temperature, float(given.get('top_p', 1.0)), max(0, given.get('top_k', 0)))
     max_tokens = int(next((given[name] for name in LIMITS if name in given), MAX_TOKENS))
     check(max_tokens > 0, f'generation_kwargs.{LIMITS[0]}', max_tokens, 'must be positive')
@@ -182,6 +184,7 @@ def parse_options(options: Mapping[str, Any]) -> Generation:
 
 def continuations(model: Model, requests: Sequence[tuple[str, Mapping]], progress: Progress = silent) -> list[str]:
     """The text after each context, from (context, generation_kwargs). Equal requests are sampled independently."""
+    # One decoder for each way of writing; within it, equal contexts are read once.
     groups = defaultdict(lambda: defaultdict(list))
     for number, (context, options) in enumerate(requests):
         groups[parse_options(options)][context].append(number)
@@ -200,6 +203,7 @@ def _continue(model: Model, generation: Generation, numbers_of: Mapping[str, lis
         tokens = fitting(model.encode(context) or [model.end], generation.max_tokens, length)
         limit = min(generation.max_tokens, length - len(tokens))
         short += (limit < generation.max_tokens) * len(numbers)
+        # Samples depend on the context itself, not on what else is asked.
         name = int(keys.crc32(context))
         prompts.append(Prompt(np.array(tokens), name, range(len(numbers)), [limit] * len(numbers)))
     if short:

@@ -111,6 +111,7 @@ class OptimizerConfig:
         known = self.state_dtype in ('float32', 'bfloat16')
         check(known, 'state_dtype', self.state_dtype, "must be 'float32' or 'bfloat16'")
         check(self.ema is None or 0 < self.ema < 1, 'ema', self.ema, 'must be between 0 and 1, or None')
+        # Here they must be regular expressions; `check_paths` holds them against a model.
         for field, patterns in self.patterns().items():
             for pattern in patterns:
                 try:
@@ -155,6 +156,7 @@ def make_schedule(config: OptimizerConfig, tokens_per_step: int) -> optax.Schedu
     peak, final = config.lr, config.lr * schedule.final
     # Without a warm-up, optax's schedules begin at this rate.
     start = 0.0 if warmup else peak
+    # 'cosine' counts its horizon from step 0, warm-up included, as the paper does.
     if schedule.kind == 'cosine':
         return optax.warmup_cosine_decay_schedule(start, peak, warmup, horizon, final)
     stable = optax.warmup_constant_schedule(start, peak, warmup)
@@ -217,6 +219,7 @@ def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTr
         weight_decay=config.weight_decay,
         weight_decay_mask=lambda params: trees.mask(params, config.decay),
         muon_weight_dimension_numbers=lambda params: trees.map_with_path(axes, params),
+        # optax's word for the other scale is None.
         consistent_rms=config.muon.consistent_rms or None,
     )
     # optax's muon brings an Adam too, but its decay knows no mask and its momentum is Nesterov's.
