@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pyarrow
 
-from nca_jax import files
+from nca_jax import files, keys
 from nca_jax.errors import UserError
 from nca_jax.nca import complexity, score
 from nca_jax.nca.config import NCAConfig
@@ -213,8 +213,8 @@ def load(path: Path, request_hash: str) -> Bank:
 def write_examples(config: NCAConfig, seed: int, folder: Path) -> None:
     """Writes what the report shows of the automata into the folder of a run, unless it is there.
 
-    - automata.npz: frames (9, T, Y, X), ratios, level and colours of three rules each of low, medium and high score,
-      accepted or not.
+    - automata.npz: frames (9, T, Y, X), ratios, level, colours and weights of three rules each of low, medium and high
+      score, accepted or not. The weights let others run the rules on.
     - complexity.json: the first training bank's band and its histogram of all candidates.
     """
     folder, candidates = Path(folder), Candidates(config, seed, 'train', 0)
@@ -225,12 +225,15 @@ def write_examples(config: NCAConfig, seed: int, folder: Path) -> None:
     frames_RxTxYxX, _, scores_R = score.trajectories(candidates, EXAMPLES_FROM)
     ranks = [int(q * (EXAMPLES_FROM - 1)) for quantiles in QUANTILES.values() for q in quantiles]
     shown_9 = np.argsort(scores_R, kind='stable')[ranks]
+    root = keys.key(seed)
+    rules = jax.vmap(lambda index: score.candidate(config.rule, root, 'train', np.uint32(0), index))(shown_9)
     np.savez_compressed(
         folder / 'automata.npz',
         frames=frames_RxTxYxX[shown_9],
         ratios=scores_R[shown_9],
         level=np.repeat(list(QUANTILES), 3),
         colours=config.rule.colours,
+        **jax.device_get(rules),
     )
     record = {
         'score': config.complexity.measure,
