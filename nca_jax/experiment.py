@@ -12,6 +12,7 @@ from typing import Any
 
 import ml_collections
 
+from nca_jax import files
 from nca_jax.config import Config
 from nca_jax.errors import FieldError, UserError, check
 from nca_jax.stages import STAGES
@@ -57,8 +58,10 @@ def get_config(module: ModuleType, words: str, place: str) -> ml_collections.Con
 
 def load_module(file: pathlib.Path) -> ModuleType:
     """An experiment file as a module. Raises UserError where it can't be read."""
-    if not file.is_file():
-        raise UserError(f'{file}: no such experiment file')
+    # A name may be too long, or lie in a folder that can't be entered.
+    with files.as_user_error(file):
+        if not file.is_file():
+            raise UserError(f'{file}: no such experiment file')
     spec = importlib.util.spec_from_file_location(file.stem, file)
     if spec is None:
         raise UserError(f'{file}: not a Python file')
