@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code. Mistakes of the user become one line on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ('-h', '--help'):
-        print(listing())
+        lines = [f'  {name:<10} {does}' for name, (_, does) in COMMANDS.items()]
+        print('python -m nca_jax COMMAND [--help]', '', *lines, sep='\n')
         return DONE
     try:
         return start_command(argv[0], argv[1:]) or DONE
@@ -82,12 +83,6 @@ def start(*command: str) -> NoReturn:
     if code and 'nca_jax.distributed' in sys.modules:
         sys.modules['nca_jax.distributed'].leave(code)
     sys.exit(code)
-
-
-def listing() -> str:
-    """The commands, a line each."""
-    lines = [f'  {name:<10} {does}' for name, (_, does) in COMMANDS.items()]
-    return '\n'.join(['python -m nca_jax COMMAND [--help]', '', *lines])
 
 
 def start_command(name: str, argv: list[str]) -> int | None:

@@ -23,11 +23,6 @@ def load(chosen: str, changes: Iterable[tuple[str, str]] = ()) -> Config:
 
     Raises UserError for whatever is wrong with the file, a word, a field or a value.
     """
-    return from_dict(load_values(chosen, changes))
-
-
-def load_values(chosen: str, changes: Iterable[tuple[str, str]] = ()) -> dict:
-    """`load` before its values are checked: plain nested dicts."""
     # No path of an experiment file has a colon, but words may.
     file, _, words = chosen.partition(':')
     values = get_config(load_module(pathlib.Path(file)), words, file).to_dict()
@@ -40,7 +35,7 @@ def load_values(chosen: str, changes: Iterable[tuple[str, str]] = ()) -> dict:
                 raise UserError(f'--config.{field}={text}: config has no block {".".join(blocks)}')
         # A field that is text stays text: '10' may be meant as a name.
         block[name] = text if isinstance(block.get(name), str) else literal(text)
-    return values
+    return from_dict(values)
 
 
 def get_config(module: ModuleType, words: str, place: str) -> ml_collections.ConfigDict:

@@ -61,8 +61,11 @@ def carry(
     saved, sizes = saved_params(parent), (parent['vocab_size'], program.vocab.size)
     pieces = graft.resolve(init_from.entries, saved, abstract, *sizes)
     carried = graft.carried(pieces)
-    if not carried.isdisjoint(graft.VOCAB_AXIS):
-        _check_same_tokens(config, program, parent)
+    # Carried tables must stand for the same tokens, which shapes can't tell.
+    tokenizers = {data['tokenizer'] for data in (parent['data'], program.data) if 'tokenizer' in data}
+    if len(tokenizers) > 1 and not carried.isdisjoint(graft.VOCAB_AXIS):
+        allowed = f"must be that of {init_from.run}, because its tables are carried; '' takes it"
+        raise UserError(f'config.data.tokenizer: {allowed}')
     # Only these leaves are read, straight into the shards that training uses.
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     layout = {path: sharding for path, sharding in trees.flatten(shardings).items() if path in carried}
@@ -75,11 +78,3 @@ def carry(
     lineage = {name: parent[name] for name in ('identity', 'name', 'step', 'tokens')}
     plan = [entry.to_json() for entry in init_from.entries]
     return params, lineage | {'weights': init_from.weights, 'plan': plan, 'graft': report}
-
-
-def _check_same_tokens(config: Config, program: Program, parent: dict[str, Any]) -> None:
-    """Raises UserError where carried tables would stand for other tokens than in the parent; shapes can't tell."""
-    tokenizers = {data['tokenizer'] for data in (parent['data'], program.data) if 'tokenizer' in data}
-    if len(tokenizers) > 1:
-        name = config.init_from.run
-        raise UserError(f'config.data.tokenizer: must be that of {name}, because its tables are carried;  takes it')

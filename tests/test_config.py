@@ -15,7 +15,7 @@ from nca_jax import mesh as meshes
 from nca_jax import run
 from nca_jax.checkpoint import graft
 from nca_jax.errors import UserError
-from nca_jax.experiment import from_dict, literal, load_values, resolve
+from nca_jax.experiment import from_dict, literal, load, resolve
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
 START = {'run': 'p', 'step': None, 'weights': 'params', 'plan': ()}
@@ -292,4 +292,4 @@ def test_changed_fields_are_read_as_python_writes_values():
     texts = ('3', '1e-3', '(0.5, 2)', 'None', 'life:B3/S23', '{[1]:2}')
     assert [literal(text) for text in texts] == [3, 1e-3, (0.5, 2), None, 'life:B3/S23', '{[1]:2}']
     with pytest.raises(UserError, match=r'no block data\.band'):
-        load_values('experiments/nca_pretrain.py:smoke', [('data.band.low', '3')])
+        load('experiments/nca_pretrain.py:smoke', [('data.band.low', '3')])
