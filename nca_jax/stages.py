@@ -25,7 +25,7 @@ from nca_jax.nca.bank import write_examples
 from nca_jax.nca.config import NCAConfig
 from nca_jax.problems import benchmark, instruct
 from nca_jax.problems.sets import CODE, ProblemsConfig, load_problems
-from nca_jax.problems.shots import PreparedProblems
+from nca_jax.problems.shots import Problems
 from nca_jax.progress import Progress
 
 # `evaluate(params, step)` -> metrics.
@@ -126,9 +126,9 @@ def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, pro
             files.write(folder / tokenizer.FILE, bpe.to_str())
 
     distributed.first(keep)
-    prepared = PreparedProblems(distributed.first(lambda: load_problems(data.problems)), bpe)
+    prepared = distributed.first(lambda: load_problems(data.problems, bpe))
     check_vocab(prepared.vocab.size, 'config.data.tokenizer', data.tokenizer)
-    hashes = {'problems': prepared.identity, 'tokenizer': prepared.tokenizer_identity}
+    hashes = {'problems': prepared.identity, 'tokenizer': tokenizer.identity(bpe)}
     answers, answer_hashes = _benchmark(config, bpe, mesh, folder, {data.problems: prepared})
     hashes |= answer_hashes
     if data.problems.task == CODE:
@@ -169,7 +169,7 @@ def _benchmark(
     bpe: Tokenizer,
     mesh: jax.sharding.Mesh,
     folder: pathlib.Path,
-    loaded: Mapping[ProblemsConfig, PreparedProblems],
+    loaded: Mapping[ProblemsConfig, Problems],
 ) -> tuple[dict[str, Evaluator], dict[str, str]]:
     """(evaluators, hashes) of the config's benchmark; `loaded` holds the problems that the stage itself has read."""
     chosen = config.benchmark
@@ -177,9 +177,9 @@ def _benchmark(
         return {}, {}
     prepared = loaded.get(chosen.problems)
     if prepared is None:
-        prepared = PreparedProblems(distributed.first(lambda: load_problems(chosen.problems)), bpe)
+        prepared = distributed.first(lambda: load_problems(chosen.problems, bpe))
     evaluator = benchmark.make_evaluator(chosen, prepared, config.model, mesh, config.seed, folder / 'answers')
-    return {'benchmark': evaluator}, {'benchmark': prepared.problems.identity}
+    return {'benchmark': evaluator}, {'benchmark': prepared.content}
 
 
 # Sequences computed from their numbers.

@@ -113,14 +113,14 @@ def check_solutions(sides):
 
 def test_reference_solutions_are_right_and_perturbed_ones_wrong():
     """Twenty problems of our own, in GSM8K's format."""
-    sides = gsm8k.read_published(str(GOLDEN))
+    sides = gsm8k.read(str(GOLDEN))
     assert (len(sides.train), len(sides.test)) == (12, 8)
     check_solutions(sides)
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason='GSM8K is not beside the checkout')
 def test_published_solutions_are_right_and_perturbed_ones_wrong():
-    sides = gsm8k.read_published(str(PUBLISHED))
+    sides = gsm8k.read(str(PUBLISHED))
     assert (len(sides.train), len(sides.test)) == (7473, 1319)
     assert not [problem.id for problem in sides.train + sides.test if '<<' in problem.target]
     assert len(distinct(sides.train, besides=sides.test)) == 7473

@@ -22,8 +22,8 @@ from nca_jax.model import transformer
 from nca_jax.problems import answers, benchmark, humaneval, passk, sets
 from nca_jax.problems.benchmark import BenchmarkConfig
 from nca_jax.problems.problem import Problem
-from nca_jax.problems.sets import Problems, ProblemsConfig
-from nca_jax.problems.shots import PreparedProblems
+from nca_jax.problems.sets import ProblemsConfig
+from nca_jax.problems.shots import Problems
 from nca_jax.sandbox import judging, pool
 from tests.test_model import CONFIG
 
@@ -50,16 +50,13 @@ ASKED = BenchmarkConfig(
 
 
 def gsm8k() -> Problems:
-    return sets.load_problems(ASKED.problems)
+    return sets.load_problems(ASKED.problems, bpe())
 
 
 @functools.cache
 def bpe():
-    return tokenizer.train((p.prompt + p.target for p in gsm8k().splits['train']), 400)
-
-
-def prepared() -> PreparedProblems:
-    return PreparedProblems(gsm8k(), bpe())
+    train = sets.load_problems(ASKED.problems, None).splits['train']
+    return tokenizer.train((p.prompt + p.target for p in train), 400)
 
 
 def params(seed: int = 0) -> dict:
@@ -68,9 +65,8 @@ def params(seed: int = 0) -> dict:
 
 def evaluator(folder: pathlib.Path, asked: Problems | None = None, **changes):
     config = dataclasses.replace(ASKED, **changes)
-    asked = PreparedProblems(asked or gsm8k(), bpe())
     mesh = meshes.make_mesh(meshes.MeshConfig(1, 1, 1), jax.devices()[:1])
-    return benchmark.make_evaluator(config, asked, MODEL, mesh, 0, folder)
+    return benchmark.make_evaluator(config, asked or gsm8k(), MODEL, mesh, 0, folder)
 
 
 @pytest.fixture(scope='module')
@@ -137,7 +133,7 @@ def test_a_batch_of_another_layout_finds_its_answers(evaluated, tmp_path):
 
 
 def test_what_is_asked_is_laid_out_as_in_training():
-    asked, unlike = benchmark.ask(ASKED, prepared(), 512, 0)
+    asked, unlike = benchmark.ask(ASKED, gsm8k(), 512, 0)
     assert unlike == {'left_out': 0, 'fewer_shots': 0}
     examples = {problem.prompt + problem.target for problem in gsm8k().splits['train']}
     for problem, tokens in asked:
@@ -150,11 +146,11 @@ def test_what_is_asked_is_laid_out_as_in_training():
 def test_problems_that_leave_no_room_are_left_out_and_counted():
     sizes = sorted(len(bpe().encode(problem.prompt).ids) for problem in gsm8k().splits['test'])
     length = sizes[2] + 6
-    asked, unlike = benchmark.ask(ASKED, prepared(), length, 0)
+    asked, unlike = benchmark.ask(ASKED, gsm8k(), length, 0)
     assert len(asked) == sum(size <= sizes[2] for size in sizes)
     assert unlike == {'left_out': len(sizes) - len(asked), 'fewer_shots': len(asked)}  # nor is there room for both
     with pytest.raises(UserError, match=r'^config.benchmark.max_tokens = 6: must leave room for a prompt of gsm8k'):
-        benchmark.ask(ASKED, prepared(), 10, 0)
+        benchmark.ask(ASKED, gsm8k(), 10, 0)
 
 
 def choices() -> Problems:
@@ -164,7 +160,7 @@ def choices() -> Problems:
         Problem('a/1', 'q', 'red', ('red', 'blue'), 4, 'a'),
         Problem('b/0', 'r', 'x', ('x',), 5, 'b'),
     )
-    return Problems({'train': (), 'valid': (), 'test': test}, {})
+    return Problems({'train': (), 'valid': (), 'test': test}, {}, bpe())
 
 
 def test_bigbench_scores_are_those_computed_by_hand(tmp_path):
@@ -199,7 +195,7 @@ def solutions() -> dict[str, str]:
 def programs(tmp_path: pathlib.Path, run_code: bool, texts) -> dict:
     """HumanEval's first three problems with given answers."""
     asked = dataclasses.replace(ASKED.problems, task='humaneval', path='')
-    three = Problems({'train': (), 'valid': (), 'test': humaneval.read('')[:3]}, {})
+    three = Problems({'train': (), 'valid': (), 'test': humaneval.read('')[:3]}, {}, bpe())
     found = evaluator(tmp_path, three, problems=asked, shots=0, samples=2, run_code=run_code)
     found(params(), 5)
     (file,) = (path for path in tmp_path.glob('step-5-*.jsonl') if '.' not in path.stem)
@@ -211,8 +207,8 @@ def programs(tmp_path: pathlib.Path, run_code: bool, texts) -> dict:
 
 
 def test_a_sandbox_that_cannot_be_had_is_told_before_anything_is_sampled(tmp_path, monkeypatch):
-    monkeypatch.setattr(pool.layers, 'platform_problem', lambda: 'no such kernel')
-    with pytest.raises(UserError, match=r'^sandbox: no such kernel'):
+    monkeypatch.setattr(pool.landlock, 'version', lambda: 0)
+    with pytest.raises(UserError, match=r'^sandbox: this kernel has no Landlock'):
         programs(tmp_path, True, lambda problem: ('', ''))
     assert not list(tmp_path.iterdir())
 

@@ -18,7 +18,6 @@ from nca_jax.errors import UserError
 from nca_jax.problems import benchmark, gsm8k, instruct, shots
 from nca_jax.problems.benchmark import BenchmarkConfig
 from nca_jax.problems.sets import ProblemsConfig, load_problems
-from nca_jax.problems.shots import PreparedProblems
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'gsm8k'
 LENGTH, BATCH = 512, 8
@@ -28,7 +27,7 @@ PROBLEMS = ProblemsConfig('gsm8k', str(GOLDEN), train_rows=0, least_rows=0, vali
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('instruct')
-    sides = gsm8k.read_published(str(GOLDEN))
+    sides = gsm8k.read(str(GOLDEN))
     tokenizer.train((p.prompt + p.target for p in sides.train), 400).save(str(folder / 'tokenizer.json'))
     return folder
 
@@ -45,7 +44,7 @@ def changed(config, **changes):
 
 
 def prepare(config):
-    return PreparedProblems(load_problems(config.problems), tokenizer.load(config.tokenizer))
+    return load_problems(config.problems, tokenizer.load(config.tokenizer))
 
 
 @pytest.fixture(scope='module')
@@ -89,7 +88,7 @@ def examples(prepared, tokens):
     whole = text(prepared, tokens)
     while whole.endswith(tokenizer.END_OF_TEXT * 2):
         whole = whole.removesuffix(tokenizer.END_OF_TEXT)
-    known = {p.prompt + p.target: p for found in prepared.problems.splits.values() for p in found}
+    known = {p.prompt + p.target: p for found in prepared.splits.values() for p in found}
     return [known[part] for part in whole.removesuffix(tokenizer.END_OF_TEXT).split(tokenizer.END_OF_TEXT)]
 
 
@@ -121,11 +120,11 @@ def test_what_is_scored_ends_the_row_and_the_rest_is_padding(config, prepared):
 
 
 def test_an_epoch_has_each_problem_once_in_an_order_of_its_own(config, prepared):
-    stream, total = make(config, prepared, batch=5), len(prepared.problems.splits['train'])
+    stream, total = make(config, prepared, batch=5), len(prepared.splits['train'])
     assert total == 10
     owns = [examples(prepared, tokens)[-1].id for step in range(6) for tokens, _ in rows(stream(step))]
     epochs = [owns[start : start + total] for start in range(0, 30, total)]
-    assert all(sorted(epoch) == sorted(p.id for p in prepared.problems.splits['train']) for epoch in epochs)
+    assert all(sorted(epoch) == sorted(p.id for p in prepared.splits['train']) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     other = [
         examples(prepared, tokens)[-1].id
@@ -137,7 +136,7 @@ def test_an_epoch_has_each_problem_once_in_an_order_of_its_own(config, prepared)
 
 def test_shots_are_other_training_problems_of_the_same_task(choices):
     config, prepared = choices
-    train = {problem.id for problem in prepared.problems.splits['train']}
+    train = {problem.id for problem in prepared.splits['train']}
     counts = collections.Counter()
     for split in ('train', 'valid'):
         stream = make(config, prepared, split=split, batch=64)
@@ -240,10 +239,8 @@ def test_a_process_makes_its_own_rows_only(config, prepared, monkeypatch):
 
 def test_splits_share_no_problem(choices, prepared):
     for found in (choices[1], prepared):
-        prompts = {split: {p.prompt for p in each} for split, each in found.problems.splits.items()}
-        assert {split: len(each) for split, each in prompts.items()} == {
-            s: len(p) for s, p in found.problems.splits.items()
-        }
+        prompts = {split: {p.prompt for p in each} for split, each in found.splits.items()}
+        assert {split: len(each) for split, each in prompts.items()} == {s: len(p) for s, p in found.splits.items()}
         assert len(set.union(*prompts.values())) == sum(map(len, prompts.values()))
 
 
@@ -253,20 +250,20 @@ def test_training_problems_that_test_has_are_left_out_and_counted(config, tmp_pa
     (tmp_path / 'train.jsonl').write_text('\n'.join([*lines, test[0], lines[3], test[5]]))
     (tmp_path / 'test.jsonl').write_text('\n'.join(test))
     found = prepare(changed(config, path=str(tmp_path)))
-    assert {split: len(each) for split, each in found.problems.splits.items()} == {'train': 10, 'valid': 2, 'test': 8}
-    assert found.problems.left_out == {'small tasks': 0, 'repeated': 3}
+    assert {split: len(each) for split, each in found.splits.items()} == {'train': 10, 'valid': 2, 'test': 8}
+    assert found.left_out == {'small tasks': 0, 'repeated': 3}
 
 
 def test_tasks_are_capped_and_small_ones_left_out(choices):
     config, prepared = choices
-    assert collections.Counter(p.task for p in prepared.problems.splits['train']) == dict.fromkeys(
+    assert collections.Counter(p.task for p in prepared.splits['train']) == dict.fromkeys(
         ('largest', 'parity', 'next_number', 'category', 'first_letter', 'last_letter'), 60 - 16 - 2
     )
     capped = changed(config, train_rows=20)
     found = prepare(capped)
-    counts = collections.Counter(p.task for p in found.problems.splits['train'])
+    counts = collections.Counter(p.task for p in found.splits['train'])
     assert list(counts.values()) == [20] * 6
-    assert set(found.problems.splits['train']) < set(prepared.problems.splits['train'])
+    assert set(found.splits['train']) < set(prepared.splits['train'])
     with pytest.raises(UserError, match=r'^least_rows = 45: no task has as many training problems: '):
         prepare(changed(config, least_rows=45))
     said = r'^config.data.shots = 20: must leave shots for task category, which has 20 training problems'
@@ -294,7 +291,6 @@ def test_identity_is_of_contents_not_of_files(config, prepared, tmp_path):
         identity(lines, changed(moved, valid_rows=3)),
     }
     assert len(others | {prepared.identity}) == 5
-    assert prepared.tokenizer_identity == tokenizer.identity(prepared.tokenizer)
     assert prepared.vocab.size == 400
 
 
@@ -307,9 +303,9 @@ def asked(prepared, length, count=3, room=50, seed=0):
 
 def test_evaluation_prompts_are_rows_of_training_without_the_answer(prepared):
     end = tokenizer.end_of_text(prepared.tokenizer)
-    train = {(p.prompt + p.target): p for p in prepared.problems.splits['train']}
+    train = {(p.prompt + p.target): p for p in prepared.splits['train']}
     questions, _ = asked(prepared, LENGTH * 2)
-    assert [problem for problem, _ in questions] == list(prepared.problems.splits['test'])
+    assert [problem for problem, _ in questions] == list(prepared.splits['test'])
     for problem, prompt in questions:
         *before, last = text(prepared, prompt).split(tokenizer.END_OF_TEXT)
         assert len(before) == 3
@@ -342,7 +338,7 @@ def test_evaluation_prompts_leave_room_and_drop_the_earliest_shots(prepared):
 
 def test_evaluation_shots_depend_on_the_seed_and_the_problem_alone(choices):
     _, prepared = choices
-    train = {problem.prompt + problem.target: problem for problem in prepared.problems.splits['train']}
+    train = {problem.prompt + problem.target: problem for problem in prepared.splits['train']}
 
     def drawn(prepared, seed=0):
         found = {}
@@ -353,9 +349,9 @@ def test_evaluation_shots_depend_on_the_seed_and_the_problem_alone(choices):
         return found
 
     assert len(set(drawn(prepared).values())) > len(drawn(prepared)) / 2
-    splits = prepared.problems.splits
-    turned = dataclasses.replace(prepared.problems, splits=splits | {'test': splits['test'][::-1]})
-    assert drawn(PreparedProblems(turned, prepared.tokenizer)) == drawn(prepared) != drawn(prepared, seed=1)
+    splits = prepared.splits
+    turned = dataclasses.replace(prepared, splits=splits | {'test': splits['test'][::-1]})
+    assert drawn(turned) == drawn(prepared) != drawn(prepared, seed=1)
     with pytest.raises(
         UserError, match=r'^config.benchmark.shots = 43: must leave shots for task category, which has 42 '
     ):

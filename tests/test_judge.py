@@ -191,7 +191,7 @@ def test_a_cut_line_counts_for_nothing(finished, folder):
     """Wherever it was cut."""
     (folder / 'samples.jsonl').write_text(lines(*THREE))
     samples = judging.read_completions(folder / 'samples.jsonl', judging.read_tasks(folder / 'problems.jsonl'))
-    begun = [sample.record(layers.Limits()) for sample in samples]
+    begun = judging.begin_records(samples, layers.Limits())
     out = folder / 'samples.judged.jsonl'
     for length in range(len(finished) + 1):
         out.write_bytes(finished[:length])

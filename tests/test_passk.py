@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from nca_jax.problems import passk
-from nca_jax.problems.passk import Outcome
+
+
+def row(samples, correct, choices, right, task):
+    """A record as the benchmark writes it, without its texts."""
+    graded = [number < correct for number in range(samples)]
+    return {'task': task, 'choices': choices, 'answers': [str(n) for n in range(right)], 'correct': graded}
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
@@ -35,8 +40,8 @@ def test_chance_is_that_of_independent_guesses():
 
 def test_scores_of_two_tasks_by_hand():
     """Task a: rows of 2 and of 4 options, 3 of which are right. Task b: an open row and one of 5. Two samples each."""
-    outcomes = [Outcome(2, 2, 2, 1, 'a'), Outcome(2, 1, 4, 3, 'a'), Outcome(2, 0, 0, 0, 'b'), Outcome(2, 1, 5, 1, 'b')]
-    found = passk.metrics(outcomes, 0)
+    rows = [row(2, 2, 2, 1, 'a'), row(2, 1, 4, 3, 'a'), row(2, 0, 0, 0, 'b'), row(2, 1, 5, 1, 'b')]
+    found = passk.metrics(rows, 0)
     a1, b1 = (1 + 1 / 2) / 2, (0 + 1 / 2) / 2
     a2, b2 = (1 + 1) / 2, (0 + 1) / 2
     single_a, single_b = (1 / 2 + 1 / 4) / 2, (0 + 1 / 5) / 2
@@ -72,14 +77,14 @@ def test_below_chance_is_nothing():
 
 
 def test_only_what_every_problem_has_samples_for_is_reported():
-    found = passk.metrics([Outcome(64, 1, 0, 0, 'a'), Outcome(5, 1, 0, 0, 'a')], 0)
+    found = passk.metrics([row(64, 1, 0, 0, 'a'), row(5, 1, 0, 0, 'a')], 0)
     assert {name for name in found if name.startswith('pass@') and '_' not in name} == {'pass@1', 'pass@2', 'pass@4'}
     assert not [name for name in found if 'chance' in name or 'normalised' in name or '/' in name]
 
 
 def test_equal_scores_have_no_width_and_a_seed_fixes_the_interval():
     for correct in (0, 3):
-        found = passk.metrics([Outcome(3, correct, 0, 0, 'a')] * 7, 0)
+        found = passk.metrics([row(3, correct, 0, 0, 'a')] * 7, 0)
         assert found['pass@1_low'] == found['pass@1_high'] == found['pass@1'] == correct / 3
     scores = [np.linspace(0, 1, 30)]
     assert passk.interval(scores, 1) == passk.interval(scores, 1) != passk.interval(scores, 2)

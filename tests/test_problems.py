@@ -12,7 +12,6 @@ import re
 import sys
 
 import pytest
-import tensorflow_datasets as tfds
 
 from nca_jax.errors import UserError
 from nca_jax.problems import answers, bigbench, choices, gsm8k, humaneval
@@ -25,7 +24,7 @@ GYM_SIZE = (60, 20)
 
 
 def test_gsm8k_is_set_as_the_paper_does():
-    problem = gsm8k.read_published(str(GOLDEN)).train[0]
+    problem = gsm8k.read(str(GOLDEN)).train[0]
     assert problem.id == 'gsm8k/train/0'
     assert problem.prompt + problem.target == (
         'Question:\nA baker fills 6 trays with 12 rolls each and burns 9 rolls. How many good rolls are left?\n'
@@ -34,46 +33,6 @@ def test_gsm8k_is_set_as_the_paper_does():
     )
     assert problem.prompt.endswith('Answer:\n')
     assert (problem.answers, problem.choices, problem.task) == (('63',), 0, 'gsm8k')
-
-
-class Gsm8k(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """As TFDS has it, name and features, of our own files."""
-
-    VERSION = tfds.core.Version('1.0.0')
-
-    def _info(self):
-        texts = ('question', 'answer', 'annotation', 'short_answer')
-        features = tfds.features.FeaturesDict({name: tfds.features.Text() for name in texts})
-        return tfds.core.DatasetInfo(builder=self, features=features)
-
-    def _split_generators(self, manager):
-        return {side: self._generate_examples(GOLDEN / f'{side}.jsonl') for side in ('train', 'test')}
-
-    def _generate_examples(self, file):
-        for number, line in enumerate(file.read_text().splitlines()):
-            row = json.loads(line)
-            annotation, short = row['answer'].split('#### ')
-            yield number, row | {'annotation': annotation, 'short_answer': short}
-
-
-@pytest.mark.parametrize('below', ['', 'gsm8k/1.0.0'])
-def test_gsm8k_from_tfds_has_the_problems_of_the_files(tmp_path, below):
-    Gsm8k(data_dir=str(tmp_path), file_format='array_record').download_and_prepare()
-    found = gsm8k.read_tfds(str(tmp_path / below))
-    for left, right in zip(gsm8k.read_published(str(GOLDEN)), found, strict=True):
-        assert {p.prompt: (p.target, p.answers) for p in left} == {p.prompt: (p.target, p.answers) for p in right}
-        assert len(left) == len(right)
-
-
-def test_a_folder_that_tfds_did_not_prepare_for_us_is_named(tmp_path):
-    for path in ('', str(tmp_path)):
-        with pytest.raises(UserError, match=r'^path = .* TFDS has prepared gsm8k'):
-            gsm8k.read_tfds(path)
-    Gsm8k(data_dir=str(tmp_path), file_format='array_record').download_and_prepare()
-    info = tmp_path / 'gsm8k' / '1.0.0' / 'dataset_info.json'
-    info.write_text(info.read_text().replace('array_record', 'tfrecord'))
-    with pytest.raises(UserError, match=r'prepared as tfrecord, which needs TensorFlow'):
-        gsm8k.read_tfds(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -99,20 +58,20 @@ def test_a_bad_line_is_named(tmp_path, line, said):
     (tmp_path / 'train.jsonl').write_text(f'{good}\n{line}\n')
     (tmp_path / 'test.jsonl').write_text(good)
     with pytest.raises(UserError, match=said):
-        gsm8k.read_published(str(tmp_path))
+        gsm8k.read(str(tmp_path))
 
 
 def test_bad_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"^path = '': must be the folder"):
-        gsm8k.read_published('')
+        gsm8k.read('')
     with pytest.raises(UserError, match=r'train.jsonl: No such file'):
-        gsm8k.read_published(str(tmp_path))
+        gsm8k.read(str(tmp_path))
     (tmp_path / 'train.jsonl').write_text('')
     with pytest.raises(UserError, match=r'^gsm8k: its train file is empty'):
-        gsm8k.read_published(str(tmp_path))
+        gsm8k.read(str(tmp_path))
     (tmp_path / 'train.jsonl').write_bytes(b'\xff\n')
     with pytest.raises(UserError, match=r'train.jsonl:1: not JSON .*utf-8'):
-        gsm8k.read_published(str(tmp_path))
+        gsm8k.read(str(tmp_path))
 
 
 def test_equal_prompts_are_one_problem_whatever_their_order():

@@ -48,7 +48,7 @@ def evaluated(folder: pathlib.Path, name: str) -> list[dict]:
     return [record for record in metrics(folder) if record['kind'] == 'eval' and record['evaluator'] == name]
 
 
-def graded_by(is_right) -> sets.Source:
+def graded_by(is_right) -> sets.ProblemSource:
     return sets.SOURCES['arithmetic']._replace(is_right=is_right)
 
 

@@ -81,18 +81,13 @@ def gains_of(study):
 def simulated(seed, skill, tasks, samples=8, problems=60):
     """A record as the benchmark makes it: counts drawn for problems of unequal difficulty. tasks: {name: choices}."""
     rng = np.random.default_rng(seed)
-    outcomes = [
-        passk.Outcome(
-            samples,
-            int(rng.binomial(samples, min(1, max(0, rng.beta(0.5, 3) + skill)))),
-            choices,
-            min(1, choices),
-            task,
-        )
-        for task, choices in tasks.items()
-        for _ in range(problems)
-    ]
-    return passk.metrics(outcomes, seed)
+    rows = []
+    for task, choices in tasks.items():
+        for _ in range(problems):
+            correct = int(rng.binomial(samples, min(1, max(0, rng.beta(0.5, 3) + skill))))
+            graded = [number < correct for number in range(samples)]
+            rows.append({'task': task, 'choices': choices, 'answers': ['x'], 'correct': graded})
+    return passk.metrics(rows, seed)
 
 
 # Levels and gains by hand

@@ -319,10 +319,12 @@ def test_a_failed_layer_stops_all_and_a_killed_candidate_does_not():
             why(tests, candidate)
 
 
-def test_where_python_lies(tmp_path):
+def test_where_python_lies(tmp_path, monkeypatch):
     """Its folders are bound once each, what lies beside them is noticed, and packages are found."""
-    assert layers.outermost(['/usr/lib/python3.11', '/lib', '/usr/lib', '/lib']) == ['/lib', '/usr/lib']
-    assert layers.outermost(['/usr/lib64', '/usr/lib']) == ['/usr/lib64', '/usr/lib']
+    system = [folder for folder in layers.SYSTEM_LIBRARIES if os.path.isdir(folder)]
+    for place, folders in (('/usr/lib/python3', system), ('/opt/lib', ['/opt/lib', *system])):
+        monkeypatch.setattr(os, '__file__', f'{place}/os.py')
+        assert layers.readable() == folders
     python = '/home/me/.pyenv/lib/python3.11'
     assert proof.children([python, '/usr/lib', '/lib']) == {
         '/': {'home', 'usr', 'lib'},

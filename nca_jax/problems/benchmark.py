@@ -25,12 +25,9 @@ from nca_jax.model.config import ModelConfig
 from nca_jax.problems import humaneval, passk
 from nca_jax.problems.problem import Problem
 from nca_jax.problems.sets import CODE, SOURCES, ProblemsConfig
-from nca_jax.problems.shots import PreparedProblems
+from nca_jax.problems.shots import Problems
 from nca_jax.progress import bars, silent
 from nca_jax.sandbox import pool
-
-# The fields of a config on which answers depend, besides the problems.
-PROTOCOL = ('shots', 'max_tokens', 'samples', 'stops', 'sampling')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +62,7 @@ class BenchmarkConfig:
 
 def make_evaluator(
     config: BenchmarkConfig,
-    prepared: PreparedProblems,
+    prepared: Problems,
     model: ModelConfig,
     mesh: jax.sharding.Mesh,
     seed: int,
@@ -83,12 +80,13 @@ def make_evaluator(
     questions, counts = ask(config, prepared, model.length, seed)
     fields = dataclasses.asdict(config)
     depends_on = [
-        {name: fields[name] for name in PROTOCOL},
+        # Not the layout of the batch, which changes no answer.
+        {name: fields[name] for name in ('shots', 'max_tokens', 'samples', 'stops', 'sampling')},
         seed,
-        prepared.problems.identity,
+        prepared.content,
         # Records are found by id, and the identity of the problems leaves ids out.
-        [problem.id for problem in prepared.problems.splits['test']],
-        prepared.tokenizer_identity,
+        [problem.id for problem in prepared.splits['test']],
+        bpe.identity(prepared.tokenizer),
     ]
     sample = _make_sampler(config, prepared, model, mesh, seed)
 
@@ -105,17 +103,7 @@ def make_evaluator(
             rows = humaneval.judged(rows, file, config.problems.path, config.run_code)
             if rows is None:
                 return {'problems': len(questions), 'samples': config.samples} | counts
-        outcomes = [
-            passk.Outcome(
-                samples=len(row['correct']),
-                correct=sum(row['correct']),
-                choices=row['choices'],
-                right=len(row['answers']) if row['choices'] else 0,
-                task=row['task'],
-            )
-            for row in rows
-        ]
-        return passk.metrics(outcomes, seed) | counts
+        return passk.metrics(rows, seed) | counts
 
     return evaluate
 
@@ -124,9 +112,7 @@ def make_evaluator(
 Question = tuple[Problem, np.ndarray]
 
 
-def ask(
-    config: BenchmarkConfig, prepared: PreparedProblems, length: int, seed: int
-) -> tuple[list[Question], dict[str, int]]:
+def ask(config: BenchmarkConfig, prepared: Problems, length: int, seed: int) -> tuple[list[Question], dict[str, int]]:
     """The first `limit` test problems of each task with the tokens of their prompts, laid out as in training.
 
     The earliest shots are dropped where a prompt would leave no room for an answer. Also returns the counts of
@@ -134,7 +120,7 @@ def ask(
     """
     prepared.check_shots('test', config.shots, 'config.benchmark.shots')
     questions, counts, seen = [], {'left_out': 0, 'fewer_shots': 0}, collections.Counter()
-    for number, problem in enumerate(prepared.problems.splits['test']):
+    for number, problem in enumerate(prepared.splits['test']):
         # The first ones are a random sample of the task.
         seen[problem.task] += 1
         if config.limit and seen[problem.task] > config.limit:
@@ -154,7 +140,7 @@ def ask(
 
 
 def _make_sampler(
-    config: BenchmarkConfig, prepared: PreparedProblems, model: ModelConfig, mesh: jax.sharding.Mesh, seed: int
+    config: BenchmarkConfig, prepared: Problems, model: ModelConfig, mesh: jax.sharding.Mesh, seed: int
 ) -> Callable[[dict, Sequence[Question], Path], dict[str, dict[str, Any]]]:
     """`sample(params, questions, file)` -> the questions' records by id, which it appends to the file as they come."""
     tokenizer, is_right = prepared.tokenizer, SOURCES[config.problems.task].is_right

@@ -1,12 +1,9 @@
-"""GSM8K: word problems with worked solutions, from the published files or from TFDS."""
+"""GSM8K: word problems with worked solutions, from the published files."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from nca_jax import files
-from nca_jax.data.corpora import open_tfds
 from nca_jax.errors import UserError, check
 from nca_jax.problems import answers
 from nca_jax.problems.problem import Problem, Sides, is_text
@@ -15,37 +12,25 @@ from nca_jax.problems.problem import Problem, Sides, is_text
 CALCULATION = re.compile(r'<<[^<>]*>>')
 
 
-def read_published(path: str) -> Sides:
+def read(path: str) -> Sides:
     """The problems of a folder with the published train.jsonl and test.jsonl."""
     root = Path(path).expanduser()
     check(bool(path) and root.is_dir(), 'path', path, 'must be the folder with train.jsonl and test.jsonl')
-    return Sides(*(_problems(side, files.read_rows(root / f'{side}.jsonl')) for side in Sides._fields))
-
-
-def read_tfds(path: str) -> Sides:
-    builder = open_tfds('gsm8k', path)
-
-    def rows(side: str) -> Iterator[tuple[str, dict[str, str]]]:
-        # TFDS shuffles, so a number is a row of TFDS, not a line of the published file.
-        for number, example in enumerate(builder.as_data_source(side)):
-            yield f'{path}/{side}/{number}', {name: example[name].decode() for name in ('question', 'answer')}
-
-    return Sides(*(_problems(side, rows(side)) for side in Sides._fields))
-
-
-def _problems(side: str, rows: Iterator[tuple[str, dict[str, Any]]]) -> tuple[Problem, ...]:
-    problems = []
-    # Numbered here, not by lines, since a file may hold blank ones.
-    for number, (place, row) in enumerate(rows):
-        for field in ('question', 'answer'):
-            check(is_text(row.get(field)), f'{place}: {field}', row.get(field), 'must be text that is not blank')
-        reasoning, answer = split_solution(row['answer'], place)
-        # Answers are graded as numbers, so nothing could equal another one.
-        check(answers.number(answer) is not None, f'{place}: answer', answer, 'must be a number')
-        problems.append(worked(f'gsm8k/{side}/{number}', 'gsm8k', row['question'], reasoning, answer))
-    if not problems:
-        raise UserError(f'gsm8k: its {side} file is empty')
-    return tuple(problems)
+    sides: dict[str, tuple[Problem, ...]] = {}
+    for side in Sides._fields:
+        problems = []
+        # Numbered here, not by lines, since a file may hold blank ones.
+        for number, (place, row) in enumerate(files.read_rows(root / f'{side}.jsonl')):
+            for field in ('question', 'answer'):
+                check(is_text(row.get(field)), f'{place}: {field}', row.get(field), 'must be text that is not blank')
+            reasoning, answer = split_solution(row['answer'], place)
+            # Answers are graded as numbers, so nothing could equal another one.
+            check(answers.number(answer) is not None, f'{place}: answer', answer, 'must be a number')
+            problems.append(worked(f'gsm8k/{side}/{number}', 'gsm8k', row['question'], reasoning, answer))
+        if not problems:
+            raise UserError(f'gsm8k: its {side} file is empty')
+        sides[side] = tuple(problems)
+    return Sides(**sides)
 
 
 def split_solution(solution: str, place: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from nca_jax.data import tokenizer as bpe
 from nca_jax.data.streams import make_read_stream, shuffled
 from nca_jax.errors import UserError, check
 from nca_jax.problems.sets import ProblemsConfig
-from nca_jax.problems.shots import PreparedProblems, assemble
+from nca_jax.problems.shots import Problems, assemble
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,24 +32,24 @@ class InstructConfig:
         check(self.loss_on in ('target', 'all_answers'), 'loss_on', self.loss_on, "must be 'target' or 'all_answers'")
 
 
-def fitting(prepared: PreparedProblems, split: str, length: int) -> np.ndarray:
+def fitting(prepared: Problems, split: str, length: int) -> np.ndarray:
     """Numbers of the problems that fit into a row of length + 1 tokens without any shot."""
     sizes = [tokens.count for tokens in prepared.tokens[split]]
     return np.flatnonzero(np.asarray(sizes, np.int64) <= length + 1)
 
 
-def describe(prepared: PreparedProblems, length: int) -> str:
+def describe(prepared: Problems, length: int) -> str:
     """One line: counts of problems by split, and of those left out and why."""
-    counts = {split: len(problems) for split, problems in prepared.problems.splits.items()}
+    counts = {split: len(problems) for split, problems in prepared.splits.items()}
     splits = ', '.join(f'{count} {split}' for split, count in counts.items())
-    left = ', '.join(f'{count} {reason}' for reason, count in prepared.problems.left_out.items())
+    left = ', '.join(f'{count} {reason}' for reason, count in prepared.left_out.items())
     long = ' and '.join(f'{counts[s] - len(fitting(prepared, s, length))} {s}' for s in ('train', 'valid'))
     return f'{splits} problems; left out: {left}, {long} longer than {length}'
 
 
 def make_stream(
     config: InstructConfig,
-    prepared: PreparedProblems,
+    prepared: Problems,
     seed: int,
     split: str,
     batch: int,

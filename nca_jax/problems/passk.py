@@ -1,27 +1,12 @@
 """pass@k from n samples a problem, its interval, and what guessing would reach."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 KS = (1, 2, 4, 8, 16, 32)
-RESAMPLES = 2000
-# Resamples that are in memory at a time.
-BATCH = 20
-CONFIDENCE = 0.95
-
-
-class Outcome(NamedTuple):
-    """The result of one problem."""
-
-    samples: int
-    correct: int
-    # Options of the problem and how many of them are right; both 0 for open answers.
-    choices: int
-    right: int
-    task: str
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -45,8 +30,8 @@ def normalised(mean: float, chance: float) -> float:
     return max(0.0, (mean - chance) / (1 - chance)) if chance < 1 else 0.0
 
 
-def metrics(outcomes: Sequence[Outcome], seed: int) -> dict[str, float]:
-    """Scores for each k of KS for which every problem has samples.
+def metrics(rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, float]:
+    """Scores for each k of KS for which every problem has samples. A row is a problem's record; see benchmark.
 
     - problems, samples: counts; the least number of samples where they differ.
     - pass@k: the mean over tasks of the mean over a task's problems.
@@ -60,26 +45,26 @@ def metrics(outcomes: Sequence[Outcome], seed: int) -> dict[str, float]:
     - normalised_by_chance@k: the same with chance_pass@k as the chance, which flatters neither k > 1 nor rows with
       several right choices.
     """
-    tasks = sorted({outcome.task for outcome in outcomes})
-    groups = [[outcome for outcome in outcomes if outcome.task == task] for task in tasks]
-    samples = min(outcome.samples for outcome in outcomes)
-    result: dict[str, float] = {'problems': len(outcomes), 'samples': samples}
+    tasks = sorted({row['task'] for row in rows})
+    groups = [[row for row in rows if row['task'] == task] for task in tasks]
+    samples = min(len(row['correct']) for row in rows)
+    result: dict[str, float] = {'problems': len(rows), 'samples': samples}
 
-    def task_means(score: Callable[[Outcome], float]) -> list[float]:
-        return [float(np.mean([score(outcome) for outcome in group])) for group in groups]
+    def task_means(score: Callable[[Mapping[str, Any]], float]) -> list[float]:
+        return [float(np.mean([score(row) for row in group])) for group in groups]
 
     # The paper compares pass@k of any k with a single guess.
-    single = task_means(lambda o: 1 / o.choices if o.choices else 0.0)
+    single = task_means(lambda row: 1 / row['choices'] if row['choices'] else 0.0)
     for k in (k for k in KS if k <= samples):
-        scores = [np.array([pass_at_k(o.samples, o.correct, k) for o in group]) for group in groups]
+        scores = [np.array([pass_at_k(len(r['correct']), sum(r['correct']), k) for r in group]) for group in groups]
         means = [float(np.mean(score)) for score in scores]
         result[f'pass@{k}'] = float(np.mean(means))
         # The same seed for every k, so that their intervals are of the same resamples.
         result[f'pass@{k}_low'], result[f'pass@{k}_high'] = interval(scores, seed)
         if len(tasks) > 1:
             result |= {f'{task}/pass@{k}': mean for task, mean in zip(tasks, means, strict=True)}
-        if any(outcome.choices for outcome in outcomes):
-            chance = task_means(lambda o, k=k: chance_pass_at_k(o.choices, o.right, k))
+        if any(row['choices'] for row in rows):
+            chance = task_means(lambda row, k=k: chance_pass_at_k(row['choices'], len(row['answers']), k))
             result[f'chance_pass@{k}'] = float(np.mean(chance))
             result[f'normalised@{k}'] = float(np.mean([*map(normalised, means, single)]))
             result[f'normalised_by_chance@{k}'] = float(np.mean([*map(normalised, means, chance)]))
@@ -101,9 +86,10 @@ def interval(scores: Sequence[np.ndarray], seed: int) -> tuple[float, float]:
         # SciPy refuses a single observation. Twice the same one has the same resamples.
         [np.repeat(score, 2) if len(score) == 1 else score for score in scores],
         mean_of_means,
-        n_resamples=RESAMPLES,
-        batch=BATCH,
-        confidence_level=CONFIDENCE,
+        n_resamples=2000,
+        # Resamples that are in memory at a time.
+        batch=20,
+        confidence_level=0.95,
         method='percentile',
         rng=seed,
     ).confidence_interval

@@ -1,20 +1,21 @@
 """The config block of problems, the sources that it chooses from, and their division into train, valid and test."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
+
+from tokenizers import Tokenizer
 
 from nca_jax.errors import UserError, check
 from nca_jax.problems import bigbench, choices, gsm8k, humaneval, made
 from nca_jax.problems.answers import same_number, same_text
 from nca_jax.problems.problem import Problem, Sides, distinct
+from nca_jax.problems.shots import Problems
 
 CODE = 'humaneval'
 
 
-class Source(NamedTuple):
+class ProblemSource(NamedTuple):
     """Where problems come from, and how their answers are graded."""
 
     # From the config's path for published problems, from its size for made ones.
@@ -26,13 +27,12 @@ class Source(NamedTuple):
 
 
 SOURCES = {
-    'gsm8k': Source(gsm8k.read_published, same_number),
-    'tfds:gsm8k': Source(gsm8k.read_tfds, same_number),
-    'bigbench': Source(bigbench.read, same_text),
-    CODE: Source(lambda path: Sides((), humaneval.read(path)), None),
-    'gsm_symbolic': Source(made.gsm_symbolic, same_number, (True, True)),
-    'arithmetic': Source(made.arithmetic, same_number, (True, True)),
-    'choices': Source(lambda size: choices.make(size[0]), same_text, (True, False)),
+    'gsm8k': ProblemSource(gsm8k.read, same_number),
+    'bigbench': ProblemSource(bigbench.read, same_text),
+    CODE: ProblemSource(lambda path: Sides((), humaneval.read(path)), None),
+    'gsm_symbolic': ProblemSource(made.gsm_symbolic, same_number, (True, True)),
+    'arithmetic': ProblemSource(made.arithmetic, same_number, (True, True)),
+    'choices': ProblemSource(lambda size: choices.make(size[0]), same_text, (True, False)),
 }
 
 
@@ -41,7 +41,6 @@ class ProblemsConfig:
     # A name in SOURCES.
     task: str
     # - gsm8k: the folder with train.jsonl and test.jsonl
-    # - tfds:gsm8k: TFDS's data folder, or the dataset's own
     # - bigbench: the folder of the tasks
     # - humaneval: its file, '' for the installed package's
     # - gsm_symbolic, arithmetic, choices: '', since they are made
@@ -69,25 +68,7 @@ class ProblemsConfig:
         check(right, 'size', self.size, f'must be ({", ".join("1 or more" if given else "0" for given in sized)})')
 
 
-@dataclasses.dataclass(frozen=True)
-class Problems:
-    """Problems by split (train, valid, test), sorted by task; within a task any prefix is a random sample."""
-
-    splits: dict[str, tuple[Problem, ...]]
-    # Counts of small tasks, and of problems that repeat a prompt.
-    left_out: dict[str, int]
-
-    @property
-    def identity(self) -> str:
-        """sha256 of all but ids, so that files may move."""
-        content = {
-            split: [[p.prompt, p.target, p.answers, p.choices, p.task] for p in problems]
-            for split, problems in self.splits.items()
-        }
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def load_problems(config: ProblemsConfig) -> Problems:
+def load_problems(config: ProblemsConfig, tokenizer: Tokenizer) -> Problems:
     """The problems that the config chooses. Raises UserError for bad files."""
     source = SOURCES[config.task]
     sides = source.load(config.size if any(source.sized) else config.path)
@@ -110,4 +91,4 @@ def load_problems(config: ProblemsConfig) -> Problems:
         have = ', '.join(f'{task} {count}' for task, count in small.items())
         raise UserError(f'least_rows = {config.least_rows}: no task has as many training problems: {have}')
     counts = {'small tasks': len(small), 'repeated': repeated}
-    return Problems({split: tuple(problems) for split, problems in splits.items()}, counts)
+    return Problems({split: tuple(problems) for split, problems in splits.items()}, counts, tokenizer)

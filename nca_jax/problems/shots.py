@@ -19,7 +19,6 @@ from nca_jax.batch import Vocab
 from nca_jax.data import tokenizer as bpe
 from nca_jax.errors import check
 from nca_jax.problems.problem import Problem
-from nca_jax.problems.sets import Problems
 
 # Part of the identity: to be changed with the layout of a row.
 FORMAT = 'prompt target end, shots first; 1'
@@ -37,21 +36,23 @@ class Tokens(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class PreparedProblems:
-    """Problems with their tokens."""
+class Problems:
+    """Problems by split (train, valid, test), sorted by task; within a task any prefix is a random sample."""
 
-    problems: Problems
+    splits: dict[str, tuple[Problem, ...]]
+    # Counts of small tasks, and of problems that repeat a prompt.
+    left_out: dict[str, int]
     tokenizer: Tokenizer
 
     @functools.cached_property
     def tokens(self) -> dict[str, list[Tokens]]:
         """By split, in the order of the problems."""
-        return {split: tokenise(problems, self.tokenizer) for split, problems in self.problems.splits.items()}
+        return {split: tokenise(problems, self.tokenizer) for split, problems in self.splits.items()}
 
     @functools.cached_property
     def pools(self) -> dict[str, np.ndarray]:
         """The numbers of each task's training problems, in order. Shots are drawn from these."""
-        tasks = np.array([problem.task for problem in self.problems.splits['train']])
+        tasks = np.array([problem.task for problem in self.splits['train']])
         return {str(task): np.flatnonzero(tasks == task) for task in np.unique(tasks)}
 
     @property
@@ -59,18 +60,23 @@ class PreparedProblems:
         return Vocab(self.tokenizer.get_vocab_size())
 
     @property
-    def tokenizer_identity(self) -> str:
-        return bpe.identity(self.tokenizer)
+    def content(self) -> str:
+        """sha256 of the problems without their ids, so that files may move."""
+        problems = {
+            split: [[p.prompt, p.target, p.answers, p.choices, p.task] for p in problems]
+            for split, problems in self.splits.items()
+        }
+        return hashlib.sha256(json.dumps(problems).encode()).hexdigest()
 
     @property
     def identity(self) -> str:
-        # All that decides the rows of training.
-        content = [FORMAT, self.tokenizer_identity, self.problems.identity]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        """sha256 of all that decides the rows of training."""
+        parts = [FORMAT, bpe.identity(self.tokenizer), self.content]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def check_shots(self, split: str, count: int, field: str) -> None:
         """Raises FieldError unless each problem of the split has `count` other training problems of its task."""
-        for task in sorted({problem.task for problem in self.problems.splits[split]}):
+        for task in sorted({problem.task for problem in self.splits[split]}):
             has = len(self.pools.get(task, ()))
             allowed = f'must leave shots for task {task}, which has {has} training problems besides valid and test'
             # A training problem is no shot of its own.
@@ -83,7 +89,7 @@ class PreparedProblems:
 
         (least, most) are drawn. The first ones are dropped until the others have `room` tokens at most.
         """
-        pool = self.pools.get(self.problems.splits[split][number].task, ())
+        pool = self.pools.get(self.splits[split][number].task, ())
         # Its own place in the pool, which isn't drawn.
         own = int(np.searchsorted(pool, number)) if split == 'train' else None
         shots = [self.tokens['train'][pool[place]] for place in draw(name, count, len(pool), own)]

@@ -13,16 +13,13 @@ nca_jax/sandbox/pool.py lists what the sandbox covers and what it doesn't.
 """
 
 import argparse
+import collections
 import dataclasses
 import pathlib
 
 from nca_jax.errors import UserError, check
 from nca_jax.sandbox import judging, layers
 
-REFUSAL = (
-    'this runs code that a model wrote and nobody has read; add --allow-code to run it, confined, on this machine, or '
-    'run this command on a machine that holds nothing else'
-)
 LIMITS = layers.Limits()
 
 
@@ -39,7 +36,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if not args.allow_code:
-        raise UserError(REFUSAL)
+        raise UserError(
+            'this runs code that a model wrote and nobody has read; add --allow-code to run it, confined, on this '
+            'machine, or run this command on a machine that holds nothing else'
+        )
     check(args.workers is None or args.workers > 0, '--workers', args.workers, 'must be positive')
     check(args.cpu_seconds > 0, '--cpu-seconds', args.cpu_seconds, 'must be positive')
     check(args.memory_mb >= 32, '--memory-mb', args.memory_mb, 'must be 32 or more')
@@ -47,4 +47,10 @@ def run(args: argparse.Namespace) -> None:
     wall = LIMITS.wall_seconds / LIMITS.cpu_seconds * args.cpu_seconds
     limits = dataclasses.replace(LIMITS, cpu_seconds=args.cpu_seconds, wall_seconds=wall, memory_mb=args.memory_mb)
     out = args.out or judging.out_file(args.samples)
-    print(judging.summary(judging.judge(args.samples, args.problems, out, limits, args.workers)))
+    records = judging.judge(args.samples, args.problems, out, limits, args.workers)
+    passed, tasks = sum(record['passed'] for record in records), {record['task_id'] for record in records}
+    # Without a reason's details, so that equal ones are counted together.
+    reasons = collections.Counter(record['why'].split(':')[0] for record in records if not record['passed'])
+    failed = ''.join(f', {reason} {count:,}' for reason, count in reasons.most_common())
+    counts = f'{passed:,} of {len(records):,} samples of {len(tasks):,} problems'
+    print(f'pass@1 {passed / len(records):.4f}: {counts}{failed}')

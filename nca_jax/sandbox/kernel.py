@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import signal
 import struct
 
 MACHINE = 'x86_64'
@@ -99,8 +98,3 @@ def unshare(*names: str) -> None:
 def prctl(option: int, value: int = 0) -> int:
     # The kernel wants zeros where an option has no further arguments.
     return call('prctl', option, value, 0, 0, 0)
-
-
-def end_with_parent() -> None:
-    """Has the kernel kill this process when the thread that started it ends."""
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

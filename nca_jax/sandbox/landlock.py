@@ -1,8 +1,7 @@
 """Landlock: a program reads certain folders, writes into one, and reaches no TCP port, signal or socket outside."""
 
-import ctypes
-import errno
 import os
+import struct
 from collections.abc import Iterable
 
 from nca_jax.sandbox import kernel
@@ -22,27 +21,12 @@ SCOPES = 0b11
 CREATE_VERSION, PATH_BENEATH = 1, 1
 
 
-class Ruleset(ctypes.Structure):
-    """struct landlock_ruleset_attr: what Landlock refuses unless a rule allows it."""
-
-    _fields_ = (('files', ctypes.c_uint64), ('network', ctypes.c_uint64), ('scopes', ctypes.c_uint64))
-
-
-class PathBeneath(ctypes.Structure):
-    """struct landlock_path_beneath_attr: what a rule allows below a folder."""
-
-    _pack_ = 1
-    _fields_ = (('rights', ctypes.c_uint64), ('folder', ctypes.c_int32))
-
-
 def version() -> int:
     """Returns the version of the kernel's interface; 0 if it has none or it is switched off."""
     try:
         return kernel.call('landlock_create_ruleset', None, 0, CREATE_VERSION)
-    except OSError as error:
-        if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
-            return 0
-        raise
+    except OSError:
+        return 0
 
 
 def rules(read: Iterable[str], write: str) -> int:
@@ -50,11 +34,12 @@ def rules(read: Iterable[str], write: str) -> int:
     # The version of the interface decides how much else that is.
     abi = version()
     rights = (1 << FILE_RIGHTS[max(version for version in FILE_RIGHTS if version <= abi)]) - 1
-    ruleset = Ruleset(rights, NETWORK if abi >= 4 else 0, SCOPES if abi >= 6 else 0)
-    # An older kernel takes a longer structure than its own if the rest is zero.
-    number = kernel.call('landlock_create_ruleset', ruleset, ctypes.sizeof(ruleset), 0)
+    # struct landlock_ruleset_attr. An older kernel takes a longer structure than its own if the rest is zero.
+    ruleset = struct.pack('=QQQ', rights, NETWORK if abi >= 4 else 0, SCOPES if abi >= 6 else 0)
+    number = kernel.call('landlock_create_ruleset', ruleset, len(ruleset), 0)
     for path, allowed in [*((path, READ) for path in read), (write, WRITE & rights)]:
         folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        kernel.call('landlock_add_rule', number, PATH_BENEATH, PathBeneath(allowed, folder), 0)
+        # struct landlock_path_beneath_attr, which has no padding.
+        kernel.call('landlock_add_rule', number, PATH_BENEATH, struct.pack('=Qi', allowed, folder), 0)
         os.close(folder)
     return number

@@ -11,7 +11,6 @@ import resource
 import signal
 import socket
 import struct
-import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -29,7 +28,6 @@ EMPTY = '/empty'
 HOST = 'sandbox'
 MIB = 1 << 20
 SIGNALS = {named.value: named.name for named in signal.Signals}
-THIRD_PARTY = 'site-packages', 'dist-packages'
 NAMESPACES = 'user', 'mnt', 'net', 'ipc', 'uts', 'cgroup'
 UNTRUSTED = kernel.MS_NOSUID | kernel.MS_NODEV
 # The steps of `confine`. A process that fails in one ends with the exit code FAILED + its place here.
@@ -65,33 +63,20 @@ class Shared(NamedTuple):
     filter: seccomp.Filter
 
 
-def platform_problem() -> str | None:
-    """Returns why this platform can't hold programs at all; None if it may."""
-    if sys.platform != 'linux':
-        return f'it needs Linux, and this is {sys.platform}'
-    if os.uname().machine != kernel.MACHINE:
-        return f'its system-call filter is written for {kernel.MACHINE}, not {os.uname().machine}'
-    return None if landlock.version() else 'this kernel has no Landlock (Linux 5.13 with lsm=landlock), or it is off'
-
-
 def readable() -> list[str]:
     """Returns the folders that programs may read: Python's own library and the system's."""
-    folders = [os.path.dirname(os.path.realpath(os.__file__)), *SYSTEM_LIBRARIES]
-    return outermost([folder for folder in folders if os.path.isdir(folder)])
-
-
-def outermost(folders: Sequence[str]) -> list[str]:
-    """Returns each folder once, without those below another."""
-    # The system's own Python lies in /usr/lib.
-    unique = dict.fromkeys(folders)
-    return [folder for folder in unique if not any(folder.startswith(f'{other}/') for other in unique)]
+    library = os.path.dirname(os.path.realpath(os.__file__))
+    system = [folder for folder in SYSTEM_LIBRARIES if os.path.isdir(folder)]
+    # The system's own Python lies in /usr/lib, and no folder is mounted within another.
+    below = any(library.startswith(f'{folder}/') for folder in system)
+    return system if below else [library, *system]
 
 
 def third_party(folders: Sequence[str]) -> list[str]:
     """Returns the folders of installed packages."""
     # They lie in a library or in its folder for one version of Python.
     around = [*folders, *(os.path.join(folder, name) for folder in folders for name in os.listdir(folder))]
-    paths = [os.path.join(folder, name) for folder in around for name in THIRD_PARTY]
+    paths = [os.path.join(folder, name) for folder in around for name in ('site-packages', 'dist-packages')]
     return sorted({os.path.realpath(path) for path in paths if os.path.isdir(path)})
 
 
@@ -122,7 +107,7 @@ def build() -> Shared:
         _new_root()
     os.close(proc)
     socket.sethostname(HOST)
-    _set_limits(
+    for kind, most in (
         (resource.RLIMIT_STACK, 8 * MIB),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
@@ -131,7 +116,8 @@ def build() -> Shared:
         (resource.RLIMIT_NICE, 0),
         # Signals that wait do so in the kernel's own memory.
         (resource.RLIMIT_SIGPENDING, 64),
-    )
+    ):
+        resource.setrlimit(kind, (most, most))
     return Shared(mapped, landlock.rules(readable(), AROUND), seccomp.Filter())
 
 
@@ -198,22 +184,34 @@ def confine(limits: Limits, keep: Sequence[int], shared: Shared, after: Callable
     options = f'size={limits.disk_mb}m,nr_inodes={limits.inodes},mode=0700'
     kernel.call('mount', 'tmpfs', PRIVATE, 'tmpfs', UNTRUSTED | kernel.MS_NOEXEC, options)
     os.chdir(PRIVATE)
-    _keep_files((*keep, shared.rules))
+    # What is printed goes into a nameless file of the private folder.
+    printed = os.open(f'{PRIVATE}/printed', os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    os.unlink(f'{PRIVATE}/printed')
+    files = [os.open(EMPTY, os.O_RDONLY), printed, printed, *keep, shared.rules]
+    # By way of numbers above all of these, so that no copy lands on a file that is still needed.
+    spare = max(files) + len(files) + 1
+    for number, file in enumerate(files):
+        os.dup2(file, spare + number)
+    for number in range(len(files)):
+        os.dup2(spare + number, number)
+    kernel.call('close_range', len(files), 0xFFFFFFFF, 0)
     after('mounts')
-    _set_limits(
+    for kind, most in (
         (resource.RLIMIT_CPU, limits.cpu_seconds),
         (resource.RLIMIT_AS, shared.mapped + limits.memory_mb * MIB),
         (resource.RLIMIT_FSIZE, limits.file_mb * MIB),
         (resource.RLIMIT_NOFILE, limits.files),
         (resource.RLIMIT_NPROC, limits.threads),
-    )
+    ):
+        resource.setrlimit(kind, (most, most))
     after('limits')
     # The kernel counts threads per user namespace, so one of its own keeps other programs' threads out of the count.
     kernel.unshare('user')
     kernel.prctl(kernel.PR_SET_SECUREBITS, kernel.LOCKED_SECUREBITS)
     kernel.call('capset', kernel.CAPABILITY_HEADER, kernel.NO_CAPABILITIES)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-    kernel.end_with_parent()
+    # A killed worker takes its programs along.
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     # Landlock and seccomp demand it of an unprivileged process.
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     after('privileges')
@@ -231,22 +229,3 @@ def describe_status(status: int) -> str:
         # Most real-time signals have no name.
         return f'killed: {SIGNALS.get(number, number)}'
     return f'exited: {os.WEXITSTATUS(status)}'
-
-
-def _keep_files(keep: Sequence[int]) -> None:
-    """Moves `keep` to the numbers from 3 on, and sends what is printed into a nameless file of the private folder."""
-    printed = os.open(f'{PRIVATE}/printed', os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-    os.unlink(f'{PRIVATE}/printed')
-    files = [os.open(EMPTY, os.O_RDONLY), printed, printed, *keep]
-    # By way of numbers above all of these, so that no copy lands on a file that is still needed.
-    spare = max(files) + len(files) + 1
-    for number, file in enumerate(files):
-        os.dup2(file, spare + number)
-    for number in range(len(files)):
-        os.dup2(spare + number, number)
-    kernel.call('close_range', len(files), 0xFFFFFFFF, 0)
-
-
-def _set_limits(*limits: tuple[int, int]) -> None:
-    for kind, most in limits:
-        resource.setrlimit(kind, (most, most))

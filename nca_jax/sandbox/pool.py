@@ -50,7 +50,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from nca_jax.errors import UserError
-from nca_jax.sandbox import layers, sides, wire
+from nca_jax.sandbox import kernel, landlock, layers, sides, wire
 
 Limits = layers.Limits
 ROOT = pathlib.Path(__file__).parents[2]
@@ -104,8 +104,12 @@ class Sandbox(contextlib.AbstractContextManager):
     """
 
     def __init__(self, workers: int | None = None, limits: Limits | None = None):
-        if problem := layers.platform_problem():
-            raise UserError(f'sandbox: {problem}')
+        if sys.platform != 'linux':
+            raise UserError(f'sandbox: it needs Linux, and this is {sys.platform}')
+        if (machine := os.uname().machine) != kernel.MACHINE:
+            raise UserError(f'sandbox: its system-call filter is written for {kernel.MACHINE}, not {machine}')
+        if not landlock.version():
+            raise UserError('sandbox: this kernel has no Landlock (Linux 5.13 with lsm=landlock), or it is off')
         self.limits = limits or Limits()
         count = workers or len(os.sched_getaffinity(0))
         self.workers: list[WorkerProcess] = []

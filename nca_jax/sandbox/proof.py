@@ -6,7 +6,6 @@ layer did its work.
 
 import _thread
 import errno
-import json
 import mmap
 import os
 import resource
@@ -21,16 +20,15 @@ Probe = tuple[str, bool]
 UNREACHABLE = ('127.0.0.1', 9), ('192.0.2.1', 9)
 FORBIDDEN = kernel.SETUP | kernel.FORBIDDEN
 F_SETPIPE_SZ = 1031
-MIB = layers.MIB
 
 
 def prove(limits: layers.Limits, shared: layers.Shared, answer: int) -> None:
-    """Confines this process, and sends into the file `answer` the names of failed probes, as a list in JSON."""
+    """Confines this process, and sends into the file `answer` the names of failed probes."""
     missing: list[str] = []
     probes = {
         'mounts': mounts,
-        'limits': lambda: [*memory_and_files(limits), *private_folder(limits)],
-        'privileges': lambda: [*privileges(), *threads(limits)],
+        'limits': lambda: memory_and_files(limits),
+        'privileges': lambda: privileges(limits),
         'Landlock': landlock_rules,
         'seccomp': system_calls,
     }
@@ -45,7 +43,7 @@ def prove(limits: layers.Limits, shared: layers.Shared, answer: int) -> None:
     else:
         missing += [f'{layer}: was never put in place' for layer in probes]
     # The layer of the mounts moves the file to number 3.
-    wire.send(answer if 'mounts' in probes else 3, json.dumps(missing).encode())
+    wire.send(answer if 'mounts' in probes else 3, ', '.join(missing).encode())
 
 
 def refusal(attempt: Callable[[], object]) -> int:
@@ -87,15 +85,16 @@ def children(paths: Sequence[str]) -> dict[str, set[str]]:
 
 
 def memory_and_files(limits: layers.Limits) -> Iterator[Probe]:
+    """Probes memory, files, and how many bytes and names the private folder takes, and that it holds no programs."""
     try:
-        bytearray((limits.memory_mb + 64) * MIB)
+        bytearray((limits.memory_mb + 64) * layers.MIB)
     except MemoryError:
         pass
     else:
         yield 'limit of memory', False
     opened = [os.open('large', os.O_CREAT | os.O_RDWR)]
     os.unlink('large')
-    yield 'limit of file size', refusal(lambda: os.pwrite(opened[0], b'x', limits.file_mb * MIB)) == errno.EFBIG
+    yield 'limit of file size', refusal(lambda: os.pwrite(opened[0], b'x', limits.file_mb * layers.MIB)) == errno.EFBIG
     too_many = refusal(lambda: [opened.append(os.dup(0)) for _ in range(limits.files + 1)]) == errno.EMFILE
     for number in opened:
         os.close(number)
@@ -104,16 +103,12 @@ def memory_and_files(limits: layers.Limits) -> Iterator[Probe]:
     yield 'limit of core files', resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
     yield 'limit of signals that wait', resource.getrlimit(resource.RLIMIT_SIGPENDING) == (64, 64)
 
-
-def private_folder(limits: layers.Limits) -> Iterator[Probe]:
-    """Probes how many bytes and names the private folder takes, and that it holds no programs."""
-
     def fill_bytes() -> None:
         for number in range(limits.disk_mb + 1):
             with open(f'bytes{number}', 'wb', buffering=0) as file:
                 # A first write may be cut short by the end of the space; then the second one raises.
-                if file.write(bytes(MIB)) < MIB:
-                    file.write(bytes(MIB))
+                if file.write(bytes(layers.MIB)) < layers.MIB:
+                    file.write(bytes(layers.MIB))
 
     def fill_names() -> None:
         for number in range(limits.inodes + 1):
@@ -130,17 +125,14 @@ def private_folder(limits: layers.Limits) -> Iterator[Probe]:
     yield 'private folder: no programs', executed == errno.EPERM
 
 
-def privileges() -> Iterator[Probe]:
+def privileges(limits: layers.Limits) -> Iterator[Probe]:
     # All three would work for a process that kept a capability.
     yield 'no way back to root', refusal(lambda: os.setresuid(0, 0, 0)) != 0
     yield 'no capabilities', refusal(lambda: socket.sethostname('x')) == errno.EPERM
     yield 'no capabilities: mount', refusal(lambda: kernel.unshare('mnt')) == errno.EPERM
     yield 'no_new_privs', kernel.prctl(kernel.PR_GET_NO_NEW_PRIVS) == 1
     yield 'not dumpable', kernel.prctl(kernel.PR_GET_DUMPABLE) == 0
-
-
-def threads(limits: layers.Limits) -> Iterator[Probe]:
-    """Probes that one thread starts, and no more processes than the limit. The filter will refuse those altogether."""
+    # One thread starts, and no more processes than the limit. The filter will refuse processes altogether.
     running = _thread.allocate_lock()
     running.acquire()
     _thread.start_new_thread(running.release, ())

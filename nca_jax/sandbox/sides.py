@@ -4,7 +4,6 @@ Only the tests' side ever sees tests and nonce. Only plain values pass between t
 """
 
 import builtins
-import functools
 import json
 import os
 import sys
@@ -31,11 +30,7 @@ CANDIDATE_GONE, NEVER_READY, SPEECHLESS = 3, 4, 5
 
 
 class RaisedError(Exception):
-    """An exception that the candidate raised, in its own process."""
-
-    def __init__(self, name: str, text: str):
-        super().__init__(name, text)
-        self.name, self.text = name[:TEXT], text[:TEXT]
+    """The name and the text of an exception that the candidate raised, in its own process."""
 
 
 def candidate_side(calls: int, answers: int) -> None:
@@ -52,17 +47,18 @@ def candidate_side(calls: int, answers: int) -> None:
             raise NameError(f'name {entry_point!r} is not defined')
 
     def call(arguments: tuple, named: dict[str, object]) -> object:
+        # Looked up at each call, since the program may bind the name anew.
         return module.__dict__[entry_point](*arguments, **named)
 
     wire.send(answers, _answer(load))
     while (message := wire.receive(messages)) is not None:
-        wire.send(answers, _answer(functools.partial(call, *wire.decode(message))))
+        wire.send(answers, _answer(call, *wire.decode(message)))
 
 
-def _answer(work: Callable[[], object]) -> bytes:
+def _answer(work: Callable[..., object], *arguments: object) -> bytes:
     """Returns its value as a message, or the name and the text of the exception that it raised."""
     try:
-        return wire.encode(('value', work()))
+        return wire.encode(('value', work(*arguments)))
     except wire.NotPlainError as error:
         return wire.encode(('not plain', str(error)))
     except BaseException as error:
@@ -109,7 +105,7 @@ def tests_side(judge: int, calls: int, answers: int) -> None:
         if kind == 'value' and len(rest) == 1:
             return rest[0]
         if kind == 'raised' and len(rest) == 2 and all(type(part) is str for part in rest):
-            raise RaisedError(*rest)
+            raise RaisedError(*(part[:TEXT] for part in rest))
         # Only text is reported: Python refuses to write an integer of many digits.
         leave(f'answer: {rest[0][:TEXT] if rest and type(rest[0]) is str else ""}')
 
@@ -130,7 +126,7 @@ def _judge(request: dict[str, str], ask: Callable[[bytes], object]) -> str | Non
     except wire.NotPlainError as error:
         return f'source: {error}'
     except RaisedError as error:
-        return _reason(error.name, error.text)
+        return _reason(*error.args)
     raised = []
 
     def candidate(*arguments: object, **named: object) -> object:
@@ -138,9 +134,10 @@ def _judge(request: dict[str, str], ask: Callable[[bytes], object]) -> str | Non
             return ask(wire.encode((arguments, named)))
         except RaisedError as error:
             # Tests may expect Python's own exception of that name.
-            kind = getattr(builtins, error.name, None)
+            name, text = error.args
+            kind = getattr(builtins, name, None)
             own = isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, NOT_REBUILT)
-            raised.append(kind(error.text) if own else RuntimeError(f'{error.name}: {error.text}'))
+            raised.append(kind(text) if own else RuntimeError(f'{name}: {text}'))
             raise raised[-1] from error
 
     names = {'__name__': 'tests'}
@@ -153,7 +150,7 @@ def _judge(request: dict[str, str], ask: Callable[[bytes], object]) -> str | Non
         # The candidate's own exception, rather than one of the tests, is reported as the candidate raised it.
         cause = error.__cause__
         if isinstance(cause, RaisedError) and any(error is ours for ours in raised):
-            return _reason(cause.name, cause.text)
+            return _reason(*cause.args)
         return 'wrong' if isinstance(error, AssertionError) else _reason(type(error).__name__, _text(error))
     return None
 

@@ -26,8 +26,6 @@ PRELOADED = (
     'array bisect cmath collections collections.abc copy dataclasses datetime decimal enum fractions functools heapq '
     'hashlib itertools json math operator re statistics string struct sys textwrap time types typing unicodedata'
 )
-# Exit code of a process that raised once it was confined.
-CRASHED = 1
 # A candidate whose pipes are closed gets this long to end by itself, which its exit code tells of.
 LINGER_SECONDS = 1.0
 
@@ -55,21 +53,12 @@ def main() -> None:
         control.close()
         os.waitpid(inside, 0)
         return
-    kernel.end_with_parent()
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     # Objects made so far stay out of the garbage collections of forked processes, which would copy their memory.
     gc.collect()
     gc.freeze()
     here = os.pidfd_open(os.getpid())
-    control.send(json.dumps(find_problem(limits, here, shared)).encode())
-    while True:
-        order, files, _, _ = socket.recv_fds(control, 4096, 1)
-        if not order:
-            return
-        control.send(json.dumps(run(control, files[0], layers.Limits(**json.loads(order)), here, shared)).encode())
-
-
-def find_problem(limits: layers.Limits, here: int, shared: layers.Shared) -> str | None:
-    """Returns which layers are missing; None if all work."""
+    # The self-test, in a process that is confined like a program's.
     ours, theirs = os.pipe()
     process = fork(lambda: proof.prove(limits, shared, theirs), here)
     # Else the pipe would never end.
@@ -77,9 +66,15 @@ def find_problem(limits: layers.Limits, here: int, shared: layers.Shared) -> str
     with open(ours, 'rb') as file:
         missing = wire.receive(file)
     status, _ = bury(process)
+    problem = f'not in force on this machine: {missing.decode()}' if missing else None
     if missing is None:
-        return f'the self-test ended early, {layers.describe_status(status)}'
-    return f'not in force on this machine: {", ".join(names)}' if (names := json.loads(missing)) else None
+        problem = f'the self-test ended early, {layers.describe_status(status)}'
+    control.send(json.dumps(problem).encode())
+    while True:
+        order, files, _, _ = socket.recv_fds(control, 4096, 1)
+        if not order:
+            return
+        control.send(json.dumps(run(control, files[0], layers.Limits(**json.loads(order)), here, shared)).encode())
 
 
 def run(control: socket.socket, judge: int, limits: layers.Limits, here: int, shared: layers.Shared) -> dict:
@@ -110,8 +105,7 @@ def run(control: socket.socket, judge: int, limits: layers.Limits, here: int, sh
     gone = os.waitstatus_to_exitcode(tests_status) in (sides.CANDIDATE_GONE, sides.NEVER_READY)
     ended = bool(select.select([candidate[1]], [], [], LINGER_SECONDS if gone else 0)[0])
     status, cpu_seconds = bury(candidate)
-    late = not events
-    return {'late': late, 'ended': ended, 'candidate': status, 'tests': tests_status, 'cpu_seconds': cpu_seconds}
+    return {'late': not events, 'ended': ended, 'candidate': status, 'tests': tests_status, 'cpu_seconds': cpu_seconds}
 
 
 def fork(work: Callable[[], None], here: int) -> tuple[int, int]:
@@ -119,7 +113,8 @@ def fork(work: Callable[[], None], here: int) -> tuple[int, int]:
     kernel.unshare('pid')
     process = os.fork()
     if process == 0:
-        code = CRASHED
+        # Unless `work` returns.
+        code = 1
         try:
             work()
             code = 0
