@@ -204,7 +204,7 @@ def changed(path: str, value: object) -> configs.Config:
         ('seed', 2**32, r'config.seed = 4294967296: must be in 0..2\^32 - 1'),
         ('init_from', START | {'run': ''}, r"config.init_from.run = ''"),
         ('init_from', START | {'weights': 'mean'}, r"config.init_from.weights = 'mean': must be 'params' or 'ema'"),
-        ('init_from', START | {'plan': (('.*', 'copy'),)}, r'the action must be one of carry'),
+        ('init_from', START | {'plan': (('.*', 'copy'),)}, r'an action of carry, fresh, drop'),
     ],
 )
 def test_mistakes_are_one_line(path, value, said):
