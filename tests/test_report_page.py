@@ -555,7 +555,7 @@ def test_no_jax_is_imported():
 
 def test_curves_show_means_and_paired_gains(root):
     study = study_of(root)
-    left, right = figures.learning_curves(study, style.LIGHT).axes
+    left, right = losses.learning_curves(study, style.LIGHT).axes
     colours = style.arm_colours(study.arms, 'scratch', style.LIGHT)
     ours = next(line for line in left.lines if line.get_color() == colours['nca'])
     finals = np.add(CURVES['nca'][-1], OFFSETS['nca'])

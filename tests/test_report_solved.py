@@ -7,7 +7,7 @@ import pytest
 
 from nca_jax import cli, errors
 from nca_jax.problems import passk
-from nca_jax.report import figures, page, provenance, scores, solved, style, tables, words
+from nca_jax.report import losses, page, provenance, solved, style, tables, words
 from tests.test_report_page import TOKENS_PER_STEP, blocks_of, edit, study_of, text_records, write_run
 
 TEXT = text_records((4.0, 2.5), (100, 200))
@@ -70,12 +70,12 @@ FINALS = {'nca': ((12.0, 30.0), (14.5, 32.0), (13.0, 31.0)), 'scratch': ((10.0, 
 
 
 def all_gains(study):
-    return {name: scores.compare(group, study.baseline) for name, group in study.solved.items()}
+    return {name: solved.compare(group, study.baseline) for name, group in study.solved.items()}
 
 
 def gains_of(study):
     ((name, group),) = study.solved.items()
-    return group, scores.compare(group, study.baseline), name
+    return group, solved.compare(group, study.baseline), name
 
 
 def simulated(seed, skill, tasks, samples=8, problems=60):
@@ -107,8 +107,8 @@ def test_levels_over_seeds_by_hand(tmp_path):
 
 
 def test_intervals_of_levels_end_at_0_and_100():
-    low = scores.level([{'pass@1': 0.001}, {'pass@1': 0.02}], 'pass@1')
-    high = scores.level([{'pass@1': 0.999}, {'pass@1': 0.98}], 'pass@1')
+    low = solved.level([{'pass@1': 0.001}, {'pass@1': 0.02}], 'pass@1')
+    high = solved.level([{'pass@1': 0.999}, {'pass@1': 0.98}], 'pass@1')
     assert (low.low, high.high) == (0.0, 100.0)
     # the sd of two values is their distance / sqrt(2), so that the half-width is t(0.975, 1) / 2 of the distance
     assert low.high == pytest.approx(1.05 + 12.7062 * 1.9 / 2, abs=1e-4)
@@ -148,7 +148,7 @@ def test_one_seed_has_the_interval_over_problems_and_says_so(tmp_path):
 
 
 def picture_of(study):
-    return figures.pass_at_k(study, next(iter(study.solved)), style.LIGHT)
+    return solved.pass_at_k(study, next(iter(study.solved)), style.LIGHT)
 
 
 def findings_of(study):
@@ -312,7 +312,7 @@ def test_evaluation_alone_has_a_table_of_its_own(tmp_path):
     assert study.left_out == ()
     group = study.solved['humaneval as carried']
     assert list(group) == ['scratch', 'nca']
-    (row, _) = solved.result_rows(group, scores.compare(group, 'scratch'), 'scratch')
+    (row, _) = solved.result_rows(group, solved.compare(group, 'scratch'), 'scratch')
     assert [name for name in row if 'before' in name or 'loss' in name] == []
     assert solved.describe(group).startswith(
         '60 problems, 8 samples each of at most 250 tokens, worked examples before'
@@ -457,6 +457,6 @@ def test_an_arm_keeps_its_colour(tmp_path):
     study = write_pairs(tmp_path, FINALS)
     assert study.arms == ['scratch', 'dyck', 'nca']
     colours = style.arm_colours(study.arms, 'scratch', style.LIGHT)
-    curves = figures.learning_curves(study, style.LIGHT).axes[0].lines
+    curves = losses.learning_curves(study, style.LIGHT).axes[0].lines
     assert colours['nca'] in {line.get_color() for line in picture_of(study).axes[0].lines}
     assert colours['nca'] in {line.get_color() for line in curves}

@@ -10,115 +10,52 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nca_jax.report import scores, stats, style
-from nca_jax.report.runs import Run
-from nca_jax.report.study import Study, members
+from nca_jax.report import stats, style
+from nca_jax.report.study import Study
 
 # Inches.
 WIDTH = 8.6
 
 # By arm: x, and the interval over seeds at each.
 Levels = Mapping[str, tuple[np.ndarray, Sequence[stats.Interval]]]
-# By arm, for each seed that it shares with the baseline: x, and the gain at each.
-Gains = Mapping[str, Sequence[stats.Curve]]
-# y, text and colour of the labels at the curves' ends.
-Ends = list[tuple[float, str, str]]
+# y, text and colour of the label at a curve's end.
+End = tuple[float, str, str]
 
 
-def learning_curves(study: Study, theme: style.Theme) -> Figure:
-    """Held-out loss against tokens, mean and 95 % interval over seeds; beside it the paired gain over the baseline."""
-    curves = {arm: {seed: _curve(run) for seed, run in by_seed.items()} for arm, by_seed in study.text.items()}
-    figure = _levels_and_gains(
-        study,
-        theme,
-        levels={arm: stats.mean_curve(list(by_seed.values())) for arm, by_seed in curves.items()},
-        gains=_gains(curves, study.baseline, sign=1),
-        title='Held-out loss',
-        units=('nats per token', 'nats per token'),
-        note='mean and 95 % interval over seeds',
-        longest_label=max(map(len, curves)),
-        # The last three quarters of training set the scale: early differences are large and say little.
-        scale_from=0.25,
-    )
-    for axes in figure.axes:
-        _token_axis(axes)
-    return figure
-
-
-def _curve(run: Run) -> stats.Curve:
-    """(tokens, losses) without the evaluation before training: a logarithmic axis has no zero."""
-    tokens, losses = run.curve()
-    return tokens[tokens > 0], losses[tokens > 0]
-
-
-def pass_at_k(study: Study, benchmark: str, theme: style.Theme) -> Figure:
-    """pass@k against k by arm, mean and 95 % interval; beside it the paired gain over the baseline at each k."""
-    group = study.solved[benchmark]
-    ks = np.array(scores.all_ks(group))
-    curves = {
-        arm: {seed: (ks, [100 * run.solved[f'pass@{k}'] for k in ks]) for seed, run in by_seed.items()}
-        for arm, by_seed in group.items()
-    }
-    # Guessing does as well for every arm, since all were given the same problems. Open answers can't be guessed.
-    chances = members(group)[0].solved
-    guessing = [100 * chances[f'chance_pass@{k}'] for k in ks if f'chance_pass@{k}' in chances]
-    one_seed = '; one seed: over problems' if any(len(by_seed) == 1 for by_seed in group.values()) else ''
-    figure = _levels_and_gains(
-        study,
-        theme,
-        levels={arm: (ks, [scores.level(scores.finals(runs), f'pass@{k}') for k in ks]) for arm, runs in group.items()},
-        gains=_gains(curves, study.baseline, sign=-1),
-        title='Problems solved in k answers',
-        units=('pass@k, %', 'percentage points'),
-        note=f'mean and 95 % interval over seeds{one_seed}',
-        longest_label=max(len('guessing'), *map(len, group)),
-        guessing=guessing,
-    )
-    for axes in figure.axes:
-        axes.set_xscale('log', base=2)
-        axes.set(xlim=(ks[0], ks[-1]), xlabel='k, answers to a problem')
-        _ticks(axes, ks, ticker.FormatStrFormatter('%d'))
-    return figure
-
-
-def _gains(curves: Mapping[str, Mapping[int, stats.Curve]], baseline: str, sign: int) -> Gains:
-    """The arms that share seeds with the baseline: `sign` times (baseline minus arm), for each such seed."""
-    gains = {}
-    theirs = curves.get(baseline, {})
-    for arm, ours in curves.items():
-        if arm != baseline and (seeds := sorted(ours.keys() & theirs)):
-            differences = [stats.difference_curve(ours[seed], theirs[seed]) for seed in seeds]
-            gains[arm] = [(x, sign * difference) for x, difference in differences]
-    return gains
-
-
-def _levels_and_gains(
+def levels_and_gains(
     study: Study,
     theme: style.Theme,
     *,
     levels: Levels,
-    gains: Gains,
+    scores: Mapping[str, Mapping[int, stats.Curve]],
     title: str,
     units: tuple[str, str],
     note: str,
-    longest_label: int,
-    guessing: Sequence[float] = (),
+    guessing: Sequence[float] | None = None,
     scale_from: float = 0.0,
 ) -> Figure:
     """A panel of each arm's level and one of paired gains, which is left out where no arm has a pair.
 
-    `guessing` holds what guessing reaches at each x. x below the share `scale_from` doesn't set the scale of gains.
+    - scores: by arm and seed, the curve from which gains are computed; higher is better.
+    - guessing: what guessing reaches at each x, empty for problems with open answers.
+    - scale_from: x below this share of the curves doesn't set the scale of gains.
     """
     colours, baseline = style.arm_colours(study.arms, study.baseline, theme), study.baseline
+    gains, theirs = {}, scores.get(baseline, {})
+    for arm, ours in scores.items():
+        if arm != baseline and ours.keys() & theirs:
+            gains[arm] = [stats.difference_curve(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
     # A bare Figure, since pyplot would keep every figure in memory.
     figure = Figure(figsize=(WIDTH, 3.9))
-    left, *right = style.panels(figure, 2 if gains else 1, longest_label)
-    ends = _draw_bands(left, levels, colours)
-    if len(guessing):
+    # Panels of solved problems have one size, whether their problems can be guessed or not.
+    names = levels if guessing is None else [*levels, 'guessing']
+    left, *right = style.panels(figure, 2 if gains else 1, longest_label=max(map(len, names)))
+    ends = [_draw_band(left, *level, arm, colours[arm]) for arm, level in levels.items()]
+    if guessing:
         x, _ = next(iter(levels.values()))
         left.plot(x, guessing, color=theme.muted, linewidth=1, linestyle=style.DASHES)
         ends.append((guessing[-1], 'guessing', theme.muted))
-    _limit(left, levels, guessing)
+    _limit(left, levels, guessing or [])
     _label(left, title, units[0], note, ends, theme)
     for axes in right:
         axes.axhline(0, color=colours[baseline], linewidth=1.4)
@@ -130,7 +67,7 @@ def _levels_and_gains(
                 # The late part of each pair stays within the axes, however wide the band.
                 reach += gain[int(scale_from * len(gain)) :].tolist()
             x, intervals = stats.mean_curve(curves)
-            ends += _draw_bands(axes, {arm: (x, intervals)}, colours)
+            ends.append(_draw_band(axes, x, intervals, arm, colours[arm]))
             late[arm] = x, intervals[int(scale_from * len(intervals)) :]
         _limit(axes, late, reach)
         note = 'mean and 95 % interval; thin: single pairs of seeds'
@@ -138,16 +75,13 @@ def _levels_and_gains(
     return figure
 
 
-def _draw_bands(axes: Axes, levels: Levels, colours: Mapping[str, str]) -> Ends:
-    """Draws each arm's mean within its intervals; returns the labels of their ends."""
-    ends = []
-    for arm, (x, intervals) in levels.items():
-        low, high, mean = ([getattr(i, name) for i in intervals] for name in ('low', 'high', 'mean'))
-        # No interval (nan) draws no band.
-        axes.fill_between(x, low, high, color=colours[arm], alpha=0.16, linewidth=0)
-        axes.plot(x, mean, color=colours[arm])
-        ends.append((mean[-1], arm, colours[arm]))
-    return ends
+def _draw_band(axes: Axes, x: np.ndarray, intervals: Sequence[stats.Interval], arm: str, colour: str) -> End:
+    """Draws an arm's mean within its intervals; returns the label of its end."""
+    low, high, mean = ([getattr(i, name) for i in intervals] for name in ('low', 'high', 'mean'))
+    # No interval (nan) draws no band.
+    axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
+    axes.plot(x, mean, color=colour)
+    return mean[-1], arm, colour
 
 
 def _limit(axes: Axes, levels: Levels, others: Sequence[float]) -> None:
@@ -163,24 +97,24 @@ def _limit(axes: Axes, levels: Levels, others: Sequence[float]) -> None:
     axes.set_ylim(bottom - 0.08 * span, top + 0.08 * span)
 
 
-def _label(axes: Axes, title: str, ylabel: str, note: str, ends: Ends, theme: style.Theme) -> None:
+def _label(axes: Axes, title: str, ylabel: str, note: str, ends: list[End], theme: style.Theme) -> None:
     axes.set(title=title, ylabel=ylabel)
     style.subtitle(axes, note, theme)
     style.label_ends(axes, ends)
 
 
-def _token_axis(axes: Axes) -> None:
+def token_axis(axes: Axes) -> None:
     # Logarithmic: a learning curve's early fall and its late differences are both visible.
     axes.set_xscale('log')
     curves = [line.get_xdata() for line in axes.get_lines() if line.get_transform() == axes.transData]
     low, high = min(x[0] for x in curves), max(x[-1] for x in curves)
     # A run of one evaluation has a point, and an axis needs a width.
     axes.set_xlim(low, high if high > low else low * 1.1)
-    _ticks(axes, style.LOG_TICKS, ticker.FuncFormatter(style.tokens_label))
+    ticks(axes, style.LOG_TICKS, ticker.FuncFormatter(style.tokens_label))
     axes.set_xlabel('tokens')
 
 
-def _ticks(axes: Axes, places: Sequence[float], formatter: ticker.Formatter) -> None:
+def ticks(axes: Axes, places: Sequence[float], formatter: ticker.Formatter) -> None:
     """Labels x at these places alone: a logarithmic axis adds minor ticks of its own."""
     axes.xaxis.set(major_locator=ticker.FixedLocator(places), minor_locator=ticker.NullLocator())
     axes.xaxis.set_major_formatter(formatter)
@@ -194,13 +128,14 @@ def nca_stage(study: Study, theme: style.Theme) -> Figure:
     colours = dict(zip((run.name for run in runs), itertools.cycle(style.ARMS), strict=False))
     ends = []
     for run in runs:
-        tokens, loss = _curve(run)
+        # A logarithmic axis has no zero.
+        tokens, loss = run.curve(least_tokens=1)
         left.plot(tokens, loss, color=colours[run.name])
         # One run's curve needs no name, so that its label is its loss.
         ends.append((loss[-1], f'{loss[-1]:.2f}' if alone else run.name, colours[run.name]))
     ends.append(_reference(left, max(math.log(run.record['vocab_size']) for run in runs), 'uniform', theme))
     left.set_ylim(0, 1.08 * max(y for y, _, _ in ends))
-    _token_axis(left)
+    token_axis(left)
     _label(left, 'Held-out loss on automata', 'nats per token', 'rules never trained on', ends, theme)
 
     ends = []
@@ -221,7 +156,7 @@ def nca_stage(study: Study, theme: style.Theme) -> Figure:
     return figure
 
 
-def _reference(axes: Axes, y: float, label: str, theme: style.Theme) -> tuple[float, str, str]:
+def _reference(axes: Axes, y: float, label: str, theme: style.Theme) -> End:
     """Draws a dashed line across the axes; returns the label of its end."""
     axes.axhline(y, color=theme.muted, linewidth=1, linestyle=style.DASHES)
     return y, label, theme.muted

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Mapping
 
-from nca_jax.report import figures, page, stats, tables, words
+from matplotlib.figure import Figure
+
+from nca_jax.report import figures, page, stats, style, tables, words
 from nca_jax.report.study import Study
 
-# By arm; None where an arm shares no seed with the baseline. Empty without the baseline.
-Comparisons = Mapping[str, stats.Comparison | None]
+# By arm, for those that share a seed with the baseline.
+Comparisons = Mapping[str, stats.Comparison]
 
 RESULT_NOTE = (
     'Loss is the mean over seeds ± the half-width of its 95 % t interval; that spread includes what the seeds of all '
@@ -33,10 +35,8 @@ def compare(study: Study) -> Comparisons:
     """Every arm's final losses against the baseline's; gains are in nats per token."""
     # A lower loss is better, so that its negative is the score.
     scores = {arm: {seed: -run.final['loss'] for seed, run in runs.items()} for arm, runs in study.text.items()}
-    baseline = scores.pop(study.baseline, None)
-    if baseline is None:
-        return {}
-    return stats.with_holm({arm: stats.compare(arm, scores[arm], baseline) for arm in scores})
+    baseline = scores.pop(study.baseline, {})
+    return stats.with_holm({arm: stats.compare(arm, ours, baseline) for arm, ours in scores.items()})
 
 
 def reduction(gain: stats.Interval) -> tuple[float, float, float]:
@@ -98,7 +98,7 @@ def result_rows(study: Study, comparisons: Comparisons) -> list[dict[str, str]]:
 def comparison_rows(study: Study, comparisons: Comparisons) -> list[dict[str, str]]:
     """One row a comparison: pairs, speed-up, spread, what could have been seen, and p values."""
     rows = []
-    for c in filter(None, comparisons.values()):
+    for c in comparisons.values():
         alone, counted = map(speedup_cell, speedups(study, c))
         row = {'comparison': f'{c.arm} - {study.baseline}', 'pairs': str(c.gain.n)}
         row |= {'speed-up': alone, 'speed-up, all tokens': counted}
@@ -108,42 +108,59 @@ def comparison_rows(study: Study, comparisons: Comparisons) -> list[dict[str, st
 
 def findings(study: Study, comparisons: Comparisons) -> list[str]:
     """What the report says first: a sentence or two for each arm."""
-    if not study.text:
-        return []
-    compared = [_finding(study, c, words.tested(comparisons)) for c in comparisons.values() if c]
-    return compared + words.uncompared(study.text, study.baseline)
+    baseline, sentences = study.baseline, []
+    for arm, c in comparisons.items():
+        mean, low, high = reduction(c.gain)
+        reduced = f'{low:.1f} to {high:.1f} %'
+        claim, interval = f'reaches {mean:.1f} % lower', reduced
+        if c.gain.mean < 0:
+            # An increase has its own interval: exp is not symmetric.
+            worse, least, most = (100 * math.expm1(-x) for x in (c.gain.mean, c.gain.high, c.gain.low))
+            claim, interval = f'ends at {worse:.1f} % higher', f'{least:.1f} to {most:.1f} %'
+        text = words.finding(
+            c,
+            comparisons,
+            claim=f'**{arm}** {claim} perplexity than {baseline}',
+            interval=interval,
+            subject=f'**{arm}**',
+            measure=f'perplexity reduction against {baseline}, {reduced}',
+            mean=f'{mean:.1f} %',
+            # Percent are for readers; the test is in nats.
+            effect=f'{c.gain.mean:+.3f} nats, ',
+            detectable=f'{c.detectable:.3f} nats',
+        )
+        alone, counted = speedups(study, c)
+        # Only a supported difference has a speed-up to tell, and only if all seeds reach the baseline.
+        if c.supported and None not in alone:
+            times = stats.t_interval(alone).mean
+            text += f" It reaches {baseline}'s final perplexity with {times:.2f} times fewer text tokens"
+            # Without earlier tokens both speed-ups are the same number.
+            if counted not in (None, alone):
+                times = stats.t_interval(counted).mean
+                text += f'; with the tokens of earlier stages counted the speed-up is {times:.2f}'
+            text += '.'
+        sentences.append(text)
+    return sentences + words.uncompared(study.text, baseline)
 
 
-def _finding(study: Study, c: stats.Comparison, family: int) -> str:
-    mean, low, high = reduction(c.gain)
-    reduced = f'{low:.1f} to {high:.1f} %'
-    claim, interval = f'reaches {mean:.1f} % lower', reduced
-    if c.gain.mean < 0:
-        # An increase has its own interval: exp is not symmetric.
-        worse, least, most = (100 * math.expm1(-x) for x in (c.gain.mean, c.gain.high, c.gain.low))
-        claim, interval = f'ends at {worse:.1f} % higher', f'{least:.1f} to {most:.1f} %'
-    text = words.finding(
-        c,
-        family,
-        claim=f'**{c.arm}** {claim} perplexity than {study.baseline}',
-        interval=interval,
-        subject=f'**{c.arm}**',
-        measure=f'perplexity reduction against {study.baseline}, {reduced}',
-        mean=f'{mean:.1f} %',
-        # Percent are for readers; the test is in nats.
-        effect=f'{c.gain.mean:+.3f} nats, ',
-        detectable=f'{c.detectable:.3f} nats',
+def learning_curves(study: Study, theme: style.Theme) -> Figure:
+    """Held-out loss against tokens, mean and 95 % interval over seeds; beside it the paired gain over the baseline."""
+    # Without the evaluation before training: a logarithmic axis has no zero.
+    curves = {arm: {seed: run.curve(1) for seed, run in by_seed.items()} for arm, by_seed in study.text.items()}
+    figure = figures.levels_and_gains(
+        study,
+        theme,
+        levels={arm: stats.mean_curve(list(by_seed.values())) for arm, by_seed in curves.items()},
+        scores={arm: {seed: (x, -y) for seed, (x, y) in by_seed.items()} for arm, by_seed in curves.items()},
+        title='Held-out loss',
+        units=('nats per token', 'nats per token'),
+        note='mean and 95 % interval over seeds',
+        # The last three quarters of training set the scale: early differences are large and say little.
+        scale_from=0.25,
     )
-    alone, counted = speedups(study, c)
-    # Only a supported difference has a speed-up to tell, and only if all seeds reach the baseline.
-    if not c.supported or None in alone:
-        return text
-    times = stats.t_interval(alone).mean
-    text += f" It reaches {study.baseline}'s final perplexity with {times:.2f} times fewer text tokens"
-    # Without earlier tokens both speed-ups are the same number.
-    if counted is None or counted == alone:
-        return text + '.'
-    return f'{text}; with the tokens of earlier stages counted the speed-up is {stats.t_interval(counted).mean:.2f}.'
+    for axes in figure.axes:
+        figures.token_axis(axes)
+    return figure
 
 
 def blocks(study: Study, comparisons: Comparisons) -> list[page.Block]:
@@ -156,4 +173,4 @@ def blocks(study: Study, comparisons: Comparisons) -> list[page.Block]:
     # What the intervals don't cover stands beside them.
     if caveats := words.caveats(study.text, study.baseline):
         section.append(page.Note(' '.join(caveats)))
-    return [*section, page.picture('learning_curves', CAPTION, figures.learning_curves, study)]
+    return [*section, page.picture('learning_curves', CAPTION, learning_curves, study)]

@@ -76,9 +76,9 @@ class Run:
             return task if self.trained else f'{task} as carried'
         return f'{task} in the {self.stage} stage' if self.trained else f'{task} without training'
 
-    def curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens, losses) of the run's own evaluator."""
-        results = self.results(self.evaluator)
+    def curve(self, least_tokens: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, losses) of the run's own evaluator, from so many tokens on."""
+        results = [r for r in self.results(self.evaluator) if r['tokens'] >= least_tokens]
         return np.array([r['tokens'] for r in results], float), np.array([r['loss'] for r in results], float)
 
     def missing(self, evaluator: str) -> str | None:

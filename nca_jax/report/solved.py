@@ -3,14 +3,20 @@
 Numbers are in percent, gains in percentage points.
 """
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nca_jax.report import figures, page, stats, tables, words
-from nca_jax.report.runs import BENCHMARK
-from nca_jax.report.scores import Gains, all_ks, finals, level, shown_ks
+from matplotlib import ticker
+from matplotlib.figure import Figure
+
+from nca_jax.report import figures, page, stats, style, tables, words
+from nca_jax.report.runs import BENCHMARK, Run, ks
 from nca_jax.report.study import Group, Study, members
 
+# By arm and k (1 and the largest), for arms that share a seed with the baseline.
+Gains = Mapping[tuple[str, int], stats.Comparison]
 # Small models solve less than a percent.
 DIGITS = 2
 NOTE = (
@@ -38,6 +44,42 @@ CAPTION = (
 )
 
 
+def compare(group: Group, baseline: str) -> Gains:
+    """Every arm but the baseline against it. Holm's p is over all arms and both k."""
+    scores = {
+        (arm, k): {seed: 100 * run.solved[f'pass@{k}'] for seed, run in by_seed.items()}
+        for arm, by_seed in group.items()
+        for k in shown_ks(group)
+    }
+    others = [(arm, k) for arm, k in scores if arm != baseline]
+    return stats.with_holm(
+        {(arm, k): stats.compare(arm, scores[arm, k], scores.get((baseline, k), {})) for arm, k in others}
+    )
+
+
+def all_ks(group: Group) -> list[int]:
+    """Each k for which the group has pass@k: the same in all runs, since others are refused."""
+    return ks(members(group)[0].solved)
+
+
+def shown_ks(group: Group) -> list[int]:
+    """1 and the largest k."""
+    return sorted({1, all_ks(group)[-1]})
+
+
+def level(results: Sequence[Mapping[str, Any]], name: str) -> stats.Interval:
+    """A share in percent with its interval over the seeds' results, cut at 0 and 100.
+
+    A single result has its own interval over problems, nan where it recorded none.
+    """
+    interval = stats.t_interval([100 * result[name] for result in results])
+    # A t interval doesn't know that shares end at 0 and 100.
+    if interval.n > 1:
+        return dataclasses.replace(interval, low=max(0.0, interval.low), high=min(100.0, interval.high))
+    low, high = (100 * results[0].get(f'{name}_{end}', math.nan) for end in ('low', 'high'))
+    return dataclasses.replace(interval, low=low, high=high)
+
+
 def describe(group: Group) -> str:
     """How many problems the group's runs answered, and how."""
     run = members(group)[0]
@@ -63,10 +105,9 @@ def result_rows(group: Group, gains: Gains, baseline: str) -> list[dict[str, str
             'seeds': ' '.join(map(str, by_seed)),
             'interval over': 'seeds' if len(by_seed) > 1 else 'problems',
         }
-        row |= {f'pass@{k}, %': _level_cell(finals(by_seed), f'pass@{k}') for k in shown_ks(group)}
+        row |= {f'pass@{k}, %': _level_cell(by_seed, f'pass@{k}') for k in shown_ks(group)}
         if before:
-            earlier = [run.solved_before for run in by_seed.values()]
-            row |= {f'before: pass@{k}, %': _level_cell(earlier, f'pass@{k}') for k in shown_ks(group)}
+            row |= {f'before: pass@{k}, %': _level_cell(by_seed, f'pass@{k}', before=True) for k in shown_ks(group)}
         # A loss tells more than a score where small models solve next to nothing.
         if losses:
             ends = [run.results('held_out')[-1]['loss'] for run in by_seed.values()]
@@ -88,7 +129,6 @@ def gain_rows(gains: Gains, baseline: str) -> list[dict[str, str]]:
             'verdict': words.verdict(c, arm, baseline),
         }
         for (arm, k), c in gains.items()
-        if c
     ]
 
 
@@ -101,10 +141,10 @@ def chance_rows(group: Group) -> list[dict[str, str]]:
         {
             'arm': arm,
             'k': str(k),
-            'pass@k, %': _level_cell(finals(by_seed), f'pass@{k}'),
+            'pass@k, %': _level_cell(by_seed, f'pass@{k}'),
             'by guessing, %': tables.percent(chances[f'chance_pass@{k}'], DIGITS),
-            "normalised, the paper's, %": _level_cell(finals(by_seed), f'normalised@{k}'),
-            'normalised by k guesses, %': _level_cell(finals(by_seed), f'normalised_by_chance@{k}'),
+            "normalised, the paper's, %": _level_cell(by_seed, f'normalised@{k}'),
+            'normalised by k guesses, %': _level_cell(by_seed, f'normalised_by_chance@{k}'),
         }
         for arm, by_seed in group.items()
         for k in shown_ks(group)
@@ -117,43 +157,66 @@ def task_rows(group: Group) -> list[dict[str, str]]:
     names = [name for name in members(group)[0].solved if name.endswith('/pass@1')]
     return [
         {'task: pass@1, %': name.removesuffix('/pass@1')}
-        | {arm: _level_cell(finals(by_seed), name) for arm, by_seed in group.items()}
+        | {arm: _level_cell(by_seed, name) for arm, by_seed in group.items()}
         for name in names
     ]
 
 
 def findings(study: Study, gains: Mapping[str, Gains]) -> list[str]:
     """What the report says first of solved problems: a sentence or two for each benchmark and arm."""
-    sentences = []
+    baseline, sentences = study.baseline, []
     for name, group in study.solved.items():
         for (arm, k), c in gains[name].items():
-            if c and k == 1:
-                sentences.append(_finding(name, study.baseline, c, words.tested(gains[name])))
+            mean, low, high = c.gain.shown
+            if k == 1:
+                interval = f'{low:+.{DIGITS}f} to {high:+.{DIGITS}f}'
+                change = f'{abs(mean):.{DIGITS}f} points {"higher" if mean >= 0 else "lower"}'
+                sentence = words.finding(
+                    c,
+                    gains[name],
+                    claim=f'**{arm}** has {change} pass@1 on {name} than {baseline}',
+                    interval=interval,
+                    subject=f'**{arm}** on {name}',
+                    measure=f'gain in pass@1 over {baseline}, {interval} points',
+                    mean=f'{mean:+.{DIGITS}f}',
+                    # The claim is in points already, as the test is.
+                    effect='',
+                    detectable=f'{c.detectable:.{DIGITS}f} points',
+                )
+                sentences.append(sentence)
             # One pair has nothing to say about larger k either.
-            elif c and c.gain.n > 1:
-                verdict = words.verdict(c, arm, study.baseline)
-                sentences[-1] += f' In pass@{k} the gain is {_points(c)} points: {verdict}.'
-        sentences += words.uncompared(group, study.baseline, f' on {name}') + _floor(name, group)
+            elif c.gain.n > 1:
+                sentences[-1] += f' In pass@{k} the gain is {_points(c)} points: {words.verdict(c, arm, baseline)}.'
+        sentences += words.uncompared(group, baseline, f' on {name}') + _floor(name, group)
     return sentences
 
 
-def _finding(name: str, baseline: str, c: stats.Comparison, family: int) -> str:
-    """The sentence about pass@1."""
-    mean, low, high = c.gain.shown
-    change = f'{abs(mean):.{DIGITS}f} points {"higher" if mean >= 0 else "lower"}'
-    interval = f'{low:+.{DIGITS}f} to {high:+.{DIGITS}f}'
-    return words.finding(
-        c,
-        family,
-        claim=f'**{c.arm}** has {change} pass@1 on {name} than {baseline}',
-        interval=interval,
-        subject=f'**{c.arm}** on {name}',
-        measure=f'gain in pass@1 over {baseline}, {interval} points',
-        mean=f'{mean:+.{DIGITS}f}',
-        # The claim is in points already, as the test is.
-        effect='',
-        detectable=f'{c.detectable:.{DIGITS}f} points',
+def pass_at_k(study: Study, benchmark: str, theme: style.Theme) -> Figure:
+    """pass@k against k by arm, mean and 95 % interval; beside it the paired gain over the baseline at each k."""
+    group = study.solved[benchmark]
+    numbers = all_ks(group)
+    results = {arm: [run.solved for run in by_seed.values()] for arm, by_seed in group.items()}
+    # Guessing does as well for every arm, since all were given the same problems. Open answers can't be guessed.
+    chances = members(group)[0].solved
+    one_seed = '; one seed: over problems' if any(len(by_seed) == 1 for by_seed in group.values()) else ''
+    figure = figures.levels_and_gains(
+        study,
+        theme,
+        levels={arm: (numbers, [level(of_arm, f'pass@{k}') for k in numbers]) for arm, of_arm in results.items()},
+        scores={
+            arm: {seed: (numbers, [100 * run.solved[f'pass@{k}'] for k in numbers]) for seed, run in by_seed.items()}
+            for arm, by_seed in group.items()
+        },
+        title='Problems solved in k answers',
+        units=('pass@k, %', 'percentage points'),
+        note=f'mean and 95 % interval over seeds{one_seed}',
+        guessing=[100 * chances[f'chance_pass@{k}'] for k in numbers if f'chance_pass@{k}' in chances],
     )
+    for axes in figure.axes:
+        axes.set_xscale('log', base=2)
+        axes.set(xlim=(numbers[0], numbers[-1]), xlabel='k, answers to a problem')
+        figures.ticks(axes, numbers, ticker.FormatStrFormatter('%d'))
+    return figure
 
 
 def _floor(name: str, group: Group) -> list[str]:
@@ -164,7 +227,9 @@ def _floor(name: str, group: Group) -> list[str]:
     # Guessing reaches the same for all arms, which answered the same problems.
     chance = 100 * members(group)[0].solved.get('chance_pass@1', 0.0)
     # Open answers can't be guessed, so their chance is 0; one arm above chance shows that the problems can be solved.
-    if not chance or any(level(finals(by_seed), 'pass@1').low > chance for by_seed in group.values()):
+    if not chance or any(
+        level([run.solved for run in by_seed.values()], 'pass@1').low > chance for by_seed in group.values()
+    ):
         return []
     return [f'**On {name} no arm is above guessing ({chance:.1f} % pass@1) by its interval: conclude little from it.**']
 
@@ -187,7 +252,7 @@ def blocks(study: Study, gains: Mapping[str, Gains]) -> list[page.Block]:
         # One k makes no curve.
         if len(all_ks(group)) > 1:
             file = 'pass_at_k' + page.suffix(name, alone=len(study.solved) == 1)
-            section.append(page.picture(file, f'{name}: {CAPTION}', figures.pass_at_k, study, name))
+            section.append(page.picture(file, f'{name}: {CAPTION}', pass_at_k, study, name))
     # Notes hold for all benchmarks and so stand once, at the end, as far as a table needs them.
     section.append(page.Note(NOTE))
     section += [page.Note(GAIN_NOTE)] if any(gains.values()) else []
@@ -195,12 +260,12 @@ def blocks(study: Study, gains: Mapping[str, Gains]) -> list[page.Block]:
     return section
 
 
-def _level_cell(results: Sequence[Mapping[str, Any] | None], name: str) -> str:
+def _level_cell(by_seed: Mapping[int, Run], name: str, before: bool = False) -> str:
+    results = [run.solved_before if before else run.solved for run in by_seed.values()]
     # A mean over some of the seeds can't stand beside means over all.
     if None in results:
         return tables.NONE
-    interval = level(results, name)
-    return tables.ranged(*interval.shown, DIGITS, sign='-')
+    return tables.ranged(*level(results, name).shown, DIGITS, sign='-')
 
 
 def _points(c: stats.Comparison) -> str:

@@ -12,7 +12,7 @@ LEVEL = 0.95
 # The usual power of a study's plan.
 POWER = 0.80
 
-# Tokens, and the loss at each.
+# Tokens and the loss at each, or k and pass@k.
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
@@ -79,23 +79,17 @@ def compare(arm: str, ours: Mapping[int, float], baseline: Mapping[int, float]) 
 
 
 def detectable(sd: float, n: int) -> float:
-    """The smallest true difference that a two-sided 5 % paired t test with n pairs finds with 80 % power.
+    """The smallest true difference that a two-sided 5 % t test finds in n pairs with 80 % power; nan for n < 2."""
+    if n < 2:
+        return math.nan
+    critical = stats.t.ppf((1 + LEVEL) / 2, n - 1)
 
-    By the noncentral t distribution at the observed sd of the differences; nan with fewer than two pairs.
-    """
-    return math.nan if n < 2 else _noncentrality(n - 1) * sd / math.sqrt(n)
-
-
-# The root takes many noncentral t values, and most comparisons of a report have equally many pairs.
-@functools.cache
-def _noncentrality(df: int) -> float:
-    critical = stats.t.ppf((1 + LEVEL) / 2, df)
-
-    def power(delta: float) -> float:
+    def excess_power(delta: float) -> float:
         # The survival function at -t, mirrored: nct.cdf(-t, df, delta) itself loses all digits for a large delta.
-        return stats.nct.sf(critical, df, delta) + stats.nct.sf(critical, df, -delta)
+        return stats.nct.sf(critical, n - 1, delta) + stats.nct.sf(critical, n - 1, -delta) - POWER
 
-    return float(optimize.brentq(lambda delta: power(delta) - POWER, 0.1, 4 * critical))
+    # The spread is the observed one, so that the noncentrality is the difference in standard errors.
+    return float(optimize.brentq(excess_power, 0.1, 4 * critical)) * sd / math.sqrt(n)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -109,13 +103,11 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def with_holm(comparisons: Mapping[Hashable, Comparison | None]) -> dict[Hashable, Comparison | None]:
-    """The comparisons of one table, under their keys, with Holm's p."""
-    # An arm without a partner has no p to correct.
+def with_holm(comparisons: Mapping[Hashable, Comparison | None]) -> dict[Hashable, Comparison]:
+    """The comparisons of one table that have a pair, under their keys, with Holm's p."""
     made = {key: c for key, c in comparisons.items() if c}
     adjusted = holm([c.gain.p for c in made.values()])
-    corrected = {k: dataclasses.replace(c, holm=p) for (k, c), p in zip(made.items(), adjusted, strict=True)}
-    return {**comparisons, **corrected}
+    return {key: dataclasses.replace(c, holm=p) for (key, c), p in zip(made.items(), adjusted, strict=True)}
 
 
 def crossing(tokens: Sequence[float], losses: Sequence[float], target: float) -> float | None:
@@ -134,10 +126,9 @@ def crossing(tokens: Sequence[float], losses: Sequence[float], target: float) ->
 
 
 def speedup(curve: Curve, baseline: Curve, earlier_tokens: float = 0) -> float | None:
-    """The paper's speed-up of one run over its baseline; None if never reached.
+    """The paper's speed-up: the baseline's tokens over those at which the run crosses the baseline's final perplexity.
 
-    The baseline's final token count over the tokens (plus `earlier_tokens`) at which the run crosses the baseline's
-    final perplexity.
+    None where it never does; `earlier_tokens` were consumed before the curve begins.
     """
     tokens, losses = baseline
     reached = crossing(*curve, losses[-1])
@@ -157,6 +148,6 @@ def mean_curve(curves: Sequence[Curve]) -> tuple[np.ndarray, list[Interval]]:
 
 
 def difference_curve(curve: Curve, baseline: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, baseline minus curve) at the token counts of both: the gain of one pair as it trains."""
+    """(x, curve minus baseline) at the x of both."""
     common, i, j = np.intersect1d(curve[0], baseline[0], return_indices=True)
-    return common, np.asarray(baseline[1])[j] - np.asarray(curve[1])[i]
+    return common, np.asarray(curve[1])[i] - np.asarray(baseline[1])[j]

@@ -25,6 +25,8 @@ def verdict(c: stats.Comparison | None, arm: str, baseline: str) -> str:
 
 def uncompared(group: Group, baseline: str, place: str = '') -> list[str]:
     """A sentence for each arm that isn't compared, or one for all."""
+    if not group:
+        return []
     if baseline not in group:
         return [f'There is no finished run of the baseline {baseline}{place}, so no arm is compared.']
     # One sentence stands for all arms where no arm has a partner.
@@ -34,14 +36,9 @@ def uncompared(group: Group, baseline: str, place: str = '') -> list[str]:
     return [f'**{arm}** shares no seed with {baseline}{place}, so it is not compared.' for arm in unpaired]
 
 
-def tested(comparisons: Mapping[Hashable, stats.Comparison | None]) -> int:
-    """How many comparisons Holm's p corrects for: those without an interval have no test."""
-    return sum(not math.isnan(c.gain.p) for c in comparisons.values() if c)
-
-
 def finding(
     c: stats.Comparison,
-    family: int,
+    family: Mapping[Hashable, stats.Comparison],
     *,
     claim: str,
     interval: str,
@@ -51,7 +48,7 @@ def finding(
     effect: str,
     detectable: str,
 ) -> str:
-    """A sentence or two on what the interval supports, among `family` comparisons.
+    """A sentence or two on what the interval supports, among the comparisons of its family.
 
     - claim, interval: the difference in a reader's unit, shown if the seeds support it.
     - subject, measure, mean: the arm, and the gain with its interval and mean, shown if they don't.
@@ -74,7 +71,9 @@ def finding(
     strength = '**supported**'
     # The interval is of one comparison, and one of many excludes zero by chance.
     if c.holm >= 1 - stats.LEVEL:
-        corrected = f'not once {family} comparisons are corrected for'
+        # Those without an interval have no test.
+        tests = sum(not math.isnan(other.gain.p) for other in family.values())
+        corrected = f'not once {tests} comparisons are corrected for'
         strength = f'**supported on its own, but {corrected}** (Holm p = {c.holm:.3f})'
     return f'{claim} (95 % interval {interval}; {evidence}): {strength}.'
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nca_jax import files
-from nca_jax.report import first_stages, losses, page, provenance, scores, solved
+from nca_jax.report import first_stages, losses, page, provenance, solved
 from nca_jax.report.runs import find_runs
 from nca_jax.report.study import Study, make_study
 
@@ -43,7 +43,7 @@ def write(folders: Sequence[str | Path], out: Path, baseline: str | None) -> Non
 
 def make_sections(study: Study) -> Sections:
     comparisons = losses.compare(study)
-    gains = {name: scores.compare(group, study.baseline) for name, group in study.solved.items()}
+    gains = {name: solved.compare(group, study.baseline) for name, group in study.solved.items()}
     sentences = losses.findings(study, comparisons) + first_stages.findings(study) + solved.findings(study, gains)
     findings: list[page.Block] = ['\n'.join(f'- {sentence}' for sentence in sentences or ['No run has finished.'])]
     if study.left_out:
