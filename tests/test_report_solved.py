@@ -413,7 +413,7 @@ def test_the_page_and_the_terminal_show_what_was_solved(tmp_path, capsys):
     for table in (solved.result_rows(group, found, 'scratch'), solved.gain_rows(found, 'scratch')):
         assert tables.table(table) in said
         assert tables.table(table) in text
-    assert page.plain(findings_of(study)[0]) in said
+    assert page.as_text(findings_of(study)[:1]) in said
     headings = [text.find(heading) for heading in ('## Results', '## Problems solved', '## Where this comes from')]
     assert headings == sorted(headings)
     assert min(headings) > text.find(findings_of(study)[0]) > 0

@@ -1,5 +1,6 @@
 """The report's statistics against scipy, hand-made numbers, numerical integration and the published curves."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -64,9 +65,14 @@ def test_detectable_difference_of_many_pairs_is_the_normal_one():
 
 
 def test_holm_by_hand():
-    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert stats.holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
-    adjusted = stats.holm([math.nan, 0.02, 0.01])
+    def holm(*ps):
+        gains = [dataclasses.replace(stats.t_interval(GAINS), p=p) for p in ps]
+        made = stats.with_holm({i: stats.Comparison('arm', (0, 1, 2), gain, 0.1) for i, gain in enumerate(gains)})
+        return [c.holm for c in made.values()]
+
+    assert holm(0.01, 0.04, 0.03) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm(0.5, 0.9) == pytest.approx([1.0, 1.0])
+    adjusted = holm(math.nan, 0.02, 0.01)
     assert math.isnan(adjusted[0])
     assert adjusted[1:] == pytest.approx([0.02, 0.02])
 

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,14 +110,14 @@ def token_axis(axes: Axes) -> None:
     low, high = min(x[0] for x in curves), max(x[-1] for x in curves)
     # A run of one evaluation has a point, and an axis needs a width.
     axes.set_xlim(low, high if high > low else low * 1.1)
-    ticks(axes, style.LOG_TICKS, ticker.FuncFormatter(style.tokens_label))
     axes.set_xlabel('tokens')
+    label_ticks(axes, style.LOG_TICKS, style.tokens_label)
 
 
-def ticks(axes: Axes, places: Sequence[float], formatter: ticker.Formatter) -> None:
-    """Labels x at these places alone: a logarithmic axis adds minor ticks of its own."""
+def label_ticks(axes: Axes, places: Sequence[float], text: Callable[[float, int], str] | str) -> None:
+    # A logarithmic axis adds minor ticks of its own.
     axes.xaxis.set(major_locator=ticker.FixedLocator(places), minor_locator=ticker.NullLocator())
-    axes.xaxis.set_major_formatter(formatter)
+    axes.xaxis.set_major_formatter(text)
 
 
 def nca_stage(study: Study, theme: style.Theme) -> Figure:

@@ -48,29 +48,29 @@ def stage_rows(runs: Sequence[Run], columns: Mapping[str, str]) -> list[dict[str
 
 def findings(study: Study) -> list[str]:
     """What the report says first: a sentence or two for each run."""
-    return [_finding(run) for run in (*study.nca, *study.controls)]
-
-
-def _finding(run: Run) -> str:
-    first, last = run.results(run.evaluator)[0], run.final
-    uniform = math.log(run.record['vocab_size'])
-    stage = 'automata' if run.stage == 'nca' else run.stage
-    text = (
-        f'The {stage} stage `{run.name}` brought its held-out loss to {last["loss"]:.3f} nats per '
-        f'token after {last["tokens"]:,} tokens (a uniform guess: {uniform:.2f})'
-    )
-    # Automata alone have grids.
-    if 'grid_accuracy' in last:
-        text += f', and predicts {100 * last["cell_accuracy"]:.1f} % of cells'
-        text += f' and {100 * last["grid_accuracy"]:.1f} % of whole grids'
-    # Noise is a control whose loss can't fall: a warning that it didn't learn would mislead.
-    if run.stage == 'noise':
-        return text + '. There is nothing to learn in it.'
-    # Near a uniform guess, or where it began: a run with one evaluation has no beginning to compare with.
-    stayed = last['tokens'] > first['tokens'] and last['loss'] > 0.98 * first['loss']
-    if last['loss'] > 0.95 * uniform or stayed:
-        text += '. **It has hardly learned its task: conclude nothing about transfer from it**'
-    return text + '.'
+    sentences = []
+    for run in (*study.nca, *study.controls):
+        first, last = run.results(run.evaluator)[0], run.final
+        uniform = math.log(run.record['vocab_size'])
+        stage = 'automata' if run.stage == 'nca' else run.stage
+        text = (
+            f'The {stage} stage `{run.name}` brought its held-out loss to {last["loss"]:.3f} nats per '
+            f'token after {last["tokens"]:,} tokens (a uniform guess: {uniform:.2f})'
+        )
+        # Automata alone have grids.
+        if 'grid_accuracy' in last:
+            text += f', and predicts {100 * last["cell_accuracy"]:.1f} % of cells'
+            text += f' and {100 * last["grid_accuracy"]:.1f} % of whole grids'
+        # A run with one evaluation has no beginning to compare with.
+        stayed = last['tokens'] > first['tokens'] and last['loss'] > 0.98 * first['loss']
+        # Noise is a control whose loss can't fall: a warning that it didn't learn would mislead.
+        if run.stage == 'noise':
+            text += '. There is nothing to learn in it'
+        # Near a uniform guess, or where it began.
+        elif stayed or last['loss'] > 0.95 * uniform:
+            text += '. **It has hardly learned its task: conclude nothing about transfer from it**'
+        sentences.append(f'{text}.')
+    return sentences
 
 
 def blocks(study: Study) -> list[page.Block]:

@@ -68,10 +68,7 @@ def as_markdown(blocks: Sequence[Block]) -> str:
 
 def as_text(blocks: Sequence[Block]) -> str:
     """The blocks for a terminal, without Markdown's marks, figures and small print."""
-    return plain('\n\n'.join(block for block in blocks if isinstance(block, str)))
-
-
-def plain(text: str) -> str:
+    text = '\n\n'.join(block for block in blocks if isinstance(block, str))
     return re.sub(r'\*\*|`|^(#+|-|>) ', '', text, flags=re.MULTILINE)
 
 

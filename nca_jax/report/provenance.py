@@ -12,16 +12,15 @@ def run_rows(study: Study) -> list[dict[str, str]]:
     """One row a run: what it is, which code and device made it, and what it started from."""
     rows = []
     for run in study.runs:
-        record, code, device = run.record, run.record['code'], run.record['device']
-        # Outside a git repository the commit is unknown.
-        commit = (code.get('commit') or 'unknown')[:10]
+        code, device = run.record['code'], run.record['device']
         row = {
             'run': run.name,
             'arm': run.arm,
             'seed': str(run.seed),
-            'identity': record['identity'][:12],
-            'commit': f'{commit}, with changes' if code.get('dirty') else commit,
-            'parameters': f'{record["parameters"]:,}',
+            'identity': run.record['identity'][:12],
+            # Outside a git repository the commit is unknown.
+            'commit': (code.get('commit') or 'unknown')[:10] + (', with changes' if code.get('dirty') else ''),
+            'parameters': f'{run.record["parameters"]:,}',
             'device': f'{device["count"]} x {device["kind"]}',
             'lineage': lineage(study, run),
         }

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,23 +108,21 @@ def ks(record: Mapping[str, Any]) -> list[int]:
 
 def find_runs(folders: Iterable[str | os.PathLike]) -> list[Run]:
     """Every run in or below the folders, each once, in order of path. UserError if a folder or any run is missing."""
-    # Folders may hold one another, or be links: the resolved path tells the same run.
-    paths = {path.resolve(): path for folder in folders for path in _run_folders(Path(folder))}
+    paths = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise UserError(f'{folder}: no such folder')
+        empty = True
+        for path, below, names in os.walk(folder):
+            if 'run.json' in names:
+                empty = False
+                # Checkpoints are many small files, and hold no runs.
+                below.clear()
+                # Folders may hold one another, or be links: the resolved path tells the same run.
+                paths[Path(path).resolve()] = Path(path)
+        if empty:
+            raise UserError(f'{folder}: holds no run (no run.json at any depth)')
     return [read_run(path) for _, path in sorted(paths.items())]
-
-
-def _run_folders(folder: Path) -> Iterator[Path]:
-    if not folder.is_dir():
-        raise UserError(f'{folder}: no such folder')
-    empty = True
-    for path, below, names in os.walk(folder):
-        if 'run.json' in names:
-            empty = False
-            # Checkpoints are many small files, and hold no runs.
-            below.clear()
-            yield Path(path)
-    if empty:
-        raise UserError(f'{folder}: holds no run (no run.json at any depth)')
 
 
 def read_run(folder: Path) -> Run:

@@ -1,14 +1,11 @@
-"""Problems solved: pass@k of each arm, what guessing reaches, and the paired gain over the baseline.
-
-Numbers are in percent, gains in percentage points.
-"""
+"""Problems solved: pass@k of each arm in percent, what guessing reaches, and paired gains in percentage points."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from nca_jax.report import figures, page, stats, style, tables, words
@@ -46,15 +43,12 @@ CAPTION = (
 
 def compare(group: Group, baseline: str) -> Gains:
     """Every arm but the baseline against it. Holm's p is over all arms and both k."""
-    scores = {
-        (arm, k): {seed: 100 * run.solved[f'pass@{k}'] for seed, run in by_seed.items()}
-        for arm, by_seed in group.items()
-        for k in shown_ks(group)
-    }
-    others = [(arm, k) for arm, k in scores if arm != baseline]
-    return stats.with_holm(
-        {(arm, k): stats.compare(arm, scores[arm, k], scores.get((baseline, k), {})) for arm, k in others}
-    )
+
+    def scores(arm: str, k: int) -> dict[int, float]:
+        return {seed: 100 * run.solved[f'pass@{k}'] for seed, run in group.get(arm, {}).items()}
+
+    others = itertools.product((arm for arm in group if arm != baseline), shown_ks(group))
+    return stats.with_holm({(arm, k): stats.compare(arm, scores(arm, k), scores(baseline, k)) for arm, k in others})
 
 
 def all_ks(group: Group) -> list[int]:
@@ -215,7 +209,7 @@ def pass_at_k(study: Study, benchmark: str, theme: style.Theme) -> Figure:
     for axes in figure.axes:
         axes.set_xscale('log', base=2)
         axes.set(xlim=(numbers[0], numbers[-1]), xlabel='k, answers to a problem')
-        figures.ticks(axes, numbers, ticker.FormatStrFormatter('%d'))
+        figures.label_ticks(axes, numbers, '{x:d}')
     return figure
 
 

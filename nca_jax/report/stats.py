@@ -18,7 +18,7 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """The mean of n values with its 95 % t interval, and the t test of a mean of zero. One value gives nan for both."""
+    """The mean of n values with its 95 % t interval, and the t test of a mean of zero; nan where it has none."""
 
     mean: float
     low: float
@@ -58,7 +58,7 @@ def t_interval(values: Sequence[float]) -> Interval:
         return Interval(mean, math.nan, math.nan, math.nan, n, math.nan)
     # scipy divides by the spread.
     if np.ptp(values) == 0:
-        return Interval(mean, mean, mean, 0.0, n, 1.0 if mean == 0 else 0.0)
+        return Interval(mean, mean, mean, 0.0, n, math.nan)
     test = stats.ttest_1samp(values, 0.0)
     low, high = test.confidence_interval(LEVEL)
     return Interval(mean, float(low), float(high), float(np.std(values, ddof=1)), n, float(test.pvalue))
@@ -71,10 +71,9 @@ def compare(arm: str, ours: Mapping[int, float], baseline: Mapping[int, float]) 
         return None
     # The paired t test is the t test of the differences.
     gain = t_interval([ours[seed] - baseline[seed] for seed in seeds])
+    # Counts of solved problems may differ by the same in all pairs, which shows no spread to judge by.
     if gain.sd == 0:
-        # Counts of solved problems may differ by the same in all pairs, which shows no spread to judge by.
-        gain = dataclasses.replace(gain, low=math.nan, high=math.nan, p=math.nan)
-        return Comparison(arm, seeds, gain, math.nan)
+        return Comparison(arm, seeds, dataclasses.replace(gain, low=math.nan, high=math.nan), math.nan)
     return Comparison(arm, seeds, gain, detectable(gain.sd, gain.n))
 
 
@@ -92,22 +91,17 @@ def detectable(sd: float, n: int) -> float:
     return float(optimize.brentq(excess_power, 0.1, 4 * critical)) * sd / math.sqrt(n)
 
 
-def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p values, in the given order; nan (not tested) stays nan and isn't counted."""
-    tested = sorted((p, index) for index, p in enumerate(ps) if not math.isnan(p))
-    adjusted, largest = list(ps), 0.0
-    for rank, (p, index) in enumerate(tested):
+def with_holm(comparisons: Mapping[Hashable, Comparison | None]) -> dict[Hashable, Comparison]:
+    """The comparisons of one table that have a pair, under their keys, with Holm's step-down adjusted p values."""
+    made = {key: c for key, c in comparisons.items() if c}
+    # A comparison without an interval has no test, and isn't counted.
+    tested = sorted((c.gain.p, key) for key, c in made.items() if not math.isnan(c.gain.p))
+    largest = 0.0
+    for rank, (p, key) in enumerate(tested):
         # Adjusted p values keep the order of the p values.
         largest = max(largest, min(1.0, p * (len(tested) - rank)))
-        adjusted[index] = largest
-    return adjusted
-
-
-def with_holm(comparisons: Mapping[Hashable, Comparison | None]) -> dict[Hashable, Comparison]:
-    """The comparisons of one table that have a pair, under their keys, with Holm's p."""
-    made = {key: c for key, c in comparisons.items() if c}
-    adjusted = holm([c.gain.p for c in made.values()])
-    return {key: dataclasses.replace(c, holm=p) for (key, c), p in zip(made.items(), adjusted, strict=True)}
+        made[key] = dataclasses.replace(made[key], holm=largest)
+    return made
 
 
 def crossing(tokens: Sequence[float], losses: Sequence[float], target: float) -> float | None:

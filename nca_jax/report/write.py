@@ -1,9 +1,7 @@
 """Writes the report: findings in words, tables and figures, then where everything comes from."""
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from nca_jax import files
 from nca_jax.report import first_stages, losses, page, provenance, solved
@@ -14,22 +12,11 @@ TITLE = 'nca_jax: what the runs support'
 SMOKE = 'Smoke test: tiny models, minutes of training. The numbers on this page mean nothing.'
 
 
-class Sections(NamedTuple):
-    """The blocks of a report in the order of the page."""
-
-    warning: list[page.Block]
-    findings: list[page.Block]
-    # Tables and figures of compared runs.
-    results: list[page.Block]
-    # First stages, and where everything comes from.
-    rest: list[page.Block]
-
-
 def write(folders: Sequence[str | Path], out: Path, baseline: str | None) -> None:
     """Writes report.md, report.html and the figures into `out`, and prints the results and findings."""
     # Runs that can't be read or compared raise here, before `out` is touched.
-    sections = make_sections(make_study(find_runs(folders), baseline))
-    blocks = [f'# {TITLE}', *itertools.chain(*sections)]
+    warning, findings, results, rest = make_sections(make_study(find_runs(folders), baseline))
+    blocks = [f'# {TITLE}', *warning, *findings, *results, *rest]
     files.make_folder(out, '--out')
     for block in blocks:
         if isinstance(block, page.Picture):
@@ -37,11 +24,12 @@ def write(folders: Sequence[str | Path], out: Path, baseline: str | None) -> Non
     files.write(out / 'report.md', page.as_markdown(blocks))
     files.write(out / 'report.html', page.as_html(TITLE, blocks))
     # Findings come last: the end of the output is what a terminal shows.
-    print(page.as_text([*sections.warning, *sections.results, *sections.findings]))
+    print(page.as_text([*warning, *results, *findings]))
     print(f'\n{out / "report.md"}\n{out / "report.html"}')
 
 
-def make_sections(study: Study) -> Sections:
+def make_sections(study: Study) -> tuple[list[page.Block], ...]:
+    """The page in order: a warning, findings in words, results of compared runs, and all else."""
     comparisons = losses.compare(study)
     gains = {name: solved.compare(group, study.baseline) for name, group in study.solved.items()}
     sentences = losses.findings(study, comparisons) + first_stages.findings(study) + solved.findings(study, gains)
@@ -51,9 +39,6 @@ def make_sections(study: Study) -> Sections:
         findings.append(f'Left out: {reasons}.')
     # One smoke test among the runs spoils every comparison.
     smoke = any(run.record['config'].get('smoke') for run in study.runs)
-    return Sections(
-        warning=[f'> **{SMOKE}**'] if smoke else [],
-        findings=findings,
-        results=losses.blocks(study, comparisons) + solved.blocks(study, gains),
-        rest=first_stages.blocks(study) + provenance.blocks(study),
-    )
+    warning: list[page.Block] = [f'> **{SMOKE}**'] if smoke else []
+    results = losses.blocks(study, comparisons) + solved.blocks(study, gains)
+    return warning, findings, results, first_stages.blocks(study) + provenance.blocks(study)
