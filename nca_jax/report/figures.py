@@ -106,8 +106,7 @@ def _label(axes: Axes, title: str, ylabel: str, note: str, ends: list[End], them
 def token_axis(axes: Axes) -> None:
     # Logarithmic: a learning curve's early fall and its late differences are both visible.
     axes.set_xscale('log')
-    curves = [line.get_xdata() for line in axes.get_lines() if line.get_transform() == axes.transData]
-    low, high = min(x[0] for x in curves), max(x[-1] for x in curves)
+    low, high = axes.dataLim.intervalx
     # A run of one evaluation has a point, and an axis needs a width.
     axes.set_xlim(low, high if high > low else low * 1.1)
     axes.set_xlabel('tokens')
@@ -125,34 +124,31 @@ def nca_stage(study: Study, theme: style.Theme) -> Figure:
     runs, alone = study.nca, len(study.nca) == 1
     figure = Figure(figsize=(WIDTH, 3.7))
     left, right = style.panels(figure, 2, longest_label=7 if alone else max(7, *(len(run.name) for run in runs)))
-    colours = dict(zip((run.name for run in runs), itertools.cycle(style.ARMS), strict=False))
-    ends = []
-    for run in runs:
+    losses, accuracies = [], []
+    for run, colour in zip(runs, itertools.cycle(style.ARMS), strict=False):
         # A logarithmic axis has no zero.
         tokens, loss = run.curve(least_tokens=1)
-        left.plot(tokens, loss, color=colours[run.name])
+        left.plot(tokens, loss, color=colour)
         # One run's curve needs no name, so that its label is its loss.
-        ends.append((loss[-1], f'{loss[-1]:.2f}' if alone else run.name, colours[run.name]))
-    ends.append(_reference(left, max(math.log(run.record['vocab_size']) for run in runs), 'uniform', theme))
-    left.set_ylim(0, 1.08 * max(y for y, _, _ in ends))
-    token_axis(left)
-    _label(left, 'Held-out loss on automata', 'nats per token', 'rules never trained on', ends, theme)
-
-    ends = []
-    for run in runs:
-        for name, label, dashes in (('cell', 'cells', (0, ())), ('grid', 'grids', (0, (1, 1.2)))):
+        losses.append((loss[-1], f'{loss[-1]:.2f}' if alone else run.name, colour))
+        for name, dashes in (('cell', (0, ())), ('grid', (0, (1, 1.2)))):
             # Entry i is the accuracy after i whole grids.
             accuracy = 100 * np.array(run.final.get(f'{name}_accuracy_by_grid', []), float)
             if len(accuracy):
-                right.plot(np.arange(len(accuracy)), accuracy, color=colours[run.name], linestyle=dashes)
-                ends.append((accuracy[-1], label, colours[run.name] if alone else theme.muted))
+                right.plot(np.arange(len(accuracy)), accuracy, color=colour, linestyle=dashes)
+                accuracies.append((accuracy[-1], f'{name}s', colour if alone else theme.muted))
+    losses.append(_reference(left, max(math.log(run.record['vocab_size']) for run in runs), 'uniform', theme))
+    left.set_ylim(0, 1.08 * max(y for y, _, _ in losses))
+    token_axis(left)
+    _label(left, 'Held-out loss on automata', 'nats per token', 'rules never trained on', losses, theme)
     # Copying the last grid is what context gives a reader who has inferred nothing.
     if alone and 'copy_accuracy' in runs[0].final:
-        ends.append(_reference(right, 100 * runs[0].final['copy_accuracy'], 'copying', theme))
+        accuracies.append(_reference(right, 100 * runs[0].final['copy_accuracy'], 'copying', theme))
     right.set(ylim=(0, 100), xlabel='grids seen in context')
     right.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     # Of several runs the first one's labels stand for all: colours tell the runs apart.
-    _label(right, 'Next grid predicted', '% right', 'at the end of the stage', ends if alone else ends[:2], theme)
+    ends = accuracies if alone else accuracies[:2]
+    _label(right, 'Next grid predicted', '% right', 'at the end of the stage', ends, theme)
     return figure
 
 

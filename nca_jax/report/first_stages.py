@@ -47,7 +47,6 @@ def stage_rows(runs: Sequence[Run], columns: Mapping[str, str]) -> list[dict[str
 
 
 def findings(study: Study) -> list[str]:
-    """What the report says first: a sentence or two for each run."""
     sentences = []
     for run in (*study.nca, *study.controls):
         first, last = run.results(run.evaluator)[0], run.final
@@ -74,7 +73,6 @@ def findings(study: Study) -> list[str]:
 
 
 def blocks(study: Study) -> list[page.Block]:
-    """The sections of the page; nothing where no first stage has finished."""
     sections: list[page.Block] = []
     if study.nca:
         sections += ['## The automata', tables.table(stage_rows(study.nca, NCA_COLUMNS))]

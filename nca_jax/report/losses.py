@@ -67,8 +67,7 @@ def speedup_cell(values: list[float | None] | None) -> str:
     # A mean of the seeds that reached it would flatter the arm.
     if len(reached) < len(values):
         return f'reached by {len(reached)} of {len(values)}' if reached else 'not reached'
-    interval = stats.t_interval(reached)
-    return tables.ranged(*interval.shown, 2, sign='-')
+    return tables.ranged(*stats.t_interval(reached).shown, 2, sign='-')
 
 
 def result_rows(study: Study, comparisons: Comparisons) -> list[dict[str, str]]:
@@ -107,7 +106,6 @@ def comparison_rows(study: Study, comparisons: Comparisons) -> list[dict[str, st
 
 
 def findings(study: Study, comparisons: Comparisons) -> list[str]:
-    """What the report says first: a sentence or two for each arm."""
     baseline, sentences = study.baseline, []
     for arm, c in comparisons.items():
         mean, low, high = reduction(c.gain)
@@ -164,7 +162,6 @@ def learning_curves(study: Study, theme: style.Theme) -> Figure:
 
 
 def blocks(study: Study, comparisons: Comparisons) -> list[page.Block]:
-    """The section of the page; nothing without runs of text."""
     if not study.text:
         return []
     section: list[page.Block] = ['## Results', tables.table(result_rows(study, comparisons)), page.Note(RESULT_NOTE)]

@@ -55,10 +55,10 @@ def suffix(name: str, alone: bool) -> str:
 
 
 def as_markdown(blocks: Sequence[Block]) -> str:
-    """The blocks as Markdown, figures by relative path."""
     texts = []
     for block in blocks:
         match block:
+            # Figures lie beside the Markdown.
             case Picture(name, caption):
                 texts += [f'![{block.title}]({name}.png)', caption]
             case Note(text) | str(text):

@@ -1,10 +1,7 @@
 """Where the numbers come from: code, devices, lineage, transfer plans, settings that differ, seconds and versions."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from nca_jax.report import page, tables
-from nca_jax.report.runs import BENCHMARK, Run
+from nca_jax.report.runs import BENCHMARK, Run, flatten
 from nca_jax.report.study import Group, Study, members
 
 
@@ -55,40 +52,30 @@ def plan_rows(study: Study) -> list[dict[str, str]]:
 
 def setting_rows(group: Group) -> list[dict[str, str]]:
     """One row a config field that isn't the same in all compared runs, one column an arm."""
-    configs = {arm: [_flatten(run.record['config']) for run in by_seed.values()] for arm, by_seed in group.items()}
+    configs = {arm: [flatten(run.record['config']) for run in by_seed.values()] for arm, by_seed in group.items()}
     fields = sorted({field for of_arm in configs.values() for config in of_arm for field in config})
     rows = []
     for field in fields:
         # Each value once, in the order of seeds.
-        values = {arm: dict.fromkeys(c.get(field, 'absent') for c in of_arm) for arm, of_arm in configs.items()}
+        values = {arm: dict.fromkeys(f'`{c.get(field, "absent")}`' for c in of_arm) for arm, of_arm in configs.items()}
         if len(set().union(*values.values())) > 1:
-            cells = {arm: ', '.join(f'`{value}`' for value in of_arm) for arm, of_arm in values.items()}
-            rows.append({'setting': f'`{field}`'} | cells)
+            rows.append({'setting': f'`{field}`'} | {arm: ', '.join(of_arm) for arm, of_arm in values.items()})
     return rows
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
-    flat = {}
-    for name, value in config.items():
-        flat |= _flatten(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: f'{value}'}
-    return flat
 
 
 def seconds_rows(study: Study) -> list[dict[str, str]]:
     """One row a run: wall seconds by phase, from its last record."""
     # Runs of other stages have other phases; all columns stand in every row.
     phases = dict.fromkeys(phase for run in study.runs for phase in run.done['seconds'])
-    rows = []
-    for run in study.runs:
-        seconds = run.done['seconds']
-        row = {'run': run.name, 'tokens': f'{run.done["tokens"]:,}'}
-        row |= {phase: tables.number(seconds.get(phase), 1) for phase in phases}
-        rows.append(row | {'total': tables.number(sum(seconds.values()), 1)})
-    return rows
+    return [
+        {'run': run.name, 'tokens': f'{run.done["tokens"]:,}'}
+        | {phase: tables.number(run.done['seconds'].get(phase), 1) for phase in phases}
+        | {'total': tables.number(sum(run.done['seconds'].values()), 1)}
+        for run in study.runs
+    ]
 
 
 def blocks(study: Study) -> list[page.Block]:
-    """The last section of the page."""
     section: list[page.Block] = ['## Where this comes from']
     if not study.runs:
         return [*section, 'No finished runs.']

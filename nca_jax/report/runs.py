@@ -106,6 +106,14 @@ def ks(record: Mapping[str, Any]) -> list[int]:
     return sorted(int(number) for number in numbers if number.isdecimal())
 
 
+def flatten(record: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """The values of nested objects, each under its dotted name."""
+    flat = {}
+    for name, value in record.items():
+        flat |= flatten(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
 def find_runs(folders: Iterable[str | os.PathLike]) -> list[Run]:
     """Every run in or below the folders, each once, in order of path. UserError if a folder or any run is missing."""
     paths = {}

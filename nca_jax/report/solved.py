@@ -74,17 +74,6 @@ def level(results: Sequence[Mapping[str, Any]], name: str) -> stats.Interval:
     return dataclasses.replace(interval, low=low, high=high)
 
 
-def describe(group: Group) -> str:
-    """How many problems the group's runs answered, and how."""
-    run = members(group)[0]
-    protocol, sampling = run.protocol, run.protocol['sampling']
-    return (
-        f'{run.solved["problems"]:,} problems, {run.solved["samples"]:,} samples each of at most '
-        f'{protocol["max_tokens"]:,} tokens, worked examples before each: {protocol["shots"]}, temperature '
-        f'{sampling["temperature"]:g}, top_p {sampling["top_p"]:g}.'
-    )
-
-
 def result_rows(group: Group, gains: Gains, baseline: str) -> list[dict[str, str]]:
     """One row an arm, the baseline first: pass@1 and the largest k's, before and after, and the paired gain."""
     runs = members(group)
@@ -106,7 +95,7 @@ def result_rows(group: Group, gains: Gains, baseline: str) -> list[dict[str, str
         if losses:
             ends = [run.results('held_out')[-1]['loss'] for run in by_seed.values()]
             row['held-out loss, nats'] = tables.number(stats.t_interval(ends).mean)
-        row[f'pass@1 over {baseline}, points'] = _points(c) if c else tables.NONE
+        row[f'pass@1 over {baseline}, points'] = tables.ranged(*c.gain.shown, DIGITS) if c else tables.NONE
         rows.append(row | {'verdict': words.verdict(c, arm, baseline)})
     return rows
 
@@ -118,7 +107,7 @@ def gain_rows(gains: Gains, baseline: str) -> list[dict[str, str]]:
             'comparison': f'{arm} - {baseline}',
             'score': f'pass@{k}',
             'pairs': str(c.gain.n),
-            'gain, points': _points(c),
+            'gain, points': tables.ranged(*c.gain.shown, DIGITS),
             **words.evidence_cells(c, DIGITS),
             'verdict': words.verdict(c, arm, baseline),
         }
@@ -157,7 +146,6 @@ def task_rows(group: Group) -> list[dict[str, str]]:
 
 
 def findings(study: Study, gains: Mapping[str, Gains]) -> list[str]:
-    """What the report says first of solved problems: a sentence or two for each benchmark and arm."""
     baseline, sentences = study.baseline, []
     for name, group in study.solved.items():
         for (arm, k), c in gains[name].items():
@@ -180,7 +168,8 @@ def findings(study: Study, gains: Mapping[str, Gains]) -> list[str]:
                 sentences.append(sentence)
             # One pair has nothing to say about larger k either.
             elif c.gain.n > 1:
-                sentences[-1] += f' In pass@{k} the gain is {_points(c)} points: {words.verdict(c, arm, baseline)}.'
+                gain, verdict = tables.ranged(*c.gain.shown, DIGITS), words.verdict(c, arm, baseline)
+                sentences[-1] += f' In pass@{k} the gain is {gain} points: {verdict}.'
         sentences += words.uncompared(group, baseline, f' on {name}') + _floor(name, group)
     return sentences
 
@@ -229,13 +218,20 @@ def _floor(name: str, group: Group) -> list[str]:
 
 
 def blocks(study: Study, gains: Mapping[str, Gains]) -> list[page.Block]:
-    """The section of the page; nothing where no run answered problems."""
     if not study.solved:
         return []
     section: list[page.Block] = ['## Problems solved']
     baseline, guessable = study.baseline, False
     for name, group in study.solved.items():
-        section += [f'### {name}', describe(group), tables.table(result_rows(group, gains[name], baseline))]
+        # All runs of a group answered the same problems in the same way.
+        solved, protocol = members(group)[0].solved, members(group)[0].protocol
+        sampling = protocol['sampling']
+        asked = (
+            f'{solved["problems"]:,} problems, {solved["samples"]:,} samples each of at most '
+            f'{protocol["max_tokens"]:,} tokens, worked examples before each: {protocol["shots"]}, temperature '
+            f'{sampling["temperature"]:g}, top_p {sampling["top_p"]:g}.'
+        )
+        section += [f'### {name}', asked, tables.table(result_rows(group, gains[name], baseline))]
         chances = chance_rows(group)
         guessable = guessable or bool(chances)
         # Each of these is empty for some benchmarks.
@@ -260,7 +256,3 @@ def _level_cell(by_seed: Mapping[int, Run], name: str, before: bool = False) -> 
     if None in results:
         return tables.NONE
     return tables.ranged(*level(results, name).shown, DIGITS, sign='-')
-
-
-def _points(c: stats.Comparison) -> str:
-    return tables.ranged(*c.gain.shown, DIGITS)

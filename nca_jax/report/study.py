@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from nca_jax.errors import UserError
-from nca_jax.report.runs import BENCHMARK, Run
+from nca_jax.report.runs import BENCHMARK, Run, flatten
 
 # Runs that may be compared, by arm and seed. The baseline is the first arm.
 Group = Mapping[str, Mapping[int, Run]]
@@ -147,10 +147,8 @@ def _questions(run: Run) -> dict[str, Any]:
     data, solved = run.record['data'], run.solved
     facts = {f'data.{name}': data[name] for name in ('problems', BENCHMARK, 'tokenizer') if name in data}
     facts |= {'final tokens': solved['tokens'], 'problems': solved['problems'], 'samples': solved['samples']}
-    for name in PROTOCOL:
-        value = run.protocol[name]
-        parts = value if isinstance(value, dict) else {'': value}
-        # The same problems may lie elsewhere.
-        facts |= {f'benchmark.{name}.{part}'.rstrip('.'): parts[part] for part in parts if part != 'path'}
+    protocol = flatten({name: run.protocol[name] for name in PROTOCOL}, 'benchmark.')
+    # The same problems may lie elsewhere.
+    facts |= {name: value for name, value in protocol.items() if name != 'benchmark.problems.path'}
     # A score that some runs lack (pass@k of another k, a task) can't be compared.
     return facts | dict.fromkeys((f'recorded {name}' for name in sorted(solved)), 'present')
