@@ -179,7 +179,7 @@ def _benchmark(
     if prepared is None:
         prepared = distributed.first(lambda: load_problems(chosen.problems, bpe))
     evaluator = benchmark.make_evaluator(chosen, prepared, config.model, mesh, config.seed, folder / 'answers')
-    return {'benchmark': evaluator}, {'benchmark': prepared.content}
+    return {'benchmark': evaluator}, {'benchmark': prepared.identity}
 
 
 # Sequences computed from their numbers.

@@ -83,10 +83,9 @@ def make_evaluator(
         # Not the layout of the batch, which changes no answer.
         {name: fields[name] for name in ('shots', 'max_tokens', 'samples', 'stops', 'sampling')},
         seed,
-        prepared.content,
+        prepared.identity,
         # Records are found by id, and the identity of the problems leaves ids out.
         [problem.id for problem in prepared.splits['test']],
-        bpe.identity(prepared.tokenizer),
     ]
     sample = _make_sampler(config, prepared, model, mesh, seed)
 

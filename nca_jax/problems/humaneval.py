@@ -46,17 +46,18 @@ def judged(
                 judging.judge(samples, problems, out, pool.Limits(), None)
         return files.read_records(out)
 
-    verdicts = distributed.first(judge)
-    keys = [[(line['task_id'], line['sample']) for line in lines] for lines in (verdicts, programs)]
+    passed = {(line['task_id'], line['sample']): line['passed'] for line in distributed.first(judge)}
     # Nobody has judged them, or a judge was stopped halfway.
-    if keys[0] != keys[1]:
+    if passed.keys() != {(program['task_id'], program['sample']) for program in programs}:
         if distributed.is_first():
             command = ['python', '-m', 'nca_jax', 'judge', str(samples), '--allow-code']
             command += [f'--problems={problems}'] if problems else []
             print(f'not judged yet: {shlex.join(command)}, then the same run once more', file=sys.stderr)
         return None
-    passed = iter(verdict['passed'] for verdict in verdicts)
-    return [{**record, 'correct': [next(passed) for _ in record['texts']]} for record in records]
+    return [
+        {**record, 'correct': [passed[record['id'], sample] for sample in range(len(record['texts']))]}
+        for record in records
+    ]
 
 
 def _file(path: str) -> Path | None:

@@ -60,18 +60,13 @@ class Problems:
         return Vocab(self.tokenizer.get_vocab_size())
 
     @property
-    def content(self) -> str:
-        """sha256 of the problems without their ids, so that files may move."""
-        problems = {
+    def identity(self) -> str:
+        """sha256 of all that decides rows and scores. Ids don't, so that files may move."""
+        content = {
             split: [[p.prompt, p.target, p.answers, p.choices, p.task] for p in problems]
             for split, problems in self.splits.items()
         }
-        return hashlib.sha256(json.dumps(problems).encode()).hexdigest()
-
-    @property
-    def identity(self) -> str:
-        """sha256 of all that decides the rows of training."""
-        parts = [FORMAT, bpe.identity(self.tokenizer), self.content]
+        parts = [FORMAT, bpe.identity(self.tokenizer), content]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def check_shots(self, split: str, count: int, field: str) -> None:

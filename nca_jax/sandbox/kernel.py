@@ -4,8 +4,6 @@ import ctypes
 import os
 import struct
 
-MACHINE = 'x86_64'
-
 # What a running Python needs: files, its own memory, time, signals, waiting, threads. Nothing that reaches out of a
 # process (sockets, other processes' memory, keys, shared memory), starts a program or asks for a privilege.
 ALLOWED = dict(
