@@ -58,18 +58,14 @@ def _check_nca(config: Config) -> None:
 def _nca(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
     data, sharding, length = config.data, meshes.batch_sharding(mesh), config.model.length
     epochs = nca_stream.epochs(data, config.train.batch, config.timetable.stop)
-
-    def show(done: int, total: int) -> None:
-        progress('rules', done, total)
-
-    rules = nca_stream.Banks(data, config.seed, 'train', folder, epochs, show)
+    rules = nca_stream.Banks(data, config.seed, 'train', folder, epochs, progress)
     stream = nca_stream.make_stream(data, config.seed, 'train', config.train.batch, length, sharding, rules)
     # 'trajectories' validates on new trajectories of the training rules, 'rules' on a bank of its own.
     valid_data, valid_rules = data, rules
     if data.held_out == 'rules':
         count = config.eval.batch * config.eval.batches
         valid_data = dataclasses.replace(data, rules_per_epoch=count, trajectories_per_rule=1, fresh_rules=False)
-        valid_rules = nca_stream.Banks(valid_data, config.seed, 'valid', folder, 1, show)
+        valid_rules = nca_stream.Banks(valid_data, config.seed, 'valid', folder, 1, progress)
     valid = nca_stream.make_stream(valid_data, config.seed, 'valid', config.eval.batch, length, sharding, valid_rules)
     scores = grid_scores(data.vocab, data.tokens_per_grid, config.eval.batches)
     evaluator = make_evaluator(config.model, data.vocab, mesh, valid, config.eval.batches, scores)

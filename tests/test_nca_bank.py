@@ -14,11 +14,11 @@ from scipy import stats
 
 from nca_jax import files, keys
 from nca_jax.errors import FieldError, UserError
-from nca_jax.nca import bank, complexity, score
-from nca_jax.nca.config import NCAConfig
+from nca_jax.nca import bank, score
+from nca_jax.nca.config import ComplexityConfig, NCAConfig
 from nca_jax.nca.rule import RuleSpec
 
-SCORE = complexity.ComplexityConfig(measure='gzip', frames=4, bytes_per_token=1, level=9)
+SCORE = ComplexityConfig(measure='gzip', frames=4, bytes_per_token=1, level=9)
 CONFIG = NCAConfig(
     rule=RuleSpec('random', 6, 6, 3, 2, 4, 'spatial', 0.0, 1e-3, 'uniform', 'inverse_cdf', 'table'),
     burn_in=2,
@@ -54,27 +54,27 @@ def test_ratio_is_that_of_a_gzip_file(width, code):
     file = io.BytesIO()
     with gzip.GzipFile('', 'wb', 9, file, mtime=0) as packed:
         packed.write(raw)
-    config = complexity.ComplexityConfig('gzip', 10, width, 9)
-    assert complexity.ratio(config, tokens) == len(file.getvalue()) / len(raw)
+    config = ComplexityConfig('gzip', 10, width, 9)
+    assert score.ratio(config, tokens) == len(file.getvalue()) / len(raw)
     rows = np.stack([tokens, 0 * tokens])
-    found = complexity.scores(config, np.zeros((2, 1, 1, 1)), rows)
-    assert found.tolist() == [complexity.ratio(config, row) for row in rows]
+    found = score.scores(config, np.zeros((2, 1, 1, 1)), rows)
+    assert found.tolist() == [score.ratio(config, row) for row in rows]
 
 
 def test_other_measures_against_their_own_files():
     tokens = np.random.default_rng(0).integers(0, 200, 360).astype(np.int32)
     raw = tokens.astype('<u2').tobytes()
     packed = lzma.compress(raw, lzma.FORMAT_ALONE, preset=6)
-    assert complexity.ratio(complexity.ComplexityConfig('lzma', 10, 2, 6), tokens) == len(packed) / len(raw)
+    assert score.ratio(ComplexityConfig('lzma', 10, 2, 6), tokens) == len(packed) / len(raw)
     stored = pyarrow.compress(raw, 'zstd', asbytes=True)  # at level 1, its default
-    assert complexity.ratio(complexity.ComplexityConfig('zstd', 10, 2, 1), tokens) == len(stored) / len(raw)
+    assert score.ratio(ComplexityConfig('zstd', 10, 2, 1), tokens) == len(stored) / len(raw)
     frames = np.zeros((1, 3, 2, 5), np.uint8)
     frames[0, 1, 0, :3] = 1  # three of ten cells change, then change back
-    assert complexity.scores(complexity.ComplexityConfig('change_rate', 3, 1, 0), frames, tokens[None]) == [0.3]
+    assert score.scores(ComplexityConfig('change_rate', 3, 1, 0), frames, tokens[None]) == [0.3]
 
 
 def test_bands_are_open():
-    assert complexity.in_band(np.array([0.2, 0.25, 0.3]), (0.2, 0.3)).tolist() == [False, True, False]
+    assert score.in_band(np.array([0.2, 0.25, 0.3]), (0.2, 0.3)).tolist() == [False, True, False]
 
 
 def test_scores_are_those_of_the_patches_of_the_first_frames():
@@ -121,9 +121,9 @@ def test_quantile_bands_are_shares_of_unfiltered_rules():
     half = dataclasses.replace(CONFIG, complexity=changes, band_by='quantile', band=(0.5, 1.0))
     sample = np.sort(score.survey(half, 0, 128))
     quarters = [dataclasses.replace(half, band=band) for band in ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))]
-    inside = np.array([complexity.in_band(sample, bank.thresholds(config)) for config in quarters])
+    inside = np.array([score.in_band(sample, bank.thresholds(config)) for config in quarters])
     assert (inside.sum(0) == 1).all()  # neighbouring bands share nothing and leave nothing out
-    np.testing.assert_array_equal(inside[2] | inside[3], complexity.in_band(sample, bank.thresholds(half)))
+    np.testing.assert_array_equal(inside[2] | inside[3], score.in_band(sample, bank.thresholds(half)))
     assert (sample <= bank.thresholds(half)[0]).sum() >= 64
     found = bank.search(train(half))
     assert (found.scores_R > sample[63]).all()
@@ -170,7 +170,7 @@ def test_rules_are_chosen_by_other_measures(measure, level):
     found = bank.search(train(config))
     frames, tokens, scores = score.trajectories(train(config), found.candidates)
     expected = [
-        float((f[1:] != f[:-1]).mean()) if measure == 'change_rate' else complexity.ratio(measured, t)
+        float((f[1:] != f[:-1]).mean()) if measure == 'change_rate' else score.ratio(measured, t)
         for f, t in zip(frames, tokens, strict=True)
     ]
     np.testing.assert_array_equal(scores, expected)
@@ -179,7 +179,7 @@ def test_rules_are_chosen_by_other_measures(measure, level):
 
 def test_a_saved_bank_is_reused_and_a_spoilt_one_named(tmp_path, monkeypatch):
     seen = []
-    found = bank.bank(TRAIN, tmp_path, lambda done, total: seen.append((done, total)))
+    found = bank.bank(TRAIN, tmp_path, lambda stage, done, total: seen.append((done, total)))
     assert seen[-1] == (10, 10)
     [path] = (tmp_path / 'rules').iterdir()
     monkeypatch.setattr(bank, 'search', lambda *_, **__: pytest.fail('searched again'))
@@ -207,7 +207,7 @@ def paper_config(recipe):
         recipe
     ]
     rule = RuleSpec('random', 12, 12, 10, 4, 16, wrap, 0.0, temperature, start, 'inverse_cdf', 'table')
-    score = complexity.ComplexityConfig('gzip', 10, 4, 9)
+    score = ComplexityConfig('gzip', 10, 4, 9)
     return dataclasses.replace(CONFIG, rule=rule, burn_in=10, complexity=score, band=(0.5, 1.0), search_block=512)
 
 

@@ -14,7 +14,8 @@ from scipy import stats
 
 from nca_jax import keys
 from nca_jax.errors import FieldError
-from nca_jax.nca import complexity, patches, rollout, rule
+from nca_jax.nca import patches, rollout, rule, score
+from nca_jax.nca.config import ComplexityConfig
 
 GOLDEN = Path(__file__).parent / 'golden'
 SPEC = rule.RuleSpec(
@@ -112,8 +113,8 @@ def test_reproduces_the_released_codes_frames_tokens_and_gzip_ratios(colours, pe
     frames, tokens = jax.jit(jax.vmap(run))(rules, jnp.asarray(truth['start'], jnp.uint8))
     np.testing.assert_array_equal(frames, truth['frames'])
     np.testing.assert_array_equal(np.asarray(tokens).reshape(24, 27, 38), truth['tokens'])
-    config = complexity.ComplexityConfig(measure='gzip', frames=10, bytes_per_token=4, level=9)
-    ratios = [complexity.ratio(config, row[:10, 1:-1].ravel()) for row in np.asarray(tokens).reshape(24, 27, 38)]
+    config = ComplexityConfig(measure='gzip', frames=10, bytes_per_token=4, level=9)
+    ratios = [score.ratio(config, row[:10, 1:-1].ravel()) for row in np.asarray(tokens).reshape(24, 27, 38)]
     np.testing.assert_allclose(ratios, truth['gzip'], rtol=1e-6)
 
 

@@ -15,7 +15,7 @@ from nca_jax import cli, experiment
 from nca_jax import mesh as meshes
 from nca_jax.errors import FieldError
 from nca_jax.look import output, pictures, sequences
-from nca_jax.nca import bank, complexity, patches, score, stream
+from nca_jax.nca import bank, patches, score, stream
 from nca_jax.progress import silent
 from nca_jax.report import figures, style
 from tests.test_nca_bank import CONFIG
@@ -72,7 +72,7 @@ def test_the_sequences_are_those_of_the_training_stream(drawn, sharding):
     for frames_TxYxX, tokens_TxP, found in zip(drawn.frames_SxTxYxX, drawn.tokens_SxTxP, drawn.scores_S, strict=True):
         encoded = np.asarray(patches.encode(config.vocab, frames_TxYxX)).reshape(4, 11)[:, 1:-1]
         np.testing.assert_array_equal(encoded, tokens_TxP)
-        assert found == complexity.ratio(config.complexity, tokens_TxP.ravel())
+        assert found == score.ratio(config.complexity, tokens_TxP.ravel())
     np.testing.assert_array_equal(drawn.bank.index_R, bank.search(score.Candidates(config, 0, 'train', 0)).index_R)
 
 

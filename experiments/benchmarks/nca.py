@@ -18,8 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments.benchmarks import common
 from nca_jax.nca import patches, stream
-from nca_jax.nca.complexity import ComplexityConfig
-from nca_jax.nca.config import NCAConfig
+from nca_jax.nca.config import ComplexityConfig, NCAConfig
 from nca_jax.nca.rule import RuleSpec
 
 BATCH, LENGTH, FRAMES = 256, 1024, 27

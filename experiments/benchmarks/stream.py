@@ -28,7 +28,7 @@ from nca_jax import config as configs
 from nca_jax import mesh as meshes
 from nca_jax import run
 from nca_jax.experiment import resolve
-from nca_jax.nca import ahead, score, stream
+from nca_jax.nca import score, stream
 
 BATCHES, STEPS = 50, 5
 STARTING_S = 10.0  # that a search may take to compile
@@ -76,7 +76,7 @@ def measure(name: str, experiment: ConfigDict, folder: pathlib.Path) -> Iterator
 def median_seconds_beside_search(step: Callable[[], object], config: configs.Config, folder: pathlib.Path) -> float:
     """Of steps while another process looks for the rules of a set too large to be found before they end."""
     endless = dataclasses.replace(config.data, rules_per_epoch=10**9)
-    search = ahead.start_search(score.Candidates(endless, config.seed, 'train', 1), folder, 0, 1)
+    search = stream.start_search(score.Candidates(endless, config.seed, 'train', 1), folder, 0, 1)
     time.sleep(STARTING_S)
     seconds = median_seconds(step, STEPS)
     del search  # which ends it

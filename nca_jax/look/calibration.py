@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import functools
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from nca_jax.config import Config
 from nca_jax.data import tokenizer
 from nca_jax.errors import check
 from nca_jax.look import output, pictures, texts
-from nca_jax.nca import bank, complexity, score
+from nca_jax.nca import bank, score
 from nca_jax.nca.config import NCAConfig
 from nca_jax.progress import Progress
 from nca_jax.report import tables
@@ -54,7 +53,7 @@ def calibrate(
 ) -> tuple[dict[str, Any], dict[str, bytes], str]:
     """The record of all measurements, the figure, and both as text."""
     data, seed, scored = config.data, config.seed, config.data.complexity
-    compressors = complexity.COMPRESSED_SIZE
+    compressors = score.COMPRESSED_SIZE
     allowed = f'must be one of {", ".join(compressors)}: text has no cells that could change'
     check(scored.measure in compressors, 'config.data.complexity.measure', scored.measure, allowed)
     for flag in ('rules', 'windows'):
@@ -69,11 +68,11 @@ def calibrate(
         progress('texts', len(measured), len(args.text))
         measured[name] = texts.measure_text(data, name, args.windows, seed, bpe)
     progress('texts', len(args.text), len(args.text))
-    scores_R = score.survey(data, seed, args.rules, functools.partial(progress, 'rules'))
+    scores_R = score.survey(data, seed, args.rules, progress)
     # The automata's vocabulary is all patches.
     scale = texts.make_scale(scored, data.scored_tokens, np.arange(data.vocab.start), seed)
     rules = texts.TextRatios(data.scored_tokens, width, scores_R, np.nan, scale)
-    bands = make_bands(data, scores_R, functools.partial(progress, 'fifths'))
+    bands = make_bands(data, scores_R, lambda _, done, total: progress('fifths', done, total))
     windows, described = {}, {}
     for name, ratios in measured.items():
         settings = {kind: describe(of_kind) for kind, of_kind in ratios.items()}
@@ -113,7 +112,7 @@ def has_paper_bands(config: NCAConfig) -> bool:
     return (*kind, config.scored_tokens) == ('random', 10, 2, 'gzip', 9, 4, 360)
 
 
-def make_bands(config: NCAConfig, scores_R: np.ndarray, progress: score.Progress) -> list[Band]:
+def make_bands(config: NCAConfig, scores_R: np.ndarray, progress: Progress) -> list[Band]:
     """The paper's bands, or the fifths of unfiltered rules as training cuts them, except empty ones."""
     if has_paper_bands(config):
         band_by, thresholds = 'score', {name: (band, band) for name, band in PAPER_BANDS.items()}
@@ -122,7 +121,7 @@ def make_bands(config: NCAConfig, scores_R: np.ndarray, progress: score.Progress
         scores_R, band_by = score.survey(config, 0, config.band_sample, progress), 'quantile'
         thresholds = {name: (band, bank.quantiles(scores_R, band)) for name, band in FIFTHS.items()}
     bands = [
-        Band(name, band, band_by, low, high, complexity.in_band(scores_R, (low, high)).mean())
+        Band(name, band, band_by, low, high, score.in_band(scores_R, (low, high)).mean())
         for name, (band, (low, high)) in thresholds.items()
     ]
     # Where many rules score alike, some fifths hold none: training on them would find no rule.

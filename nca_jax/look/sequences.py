@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from nca_jax import mesh as meshes
 from nca_jax.config import Config
 from nca_jax.errors import check
 from nca_jax.look import output, pictures, statistics
-from nca_jax.nca import complexity, patches, stream
+from nca_jax.nca import patches, score, stream
 from nca_jax.nca.bank import Bank
 from nca_jax.nca.config import NCAConfig
 from nca_jax.progress import Progress
@@ -95,7 +94,9 @@ def sample(
     check(grids >= 2, 'config.model.length', length, f'must hold two grids of {data.tokens_per_grid} tokens')
     # One device, whatever the config's mesh: the sequences are the same.
     sharding = meshes.batch_sharding(meshes.make_mesh(meshes.MeshConfig(1, 1, 1), jax.devices()[:1]))
-    banks = stream.Banks(data, seed, 'train', None, 1, functools.partial(progress, f'rules {name}'))
+    banks = stream.Banks(
+        data, seed, 'train', None, 1, lambda stage, done, total: progress(f'{stage} {name}', done, total)
+    )
     batches = stream.make_stream(data, seed, 'train', BATCH, length, sharding, banks)
     progress(f'rules {name}', 0, rules)
     rows = []
@@ -112,7 +113,7 @@ def sample(
     # As many frames as rules are judged by.
     scored = slice(None), slice(data.complexity.frames)
     scored_tokens_SxL = tokens_SxTxP[scored].reshape(sequences, -1)
-    scores_S = complexity.scores(data.complexity, frames_SxTxYxX[scored], scored_tokens_SxL)
+    scores_S = score.scores(data.complexity, frames_SxTxYxX[scored], scored_tokens_SxL)
     return SequenceSet(banks(0), scores_S, tokens_SxTxP, frames_SxTxYxX)
 
 
@@ -152,7 +153,7 @@ def measure(data: NCAConfig, sequences: SequenceSet) -> dict[str, Any]:
         'accepted_share': len(bank.index_R) / bank.candidates,
         'rule_score_quantiles': np.quantile(bank.scores_R, (0.05, 0.5, 0.95)),
         'sequence_score_quantiles': np.quantile(sequences.scores_S, (0.05, 0.5, 0.95)),
-        'change_rate': complexity.change_rate(frames.swapaxes(0, 1)),
+        'change_rate': score.change_rate(frames.swapaxes(0, 1)),
         'static_share': (frames == frames[:, :1]).all((1, 2, 3)).mean(),
         'distinct_tokens': len(laws['counts']),
         'token_entropy': statistics.entropy(laws['counts']),

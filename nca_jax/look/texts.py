@@ -15,9 +15,8 @@ from tokenizers import Tokenizer
 
 from nca_jax.data import python
 from nca_jax.errors import UserError, check
-from nca_jax.nca import complexity
-from nca_jax.nca.complexity import ComplexityConfig
-from nca_jax.nca.config import NCAConfig
+from nca_jax.nca import score
+from nca_jax.nca.config import ComplexityConfig, NCAConfig
 
 BUILT_IN = {'python_stdlib': python.sources, 'python_docs': python.docstrings}
 # Fewer say nothing about a median.
@@ -88,7 +87,7 @@ def make_scale(config: ComplexityConfig, tokens: int, vocabulary_V: np.ndarray, 
     drawn_from = vocabulary_V if len(vocabulary_V) > 1 else np.append(vocabulary_V, vocabulary_V ^ 1)
     uniform = drawn_ratio(config, tokens, generator, drawn_from)
     constants = generator.choice(vocabulary_V, streams(tokens))
-    constant = float(np.mean([complexity.ratio(config, np.full(tokens, token)) for token in constants]))
+    constant = float(np.mean([score.ratio(config, np.full(tokens, token)) for token in constants]))
     differ = uniform > 1.01 * constant
     check(differ, 'config.data.complexity.level', config.level, 'must compress a constant stream')
     return Scale(len(vocabulary_V), constant, uniform)
@@ -103,7 +102,7 @@ def drawn_ratio(
 ) -> float:
     """The mean ratio of streams of tokens drawn independently, with these shares or uniformly."""
     drawn = (generator.choice(vocabulary_V, tokens, p=shares_V) for _ in range(streams(tokens)))
-    return float(np.mean([complexity.ratio(config, tokens_L) for tokens_L in drawn]))
+    return float(np.mean([score.ratio(config, tokens_L) for tokens_L in drawn]))
 
 
 def streams(tokens: int) -> int:
@@ -160,7 +159,7 @@ def measure_windows(
         tokens_L = read_tokens(corpus, tokenizer, start, tokens) if tokenizer else corpus[start : start + tokens]
         # Near the corpus's end a window may hold too few tokens.
         if len(tokens_L) == tokens:
-            ratios.append(complexity.ratio(config, tokens_L))
+            ratios.append(score.ratio(config, tokens_L))
             counts.update(dict(zip(*np.unique(tokens_L, return_counts=True), strict=True)))
     if not ratios:
         raise UserError(f'--text: too small, no window of {tokens} tokens in {len(corpus):,} bytes')

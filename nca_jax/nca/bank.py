@@ -14,9 +14,10 @@ import pyarrow
 
 from nca_jax import files, keys
 from nca_jax.errors import UserError
-from nca_jax.nca import complexity, score
+from nca_jax.nca import score
 from nca_jax.nca.config import NCAConfig
-from nca_jax.nca.score import Candidates, Progress
+from nca_jax.nca.score import Candidates, in_band
+from nca_jax.progress import Progress, silent
 
 # Of the histogram of scores.
 EDGES = np.round(np.arange(0, 1.22, 0.02), 2)
@@ -83,7 +84,7 @@ def thresholds(config: NCAConfig, folder: Path | None = None) -> tuple[float, fl
     # All rules: no survey is needed.
     if config.band == (0, 1):
         return -np.inf, np.inf
-    path = folder and Path(folder) / 'rules' / f'quantiles-{digest(band_request(config) | software())[:12]}.json'
+    path = folder and folder / 'rules' / f'quantiles-{digest(band_request(config) | software())[:12]}.json'
     if not path or not path.exists():
         # Seed 0 whatever the run's seed, so that all arms of a study have the same band.
         band = quantiles(score.survey(config, 0, config.band_sample), config.band)
@@ -106,14 +107,14 @@ def quantiles(scores: np.ndarray, band: tuple[float, float]) -> tuple[float, flo
 def search(
     candidates: Candidates,
     folder: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     process: int = 0,
     processes: int = 1,
 ) -> Bank:
     """Scores candidates in order and keeps the first `rules_per_epoch` inside the band: a pure function.
 
-    Several processes that share the folder search together. `progress(accepted, rules)` is called after each block.
-    Raises UserError after more than `candidates_per_rule` candidates for each accepted rule.
+    Several processes that share the folder search together. progress('rules', accepted, rules) is called after each
+    block. Raises UserError after more than `candidates_per_rule` candidates for each accepted rule.
     """
     config = candidates.config
     band, rules, scores, accepted = thresholds(config, folder), config.rules_per_epoch, [], 0
@@ -123,10 +124,9 @@ def search(
         blocks = (scores_R for _, _, scores_R in score.score_blocks(candidates, itertools.count()))
     for scores_R in blocks:
         scores.append(scores_R)
-        accepted += int(complexity.in_band(scores_R, band).sum())
+        accepted += int(in_band(scores_R, band).sum())
         scored = len(scores) * config.search_block
-        if progress:
-            progress(min(accepted, rules), rules)
+        progress('rules', min(accepted, rules), rules)
         if accepted >= rules:
             break
         if scored >= config.candidates_per_rule * (accepted + GRACE):
@@ -138,7 +138,7 @@ def search(
                 f' bytes a token); deciles of their scores: {deciles}'
             )
     scores = np.concatenate(scores)
-    index_R = np.flatnonzero(complexity.in_band(scores, band))[:rules].astype('u4')
+    index_R = np.flatnonzero(in_band(scores, band))[:rules].astype('u4')
     # Candidates after the last accepted one were scored only because blocks are whole.
     scores = scores[: index_R[-1] + 1]
     accepted_rules = {'index': index_R.tolist(), 'scores': scores[index_R].tolist()}
@@ -155,7 +155,7 @@ def search(
 def bank_path(candidates: Candidates, folder: Path) -> Path:
     """A bank's file. Its name holds the request's hash, so that banks of other requests may lie beside it."""
     name = f'{candidates.split}-{candidates.epoch:04d}-{digest(request(candidates))[:12]}.npz'
-    return Path(folder) / 'rules' / name
+    return folder / 'rules' / name
 
 
 def scores_folder(candidates: Candidates, folder: Path) -> Path:
@@ -166,11 +166,7 @@ def scores_folder(candidates: Candidates, folder: Path) -> Path:
 
 
 def bank(
-    candidates: Candidates,
-    folder: Path | None,
-    progress: Progress | None = None,
-    process: int = 0,
-    processes: int = 1,
+    candidates: Candidates, folder: Path | None, progress: Progress = silent, process: int = 0, processes: int = 1
 ) -> Bank:
     """The bank of one epoch: read from `folder`/rules if it is there, else searched and saved.
 
@@ -179,17 +175,12 @@ def bank(
     if folder is None:
         return search(candidates, progress=progress)
     path, request_hash = bank_path(candidates, folder), digest(request(candidates))
-    if path.exists():
-        return load(path, request_hash)
-    result = search(candidates, folder, progress, process, processes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.replacing(path) as file:
-        np.savez(file, request=request_hash, **dataclasses.asdict(result))
-    return result
-
-
-def load(path: Path, request_hash: str) -> Bank:
-    """Reads a saved bank. Raises UserError unless it answers the request."""
+    if not path.exists():
+        result = search(candidates, folder, progress, process, processes)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.replacing(path) as file:
+            np.savez(file, request=request_hash, **dataclasses.asdict(result))
+        return result
     try:
         with np.load(path) as arrays:
             saved_hash, (low, high) = str(arrays['request']), arrays['band'].tolist()
@@ -217,7 +208,7 @@ def write_examples(config: NCAConfig, seed: int, folder: Path) -> None:
       score, accepted or not. The weights let others run the rules on.
     - complexity.json: the first training bank's band and its histogram of all candidates.
     """
-    folder, candidates = Path(folder), Candidates(config, seed, 'train', 0)
+    candidates = Candidates(config, seed, 'train', 0)
     # This file is written last.
     if (folder / 'complexity.json').exists():
         return

@@ -4,7 +4,6 @@ import dataclasses
 
 from nca_jax.batch import check_vocab
 from nca_jax.errors import check
-from nca_jax.nca.complexity import ComplexityConfig
 from nca_jax.nca.patches import PatchVocab, tokens_per_grid
 from nca_jax.nca.rollout import RolloutSpec
 from nca_jax.nca.rule import RuleSpec
@@ -22,6 +21,31 @@ CHOICES = {
     'held_out': ('rules', 'trajectories'),
     'shuffle': ('none', 'tokens', 'frames'),
 }
+# Compressors with their efforts, and the change rate, which has none.
+LEVELS = {'gzip': (0, 9), 'zstd': (1, 22), 'lzma': (0, 9), 'change_rate': (0, 0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ComplexityConfig:
+    """How a trajectory is scored; the paper's values in brackets."""
+
+    # 'gzip' (paper), 'zstd' or 'lzma': compressed over raw size of the patch tokens. 'change_rate': the share of cells
+    # that change in an update.
+    measure: str
+    # Length of what is scored, from the first frame on (10). The change rate takes a frame after each update.
+    frames: int
+    # Width of the little-endian integers that are compressed (4); scores depend on it.
+    bytes_per_token: int
+    # The compressor's effort (9); 0 for the change rate.
+    level: int
+
+    def __post_init__(self):
+        check(self.measure in LEVELS, 'measure', self.measure, f'one of {", ".join(LEVELS)}')
+        least = 2 if self.measure == 'change_rate' else 1
+        check(self.frames >= least, 'frames', self.frames, f'at least {least}')
+        check(self.bytes_per_token in (1, 2, 4, 8), 'bytes_per_token', self.bytes_per_token, '1, 2, 4 or 8')
+        low, high = LEVELS[self.measure]
+        check(low <= self.level <= high, 'level', self.level, f'{low} to {high} for {self.measure}')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nca_jax.batch import Vocab
-from nca_jax.errors import FieldError, check
+from nca_jax.errors import check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,8 @@ class PatchVocab(Vocab):
 
 def tokens_per_grid(vocab: PatchVocab, height: int, width: int) -> int:
     """Tokens of one grid, its two delimiters included. Raises FieldError if the patch doesn't tile the grid."""
-    if height % vocab.patch or width % vocab.patch:
-        raise FieldError('patch', vocab.patch, f'a divisor of the {height} x {width} grid')
+    tiles = height % vocab.patch == width % vocab.patch == 0
+    check(tiles, 'patch', vocab.patch, f'a divisor of the {height} x {width} grid')
     return (height // vocab.patch) * (width // vocab.patch) + 2
 
 

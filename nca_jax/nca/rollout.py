@@ -67,33 +67,32 @@ def make_perceive(spec: RuleSpec, rule: Rule) -> Callable[[jax.Array], jax.Array
     # Exactly one colour of the centre cell is hot, so the bias is added once.
     bias_CxH = jnp.broadcast_to(rule['b1'], kernel_3x3xCxH.shape[2:])
     kernel_3x3xCxH = kernel_3x3xCxH.at[1, 1].add(bias_CxH)
-    if spec.perceive == 'one_hot':
-        return functools.partial(perceive_one_hot, kernel_3x3xCxH)
+    colours, hidden = kernel_3x3xCxH.shape[2:]
+
+    # For machines that multiply faster than they look up.
+    def by_product(grid_YxX: jax.Array) -> jax.Array:
+        colour_9xS = jnp.stack([shifted(grid_YxX, dy, dx).reshape(-1) for dy, dx in OFFSETS])
+        seen_9xCxS = jax.nn.one_hot(colour_9xS, colours, axis=1)
+        kernel_9xCxH = kernel_3x3xCxH.reshape(9, colours, hidden)
+        return jnp.einsum('ncs,nch->sh', seen_9xCxS, kernel_9xCxH, precision=EXACT).reshape(*grid_YxX.shape, hidden)
 
     def by_cells(grid_YxX: jax.Array) -> jax.Array:
         return sum(look_up(kernel_3x3xCxH[dy + 1, dx + 1], shifted(grid_YxX, dy, dx)) for dy, dx in OFFSETS)
 
-    if spec.colours**3 > MAX_TABLE:
+    if spec.perceive == 'one_hot':
+        return by_product
+    if colours**3 > MAX_TABLE:
         return by_cells
     # A row's three cells together are one of C^3, so a third of the look-ups finds the same sums: table (3, C^3, H).
     left, middle, right = kernel_3x3xCxH[:, 0], kernel_3x3xCxH[:, 1], kernel_3x3xCxH[:, 2]
     table = left[:, :, None, None] + middle[:, None, :, None] + right[:, None, None, :]
-    table = table.reshape(3, -1, spec.hidden)
+    table = table.reshape(3, -1, hidden)
 
     def by_rows(grid_YxX: jax.Array) -> jax.Array:
-        row_YxX = (shifted(grid_YxX, 0, -1) * spec.colours + grid_YxX) * spec.colours + shifted(grid_YxX, 0, 1)
+        row_YxX = (shifted(grid_YxX, 0, -1) * colours + grid_YxX) * colours + shifted(grid_YxX, 0, 1)
         return sum(look_up(table[dy + 1], shifted(row_YxX, dy, 0)) for dy in (-1, 0, 1))
 
     return by_rows
-
-
-def perceive_one_hot(kernel_3x3xCxH: jax.Array, grid_YxX: jax.Array) -> jax.Array:
-    """The convolution as a product, for machines that multiply faster than they look up."""
-    colours, hidden = kernel_3x3xCxH.shape[2:]
-    colour_9xS = jnp.stack([shifted(grid_YxX, dy, dx).reshape(-1) for dy, dx in OFFSETS])
-    seen_9xCxS = jax.nn.one_hot(colour_9xS, colours, axis=1)
-    kernel_9xCxH = kernel_3x3xCxH.reshape(9, colours, hidden)
-    return jnp.einsum('ncs,nch->sh', seen_9xCxS, kernel_9xCxH, precision=EXACT).reshape(*grid_YxX.shape, hidden)
 
 
 def weigh(planes: Sequence[jax.Array], kernel_IxJ: jax.Array, bias_J: jax.Array) -> list[jax.Array]:

@@ -88,7 +88,15 @@ def init_rule(spec: RuleSpec, key: jax.Array) -> Rule:
     }
     biases = {name.replace('w', 'b'): jnp.zeros(shape[-1]) for name, shape in shapes.items()}
     if spec.family == 'random':
-        return random_kernels(shapes, key) | biases
+        # LeCun-normal (truncated, variance 1/fan_in). One draw for all kernels compiles much faster than three.
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        normal = jax.random.truncated_normal(key, -2, 2, (sum(sizes),)) / TRUNCATED_STD
+        parts = jnp.split(normal, list(itertools.accumulate(sizes))[:-1])
+        kernels = {
+            name: part.reshape(shape) * math.prod(shape[:-1]) ** -0.5
+            for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        }
+        return kernels | biases
     family = named_family(spec.family)
     if family.rule is None:
         lives_Z = jax.random.bernoulli(key, 0.5, (family.codes,))
@@ -106,18 +114,6 @@ def init_rule(spec: RuleSpec, key: jax.Array) -> Rule:
     slope_Z = jnp.diff(jnp.where(lives_Z, 1.0, -1.0), prepend=0.0)
     w3 = w3.at[: family.codes, 1].set(jnp.diff(slope_Z, prepend=0.0))
     return {'w1': w1, 'w2': w2, 'w3': w3} | biases
-
-
-def random_kernels(shapes: dict[str, tuple[int, ...]], key: jax.Array) -> Rule:
-    """Kernels of a random network: LeCun-normal (truncated, variance 1/fan_in)."""
-    sizes = [math.prod(shape) for shape in shapes.values()]
-    # One draw for all kernels compiles much faster than three.
-    normal = jax.random.truncated_normal(key, -2, 2, (sum(sizes),)) / TRUNCATED_STD
-    parts = jnp.split(normal, list(itertools.accumulate(sizes))[:-1])
-    return {
-        name: part.reshape(shape) * math.prod(shape[:-1]) ** -0.5
-        for (name, shape), part in zip(shapes.items(), parts, strict=True)
-    }
 
 
 @dataclasses.dataclass(frozen=True)

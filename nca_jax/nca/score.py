@@ -1,35 +1,73 @@
-"""Scores of candidate rules, computed on the CPU by threads, and by several processes together."""
+"""Scores of rules: how far their trajectories compress, or how much changes in them.
+
+They are computed on the CPU by threads, and by several processes together.
+"""
 
 import collections
 import concurrent.futures
 import dataclasses
 import functools
 import itertools
+import lzma
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+import pyarrow
 
 from nca_jax import files, keys
 from nca_jax.errors import UserError
-from nca_jax.nca import complexity, patches
-from nca_jax.nca.config import NCAConfig
+from nca_jax.nca import patches
+from nca_jax.nca.config import ComplexityConfig, NCAConfig
 from nca_jax.nca.patches import PatchVocab
 from nca_jax.nca.rollout import RolloutSpec, rollout
 from nca_jax.nca.rule import Rule, RuleSpec, init_rule
+from nca_jax.progress import Progress, silent
 
+# zlib's code for the gzip format. Its 10-byte header and 8-byte trailer count, as in the paper.
+GZIP_WBITS = 31
+
+# `(content, level) -> compressed bytes` of each compressor.
+COMPRESSED_SIZE: dict[str, Callable[[bytes, int], int]] = {
+    'gzip': lambda content, level: len(zlib.compress(content, level, GZIP_WBITS)),
+    'zstd': lambda content, level: pyarrow.Codec('zstd', compression_level=level).compress(content).size,
+    # The older container: its header has 13 bytes, that of .xz over 60.
+    'lzma': lambda content, level: len(lzma.compress(content, lzma.FORMAT_ALONE, preset=level)),
+}
 # How long to wait for one block of another process. It takes milliseconds, after a compilation.
 PATIENCE_S = 600.0
 POLL_S = 0.02
 
-# Takes the done part and the whole.
-Progress = Callable[[int, int], None]
 # Frames (R, T, Y, X), patch tokens without delimiters (R, L) and scores (R).
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def ratio(config: ComplexityConfig, tokens_L: np.ndarray) -> float:
+    """Compressed over raw size of the tokens. Short inputs can exceed 1, since headers count."""
+    content = np.ascontiguousarray(tokens_L, f'<u{config.bytes_per_token}').tobytes()
+    return COMPRESSED_SIZE[config.measure](content, config.level) / len(content)
+
+
+def change_rate(frames_TxYxX: np.ndarray) -> float:
+    """Mean share of cells that differ between one frame and the next."""
+    return float(np.mean(frames_TxYxX[1:] != frames_TxYxX[:-1]))
+
+
+def scores(config: ComplexityConfig, frames_RxTxYxX: np.ndarray, tokens_RxL: np.ndarray) -> np.ndarray:
+    """The score of each trajectory, float64 (R), from its frames or its tokens as the measure needs."""
+    if config.measure == 'change_rate':
+        return np.array([change_rate(frames_TxYxX) for frames_TxYxX in frames_RxTxYxX])
+    return np.array([ratio(config, tokens_L) for tokens_L in tokens_RxL])
+
+
+def in_band(scores: np.ndarray, band: tuple[float, float]) -> np.ndarray:
+    low, high = band
+    return (low < scores) & (scores < high)
 
 
 class Candidates(NamedTuple):
@@ -89,7 +127,7 @@ def score_block(candidates: Candidates, block: int) -> Block:
     with jax.default_device(host_cpu()):
         names = keys.key(candidates.seed), keys.crc32(candidates.split), np.uint32(candidates.epoch)
         frames, tokens = map(np.asarray, scored_trajectories(spec, config.vocab, *names, index_R))
-    return frames, tokens, complexity.scores(config.complexity, frames, tokens)
+    return frames, tokens, scores(config.complexity, frames, tokens)
 
 
 def score_blocks(candidates: Candidates, blocks: Iterable[int]) -> Iterator[Block]:
@@ -97,8 +135,6 @@ def score_blocks(candidates: Candidates, blocks: Iterable[int]) -> Iterator[Bloc
 
     The caller's mesh and transfer guard don't reach the threads.
     """
-    # Here, where a missing CPU can be reported at once.
-    host_cpu()
     # A block's arithmetic keeps one core busy, and XLA and the compressors release the interpreter.
     # Not every system can tell which cores this process may use.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
@@ -134,37 +170,29 @@ def shared_scores(candidates: Candidates, folder: Path, process: int, processes:
                 np.save(file, scores_R)
             yield scores_R
         else:
-            yield wait_for(path, block % processes)
+            deadline = time.monotonic() + PATIENCE_S
+            while not path.exists():
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f'{path}: process {block % processes} has not written it in {PATIENCE_S:g} s; '
+                        'does it run, see this folder, and have the same software?'
+                    )
+                time.sleep(POLL_S)
+            yield np.load(path)
 
 
-def wait_for(path: Path, process: int) -> np.ndarray:
-    deadline = time.monotonic() + PATIENCE_S
-    while not path.exists():
-        if time.monotonic() > deadline:
-            raise UserError(
-                f'{path}: process {process} has not written it in {PATIENCE_S:g} s; '
-                'does it run, see this folder, and have the same software?'
-            )
-        time.sleep(POLL_S)
-    try:
-        return np.load(path)
-    except (EOFError, ValueError) as error:
-        raise UserError(f'{path}: not the scores of process {process} ({error}); delete the folder') from None
-
-
-def trajectories(candidates: Candidates, count: int, progress: Progress | None = None) -> Block:
+def trajectories(candidates: Candidates, count: int, progress: Progress = silent) -> Block:
     """Frames, patch tokens and scores of the first `count` candidates, accepted or not."""
     size, blocks = candidates.config.search_block, []
     for block in score_blocks(candidates, range(-(-count // size))):
         blocks.append(block)
-        if progress:
-            progress(min(len(blocks) * size, count), count)
+        progress('rules', min(len(blocks) * size, count), count)
     # The last block may hold more.
     frames, tokens, scores = (np.concatenate(parts)[:count] for parts in zip(*blocks, strict=True))
     return frames, tokens, scores
 
 
-def survey(config: NCAConfig, seed: int, count: int, progress: Progress | None = None) -> np.ndarray:
+def survey(config: NCAConfig, seed: int, count: int, progress: Progress = silent) -> np.ndarray:
     """Scores (count) of unfiltered rules."""
     # A split of its own, so that nothing trains or validates on them.
     return trajectories(Candidates(config, seed, 'survey', 0), count, progress)[2]

@@ -2,8 +2,12 @@
 
 import dataclasses
 import functools
+import os
+import pickle
 import shutil
 import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+import nca_jax
 from nca_jax import distributed, keys
 from nca_jax.batch import Batch, to_batch
-from nca_jax.errors import UserError
-from nca_jax.nca import ahead, bank, patches, score
+from nca_jax.nca import bank, patches, score
 from nca_jax.nca.config import NCAConfig
 from nca_jax.nca.rollout import rollout
+from nca_jax.progress import Progress, silent
+
+# Of the process that searches ahead, so that it leaves the cores to training.
+NICENESS = 10
 
 
 def sequence(
@@ -83,11 +91,33 @@ def epochs(config: NCAConfig, batch: int, steps: int) -> int:
     return max(1, -(-steps * batch // per_epoch)) if config.fresh_rules else 1
 
 
+def start_search(candidates: score.Candidates, folder: Path, process: int, processes: int) -> subprocess.Popen:
+    """Starts a process that does what `bank.bank` does, on the CPU at low priority, and leaves the bank in its file.
+
+    It ends when this process ends or drops the result.
+    """
+    packages = str(Path(nca_jax.__file__).parents[1])
+    path = os.pathsep.join(filter(None, (os.environ.get('PYTHONPATH'), packages)))
+    child = subprocess.Popen(
+        [sys.executable, '-m', 'nca_jax.nca.stream'],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # Signals to this process's group, such as a scheduler's, are meant for this process alone.
+        start_new_session=True,
+        env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path},
+    )
+    pickle.dump((candidates, folder.absolute(), process, processes), child.stdin)
+    # The pipe stays open: its end tells the child that nobody waits for it.
+    child.stdin.flush()
+    return child
+
+
 class Banks:
     """The banks of a split: `banks(epoch)` is that epoch's. To be used by the main thread of every process.
 
-    With a `folder`, which all processes must share, banks are saved there and can be searched ahead. Raises UserError
-    if processes disagree.
+    With a `folder`, which several processes need and must share, banks are saved there and can be searched ahead.
+    Raises UserError if processes disagree.
     """
 
     def __init__(
@@ -97,7 +127,7 @@ class Banks:
         split: str,
         folder: Path | None,
         epochs: int,
-        progress: score.Progress | None = None,
+        progress: Progress = silent,
     ):
         self._request = config, seed, rules_split(config, split)
         self._folder, self._epochs, self._progress = folder, epochs, progress
@@ -106,8 +136,6 @@ class Banks:
         self._searches: dict[int, subprocess.Popen | None] = {}
         # A batch may hold sequences of two epochs.
         self._bank = functools.lru_cache(maxsize=2)(self._get)
-        if jax.process_count() > 1 and folder is None:
-            raise UserError('several processes need a folder that all of them share to find their rules in')
 
     def __call__(self, epoch: int) -> bank.Bank:
         return self._bank(epoch)
@@ -118,7 +146,7 @@ class Banks:
             return
         candidates = score.Candidates(*self._request, epoch)
         saved = bank.bank_path(candidates, self._folder).exists()
-        self._searches[epoch] = None if saved else ahead.start_search(candidates, self._folder, *self._place)
+        self._searches[epoch] = None if saved else start_search(candidates, self._folder, *self._place)
 
     def _get(self, epoch: int) -> bank.Bank:
         search = self._searches.pop(epoch, None)
@@ -161,3 +189,17 @@ def make_stream(
         return cut(sequences(root(), names))
 
     return stream
+
+
+# The child of `start_search`.
+if __name__ == '__main__':
+
+    def exit_with_parent() -> None:
+        # Returns when the parent's end of the pipe is closed.
+        os.read(sys.stdin.fileno(), 1)
+        os._exit(1)
+
+    os.nice(NICENESS)
+    candidates, folder, process, processes = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+    bank.bank(candidates, folder, process=process, processes=processes)
