@@ -11,19 +11,15 @@ from nca_jax.errors import check
 
 
 @dataclasses.dataclass(frozen=True)
-class CopyConfig:
-    """A row is a segment of uniform tokens, repeated to the length of the row."""
+class NoiseConfig:
+    """Independent uniform tokens, all scored: no model can do better than ln(size) nats."""
 
     # Of the vocabulary.
     size: int
-    # (low, high): the segment's length is uniform in low..high, both included.
-    period: tuple[int, int]
 
     def __post_init__(self):
         check(self.size >= 2, 'size', self.size, 'must be at least 2')
         check_vocab(self.size, 'size', self.size)
-        low, high = self.period
-        check(1 <= low <= high, 'period', self.period, 'must be (low, high) with 1 <= low <= high')
 
     @property
     def vocab(self) -> Vocab:
@@ -31,18 +27,16 @@ class CopyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class NoiseConfig:
-    """Independent uniform tokens, all scored: no model can do better than ln(size) nats."""
+class CopyConfig(NoiseConfig):
+    """A row is a segment of noise, repeated to the length of the row."""
 
-    size: int
+    # (low, high): the segment's length is uniform in low..high, both included.
+    period: tuple[int, int]
 
     def __post_init__(self):
-        check(self.size >= 2, 'size', self.size, 'must be at least 2')
-        check_vocab(self.size, 'size', self.size)
-
-    @property
-    def vocab(self) -> Vocab:
-        return Vocab(self.size)
+        super().__post_init__()
+        low, high = self.period
+        check(1 <= low <= high, 'period', self.period, 'must be (low, high) with 1 <= low <= high')
 
 
 def copy_sequences(config: CopyConfig, length: int, keys_R: jax.Array) -> tuple[jax.Array, jax.Array]:

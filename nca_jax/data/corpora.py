@@ -5,7 +5,7 @@ Every corpus is read where it lies, without a network, and again for each pass o
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from nca_jax.data.documents import Document
 from nca_jax.data.text import TextConfig
 from nca_jax.errors import FieldError, check
 
+# Published corpora are read with GPT-2's tokenizer alone, since their tokens were counted with it.
 GPT2_VOCAB = 50_257
 # What the first pass keeps of a document: a digest of the text, its size in UTF-8, whether it holds U+FFFD (which
 # replaces bytes that aren't UTF-8), and `Document.valid`.
@@ -63,8 +64,6 @@ class Recipe:
     divide: Divide
     # Tokens of each side, end of text included, that somebody counted and published.
     expected: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    # Size of the tokenizer that they were counted with.
-    vocab_size: int = GPT2_VOCAB
 
 
 RECIPES = {
@@ -116,11 +115,8 @@ def open_corpus(config: TextConfig) -> Corpus:
         for unused in ('path', 'field'):
             check(not getattr(config, unused), unused, getattr(config, unused), f"must be '' for {name}")
         return BUILT_IN[name]()
-    if name == 'text_files':
-        return _of_files(name, documents.find_files(config.path, documents.TEXT_FORMATS), config.field)
-    if name in RECIPES:
-        check(not config.field, 'field', config.field, f"must be '' for {name}, which fixes it")
-        return _published(name, config.path)
+    if name == 'text_files' or name in RECIPES:
+        return _of_files(config)
     if name.startswith('tfds:'):
         return _prepared_by_tfds(name.removeprefix('tfds:'), config.path, config.field)
     names = ' '.join([*BUILT_IN, 'text_files', *RECIPES, 'tfds:NAME'])
@@ -144,10 +140,22 @@ def open_tfds(name: str, path: str) -> tfds.core.DatasetBuilder:
     return builder
 
 
-def _of_files(
-    name: str, files: list[Path], field: str, recipe: Recipe | None = None, valid: Collection[Path] = ()
-) -> Corpus:
-    """A corpus of files, where the documents of the files in `valid` validate."""
+def _of_files(config: TextConfig) -> Corpus:
+    """The user's own files, or the user's copy of a published corpus."""
+    name, path, field = config.corpus, config.path, config.field
+    recipe, valid = RECIPES.get(name), set()
+    if recipe:
+        check(not field, 'field', field, f"must be '' for {name}, which fixes it")
+        # A folder, not a glob, so that the paths inside it tell the sides apart.
+        allowed = f'must be the folder that holds the files of {recipe.source}'
+        check(bool(path) and Path(path).expanduser().is_dir(), 'path', path, allowed)
+        field = recipe.field
+    files = documents.find_files(path, documents.PUBLISHED_FORMATS if recipe else documents.TEXT_FORMATS)
+    if recipe and recipe.divide is as_published:
+        root = Path(path).expanduser()
+        valid = {file for file in files if 'valid' in file.relative_to(root).as_posix()}
+        both = 0 < len(valid) < len(files)
+        check(both, 'path', path, "must have files of both sides; those of validation have 'valid' in their path")
 
     def read() -> Iterator[Document]:
         for file in files:
@@ -155,19 +163,6 @@ def _of_files(
 
     source = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return Corpus(name, source, read, recipe)
-
-
-def _published(name: str, path: str) -> Corpus:
-    # A folder, not a glob, so that the paths inside it tell the sides apart.
-    recipe, root = RECIPES[name], Path(path).expanduser()
-    allowed = f'must be the folder that holds the files of {recipe.source}'
-    check(bool(path) and root.is_dir(), 'path', path, allowed)
-    files, valid = documents.find_files(path, documents.PUBLISHED_FORMATS), set()
-    if recipe.divide is as_published:
-        valid = {file for file in files if 'valid' in file.relative_to(root).as_posix()}
-        both = 0 < len(valid) < len(files)
-        check(both, 'path', path, "must have files of both sides; those of validation have 'valid' in their path")
-    return _of_files(name, files, recipe.field, recipe, valid)
 
 
 def _prepared_by_tfds(name: str, path: str, field: str) -> Corpus:

@@ -46,8 +46,8 @@ def prepare_text(config: TextConfig, folder: Path | str, progress: Progress = si
     corpus = corpora.open_corpus(config)
     tokenizer = bpe.load(config.tokenizer) if config.tokenizer else None
     # Published counts of tokens hold for one tokenizer.
-    if corpus.recipe and (tokenizer is None or tokenizer.get_vocab_size() != corpus.recipe.vocab_size):
-        allowed = f"must be GPT-2's tokenizer.json, of {corpus.recipe.vocab_size} tokens, for {corpus.name}"
+    if corpus.recipe and (tokenizer is None or tokenizer.get_vocab_size() != corpora.GPT2_VOCAB):
+        allowed = f"must be GPT-2's tokenizer.json, of {corpora.GPT2_VOCAB} tokens, for {corpus.name}"
         raise FieldError('tokenizer', config.tokenizer, allowed)
     # All that decides the shards, so that any other text has a folder of its own.
     # 'replace' is the only value of a field that is gone; prepared folders are known by a hash with it.
@@ -66,10 +66,7 @@ def prepare_text(config: TextConfig, folder: Path | str, progress: Progress = si
 
 def open_prepared(folder: Path) -> PreparedText:
     """Finished token shards and the tokenizer beside them. Raises UserError if a file is damaged."""
-    try:
-        index = files.read_json(folder / INDEX)
-    except UserError as error:
-        raise UserError(f'{error}; delete {folder} to make it anew') from None
+    index = files.read_json(folder / INDEX)
     return PreparedText(
         folder=folder,
         train=text.TokenStore(folder, 'train', **index['splits']['train']),
@@ -97,7 +94,9 @@ def scan(documents: Iterable[Document], progress: Progress) -> np.ndarray:
     return scanned_N
 
 
-def select(documents: Iterable[Document], scanned_N: np.ndarray, rows_M: np.ndarray) -> Iterator[str]:
+def select(
+    documents: Iterable[Document], scanned_N: np.ndarray, rows_M: np.ndarray, progress: Progress = silent
+) -> Iterator[str]:
     """The texts of these rows (ascending), read one at a time. Raises UserError unless they are what `scan` saw."""
     # A mask of a byte a document; the documents themselves never lie in memory together.
     chosen_N = np.zeros(len(scanned_N), bool)
@@ -108,6 +107,7 @@ def select(documents: Iterable[Document], scanned_N: np.ndarray, rows_M: np.ndar
         if _digest(document.text.encode()).rstrip(b'\0') != digest:
             raise UserError(f'{document.name}: changed while it was read; start again')
         number += 1
+        progress('learn', number, len(rows_M))
         yield document.text
     if number < len(rows_M):
         raise UserError(f'{len(rows_M) - number} documents vanished while they were read; start again')
@@ -130,14 +130,8 @@ def _write(config: TextConfig, corpus: Corpus, tokenizer: Tokenizer | None, out:
         if not len(rows_M):
             raise UserError(f'corpus {corpus.name}: no document for {side} (valid_share = {config.valid_share})')
     if tokenizer is None:
-
-        def texts() -> Iterator[str]:
-            for number, document in enumerate(select(corpus.read(), scanned_N, train_M), 1):
-                progress('learn', number, len(train_M))
-                yield document
-
         # It learns from the training side alone.
-        tokenizer = bpe.train(texts(), config.vocab_size)
+        tokenizer = bpe.train(select(corpus.read(), scanned_N, train_M, progress), config.vocab_size)
     # Beside the shards, so that a later stage finds the tokenizer that they were written with.
     files.write(out / bpe.FILE, tokenizer.to_str(pretty=True))
     splits = _write_shards(out, corpus, scanned_N, sides, tokenizer, progress)
