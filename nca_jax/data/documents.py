@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 
 from nca_jax import files
-from nca_jax.errors import UserError
+from nca_jax.errors import UserError, check
 
 # A file is a document.
 WHOLE = ('.txt', '.md', '.py')
@@ -35,14 +35,12 @@ class Document(NamedTuple):
 def find_files(path: str, formats: tuple[str, ...]) -> list[Path]:
     """The files of these formats, sorted by path, that a file, a folder (with all below it) or a glob names."""
     # An empty path would be the current folder.
-    if not path:
-        raise UserError('path is empty: name a file, a folder or a glob')
+    check(bool(path), 'path', path, 'must name a file, a folder or a glob')
     root = Path(path).expanduser()
     candidates = root.rglob('*') if root.is_dir() else map(Path, glob.glob(str(root), recursive=True))
     # Sorted, because the order of the documents decides the shards.
     matches = sorted(file for file in candidates if file.name.endswith(formats) and file.is_file())
-    if not matches:
-        raise UserError(f'path = {path!r}: no file of the formats {" ".join(formats)} there')
+    check(bool(matches), 'path', path, f'no file of the formats {" ".join(formats)} there')
     return matches
 
 

@@ -62,20 +62,17 @@ def load_of_run(run: Path, manifest: Mapping[str, Any], given: Path | None) -> T
     """
     if 'tokenizer' not in manifest['data']:
         return None
-    files = [given] if given else [run / FILE]
     # The config of adopted weights has no data.
     data = manifest['config'].get('data', {})
-    if not given and data.get('tokenizer'):
-        files.append(Path(data['tokenizer']).expanduser())
-    if not given and 'cache' in data:
+    places = [run / FILE, Path(data.get('tokenizer', '')).expanduser()]
+    if 'cache' in data:
         # A cache may hold the texts of several runs.
-        files += sorted(Path(data['cache'] or run / 'text').expanduser().glob(f'tokens/*/{FILE}'))
-    for file in files:
-        # The run may have been moved without its data, but a file that the user names must be readable.
-        if given or file.is_file():
-            tokenizer = load(str(file))
-            if identity(tokenizer) == manifest['data']['tokenizer']:
-                return tokenizer
+        places += sorted(Path(data['cache'] or run / 'text').expanduser().glob(f'tokens/*/{FILE}'))
+    # The run may have been moved without its data, but a file that the user names must be readable.
+    for file in [given] if given else filter(Path.is_file, places):
+        tokenizer = load(str(file))
+        if identity(tokenizer) == manifest['data']['tokenizer']:
+            return tokenizer
     where = f'{given} is another one' if given else 'it is not where the run had it; name it with --tokenizer=FILE'
     raise UserError(f'{run}: was trained with a tokenizer of hash {manifest["data"]["tokenizer"][:12]}, and {where}')
 

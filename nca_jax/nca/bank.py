@@ -134,8 +134,7 @@ def search(
             deciles = np.quantile(np.concatenate(scores), np.linspace(0, 1, 11)).round(2).tolist()
             raise UserError(
                 f'band = {band}: {accepted} of {rules} {candidates.split} rules found among {scored} candidates'
-                f' ({config.rule.colours} colours, {config.complexity.measure}, {config.complexity.bytes_per_token}'
-                f' bytes a token); deciles of their scores: {deciles}'
+                f' by {config.complexity.measure}; deciles of their scores: {deciles}'
             )
     scores = np.concatenate(scores)
     index_R = np.flatnonzero(in_band(scores, band))[:rules].astype('u4')
@@ -183,8 +182,11 @@ def bank(
         return result
     try:
         with np.load(path) as arrays:
-            saved_hash, (low, high) = str(arrays['request']), arrays['band'].tolist()
-            result = Bank(
+            # The file's name holds only a part of the hash.
+            if str(arrays['request']) != request_hash:
+                raise ValueError('of another configuration')
+            low, high = arrays['band'].tolist()
+            return Bank(
                 index_R=arrays['index_R'],
                 scores_R=arrays['scores_R'],
                 band=(low, high),
@@ -195,10 +197,6 @@ def bank(
     # What NumPy raises for files that are empty, cut, spoilt or of another kind.
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f'{path}: not a readable set of rules ({error}); delete it to search again') from error
-    # The name holds a part of the hash.
-    if saved_hash != request_hash:
-        raise UserError(f'{path}: holds the rules of another configuration; delete it or use another folder')
-    return result
 
 
 def write_examples(config: NCAConfig, seed: int, folder: Path) -> None:

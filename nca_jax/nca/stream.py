@@ -68,17 +68,14 @@ def make_sequences(config: NCAConfig, length: int, split: str, sharding: NamedSh
     if config.rule.perceive == 'auto' and sharding.mesh.devices.flat[0].platform == 'tpu':
         config = dataclasses.replace(config, rule=dataclasses.replace(config.rule, perceive='one_hot'))
 
-    def one_block(root, names_Rx3):
-        return jax.vmap(lambda names: sequence(config, length, root, split, *names))(names_Rx3)
-
     # Each device computes its own rows.
     # Blocks of one shape, the last one padded, on any number of devices: another shape may round differently.
     def local(root, names_Bx3):
         count = names_Bx3.shape[0]
         padded_Bx3 = jnp.pad(names_Bx3, ((0, -count % config.stream_block), (0, 0)))
-        blocks_KxRx3 = padded_Bx3.reshape(-1, config.stream_block, 3)
-        tokens_KxRxL = jax.lax.map(functools.partial(one_block, root), blocks_KxRx3)
-        return tokens_KxRxL.reshape(-1, length)[:count]
+        return jax.lax.map(
+            lambda names: sequence(config, length, root, split, *names), padded_Bx3, batch_size=config.stream_block
+        )[:count]
 
     specs = {'in_specs': (PartitionSpec(), PartitionSpec(rows)), 'out_specs': PartitionSpec(rows)}
     return jax.jit(jax.shard_map(local, mesh=sharding.mesh, check_vma=False, **specs))
@@ -121,13 +118,7 @@ class Banks:
     """
 
     def __init__(
-        self,
-        config: NCAConfig,
-        seed: int,
-        split: str,
-        folder: Path | None,
-        epochs: int,
-        progress: Progress = silent,
+        self, config: NCAConfig, seed: int, split: str, folder: Path | None, epochs: int, progress: Progress = silent
     ):
         self._request = config, seed, rules_split(config, split)
         self._folder, self._epochs, self._progress = folder, epochs, progress
