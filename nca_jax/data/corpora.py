@@ -123,23 +123,6 @@ def open_corpus(config: TextConfig) -> Corpus:
     raise FieldError('corpus', name, f'must be one of {names}')
 
 
-def open_tfds(name: str, path: str) -> tfds.core.DatasetBuilder:
-    """The dataset that TFDS has prepared as ArrayRecord. `path` is TFDS's data folder, or the dataset's own.
-
-    It is only read, so this needs neither TensorFlow nor a network. Raises UserError.
-    """
-    root = Path(path).expanduser()
-    infos = [*root.glob('dataset_info.json'), *root.glob(f'{name}/*/dataset_info.json')] if path and name else []
-    build = f"tfds.builder({name!r}, data_dir={path!r}).download_and_prepare(file_format='array_record')"
-    check(bool(infos), 'path', path, f'must be the folder in which TFDS has prepared {name}, as {build} does')
-    # The latest of several versions.
-    builder = tfds.builder_from_directory(str(max(infos).parent))
-    kind = builder.info.file_format.value
-    allowed = f'must be prepared as array_record, and is prepared as {kind}, which needs TensorFlow'
-    check(kind == 'array_record', 'path', path, allowed)
-    return builder
-
-
 def _of_files(config: TextConfig) -> Corpus:
     """The user's own files, or the user's copy of a published corpus."""
     name, path, field = config.corpus, config.path, config.field
@@ -166,17 +149,27 @@ def _of_files(config: TextConfig) -> Corpus:
 
 
 def _prepared_by_tfds(name: str, path: str, field: str) -> Corpus:
-    """The train split of a dataset of TFDS."""
-    builder = open_tfds(name, path)
-    texts = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Text)]
+    """The train split of a dataset that TFDS prepared. `path` is the data folder of TFDS, or the dataset's own.
+
+    It is only read, so this needs neither TensorFlow nor a network.
+    """
+    root = Path(path).expanduser()
+    infos = [*root.glob('dataset_info.json'), *root.glob(f'{name}/*/dataset_info.json')] if path and name else []
+    build = f"tfds.builder({name!r}, data_dir={path!r}).download_and_prepare(file_format='array_record')"
+    check(bool(infos), 'path', path, f'must be the folder in which TFDS has prepared {name}, as {build} does')
+    # The latest of several versions.
+    builder = tfds.builder_from_directory(str(max(infos).parent))
+    kind, features, splits = builder.info.file_format.value, builder.info.features, builder.info.splits
+    allowed = f'must be prepared as array_record, and is prepared as {kind}, which needs TensorFlow'
+    check(kind == 'array_record', 'path', path, allowed)
+    texts = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
     check(field in texts, 'field', field, f'must be a text of tfds:{name}: {" ".join(texts)}')
-    check('train' in builder.info.splits, 'corpus', f'tfds:{name}', 'must have the split train')
-    train = builder.info.splits['train']
+    check('train' in splits, 'corpus', f'tfds:{name}', 'must have the split train')
 
     def read() -> Iterator[Document]:
         for row, example in enumerate(builder.as_data_source('train')):
             yield Document(example[field].decode(errors='replace'), f'tfds:{name}:{row}')
 
-    source = (builder.info.full_name, field, train.num_examples, train.num_bytes)
+    source = (builder.info.full_name, field, splits['train'].num_examples, splits['train'].num_bytes)
     # A TFDS name may hold a config, after a slash, and becomes part of a folder's name.
     return Corpus(name.replace('/', '_'), source, read)
