@@ -15,10 +15,9 @@ END_OF_TEXT = '<|endoftext|>'
 FILE = 'tokenizer.json'
 # One printable character for each of the 256 bytes.
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
-# GPT-2 writes a printable byte as its own character, the others in order as the characters from 256 on.
-PRINTABLE = [ord(character) for character in ALPHABET if ord(character) < 256]
-OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
-BYTE_OF = {chr(byte): byte for byte in PRINTABLE} | {chr(256 + place): byte for place, byte in enumerate(OTHERS)}
+# GPT-2 writes a printable byte as its own character, the others in order as the characters from 256 on. The alphabet
+# begins with the printable ones, and so do the bytes here.
+BYTE_OF = dict(zip(ALPHABET, sorted(range(256), key=lambda byte: chr(byte) not in ALPHABET), strict=True))
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
