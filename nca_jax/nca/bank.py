@@ -84,14 +84,13 @@ def thresholds(config: NCAConfig, folder: Path | None = None) -> tuple[float, fl
     # All rules: no survey is needed.
     if config.band == (0, 1):
         return -np.inf, np.inf
-    path = folder and folder / 'rules' / f'quantiles-{digest(band_request(config) | software())[:12]}.json'
-    if not path or not path.exists():
+    if folder is None:
         # Seed 0 whatever the run's seed, so that all arms of a study have the same band.
-        band = quantiles(score.survey(config, 0, config.band_sample), config.band)
-        if not path:
-            return band
+        return quantiles(score.survey(config, 0, config.band_sample), config.band)
+    path = folder / 'rules' / f'quantiles-{digest(band_request(config) | software())[:12]}.json'
+    if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, json.dumps(band), keep=True)
+        files.write(path, json.dumps(thresholds(config)), keep=True)
     # Another process may have been first with its own survey.
     low, high = json.loads(path.read_text())
     return low, high
