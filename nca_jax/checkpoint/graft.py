@@ -11,6 +11,7 @@ An entry with `layers` claims layers a..b-1 of the stacked leaves (`blocks/...`)
 is implied: a leaf of either side that no entry accounts for is an error, and so is an entry that claims nothing.
 """
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -29,7 +30,7 @@ ENTRY = (
     'must be (pattern, action) or (pattern, action, dict(layers=(a, b), scale=s)) with a regular expression, an action '
     f'of {", ".join(ACTIONS)}, integers 0 <= a < b, and a finite scale of at least 0, for carry only'
 )
-# The leaves under it hold all layers, on axis 0.
+# The leaves under this path hold all layers, on axis 0.
 STACKED = 'blocks/'
 # The tables, whose padded sizes may differ between models of one vocabulary.
 VOCAB_AXIS = {'embed/table': 0, 'head/kernel': 1, 'head/bias': 0}
@@ -96,14 +97,14 @@ def parse(plan: Iterable[Any]) -> tuple[Entry, ...]:
 def resolve(
     plan: Sequence[Entry], source: trees.Tree, target: trees.Tree, source_vocab_size: int, target_vocab_size: int
 ) -> tuple[Piece, ...]:
-    """The plan applied to two parameter trees: the pieces of every target leaf, then the dropped source leaves.
+    """The plan applied to two parameter trees: the pieces of every target leaf, then what is dropped of the source.
 
     `source` and `target` are nested dicts (or `{path: leaf}`) of arrays or shape structs. Raises UserError when a leaf
     is not accounted for, when an entry claims nothing, or when a carried leaf differs in shape, vocabulary or dtype.
     """
     source, target = trees.flatten(source), trees.flatten(target)
-    of_target, of_source = _claims(plan, target), _claims(plan, source)
-    claims = of_target | of_source
+    of_source, of_target = _units(source), _units(target)
+    claims = _claims(plan, of_target | of_source)
     for unit, entry in claims.items():
         _check_claim(unit, entry, unit in of_source, unit in of_target)
     # By identity, since a plan may hold the same entry twice: then the second claims nothing.
@@ -111,16 +112,24 @@ def resolve(
         if not any(entry is claim for claim in claims.values()):
             why = 'no leaf has its pattern and layers, or earlier entries claim them all'
             raise UserError(f'plan: entry {number} {entry.to_json()} claims nothing: {why}')
-    pieces = _pieces(of_target, target)
+    pieces = []
+    # A leaf is cut where the action or the scale changes from one layer to the next.
+    runs = itertools.groupby(claims.items(), lambda claim: (claim[0][0], claim[1].action, claim[1].scale))
+    for (path, action, scale), run in runs:
+        layers = [layer for (_, layer), _ in run]
+        # Only the source has what is dropped.
+        leaf = source[path] if action == 'drop' else target[path]
+        # A leaf in one piece is treated as a whole, stacked or not.
+        complete = layers == [None] or len(layers) == leaf.shape[0]
+        pieces.append(Piece(path, action, None if complete else (layers[0], layers[-1] + 1), scale))
     for path in sorted(carried(pieces)):
         _check_leaf(path, source[path], target[path], source_vocab_size, target_vocab_size)
-    # A source leaf that is carried or fresh is in the target too, so it has its piece already.
-    return (*pieces, *(piece for piece in _pieces(of_source, source) if piece.action == 'drop'))
+    return tuple(pieces)
 
 
 def carries_layers(plan: Sequence[Entry], target: trees.Tree) -> bool:
     """Whether the plan carries anything of a stacked leaf."""
-    claims = _claims(plan, trees.flatten(target))
+    claims = _claims(plan, _units(trees.flatten(target)))
     return any(entry and entry.action == 'carry' for (_, layer), entry in claims.items() if layer is not None)
 
 
@@ -167,22 +176,26 @@ def graft(
 def lines(report: Iterable[Mapping[str, Any]]) -> list[str]:
     """A graft's report as an aligned table, with one line of counts at the end."""
     cells = [('leaf', 'layers', 'action', 'scale', 'source norm', 'result norm')]
-    paths = {action: set() for action in ACTIONS}
     for row in report:
         layers = '' if row['layers'] is None else f'{row["layers"][0]}-{row["layers"][1] - 1}'
         scale = f'{row["scale"]:g}' if row['action'] == 'carry' else ''
         norms = ('' if norm is None else f'{norm:.4g}' for norm in (row['source_norm'], row['result_norm']))
         cells.append((row['path'], layers, row['action'], scale, *norms))
-        paths[row['action']].add(row['path'])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     table = ['  '.join(map(str.ljust, line, widths)).rstrip() for line in cells]
-    return [*table, ', '.join(f'{action}: {len(leaves)} leaves' for action, leaves in paths.items())]
+    # A leaf in several pieces of one action counts once.
+    leaves = collections.Counter(action for _, action in {(row['path'], row['action']) for row in report})
+    return [*table, ', '.join(f'{action}: {leaves[action]} leaves' for action in ACTIONS)]
 
 
-def _claims(plan: Sequence[Entry], leaves: Mapping[str, Any]) -> dict[Unit, Entry | None]:
-    """The first entry that claims each unit, if one does; units by leaf, then by layer."""
+def _units(leaves: Mapping[str, Any]) -> dict[Unit, None]:
+    """The units of all leaves, by leaf, then by layer: a set that keeps their order."""
     layers = {path: range(leaf.shape[0]) if path.startswith(STACKED) else [None] for path, leaf in leaves.items()}
-    units = [(path, layer) for path in leaves for layer in layers[path]]
+    return dict.fromkeys((path, layer) for path in leaves for layer in layers[path])
+
+
+def _claims(plan: Sequence[Entry], units: Iterable[Unit]) -> dict[Unit, Entry | None]:
+    """The first entry that claims each unit, if one does."""
     return {unit: next((entry for entry in plan if entry.claims(*unit)), None) for unit in units}
 
 
@@ -200,18 +213,6 @@ def _check_claim(unit: Unit, entry: Entry | None, in_source: bool, in_target: bo
     elif action != 'drop':
         claim = 'no entry covers it' if entry is None else f'{entry.to_json()} claims it'
         raise UserError(f'plan: {name} of the source has no counterpart in the target and {claim}; drop it')
-
-
-def _pieces(claims: Mapping[Unit, Entry], leaves: Mapping[str, Any]) -> list[Piece]:
-    """The leaves, cut where the action or the scale changes from one layer to the next."""
-    pieces = []
-    same = itertools.groupby(claims.items(), lambda claim: (claim[0][0], claim[1].action, claim[1].scale))
-    for (path, action, scale), run in same:
-        layers = [layer for (_, layer), _ in run]
-        # A leaf in one piece is treated as a whole, stacked or not.
-        complete = layers[0] is None or len(layers) == leaves[path].shape[0]
-        pieces.append(Piece(path, action, None if complete else (layers[0], layers[-1] + 1), scale))
-    return pieces
 
 
 def _check_leaf(path: str, source: Any, target: Any, source_vocab_size: int, target_vocab_size: int) -> None:
