@@ -79,11 +79,17 @@ class Schedule:
             idle = [row for row in rows if not self.rows.live_B[row]]
             prompt = self._prompt_of[group]
             if len(idle) == self._share and (prompt is None or not self._waiting[prompt]):
-                # No row needs this group's cache any more.
-                self._prompt_of[group] = None
-                prompt, source = self._next_prompt()
-                if prompt is None:
-                    continue
+                # No row needs this group's cache any more. Unread prompts come first: splitting one prompt over groups
+                # only pays at the end.
+                if self._unread:
+                    prompt, source = self._unread.popleft(), None
+                else:
+                    # Then the prompt with the most answers waiting, from a group that has its cache.
+                    waiting = {g: len(self._waiting[p]) for g, p in enumerate(self._prompt_of) if p is not None}
+                    source = max(waiting, key=waiting.get, default=None)
+                    if not waiting.get(source):
+                        continue
+                    prompt = self._prompt_of[source]
                 self._prompt_of[group] = prompt
                 self.lengths_Q[group] = len(self._prompts[prompt].tokens) - 1
                 yield group, source
@@ -95,17 +101,6 @@ class Schedule:
                     values = Rows(tokens[-1], len(tokens) - 1, 0, limit, 0, True, number, sample)
                     for array, value in zip(self.rows, values, strict=True):
                         array[row] = value
-
-    def _next_prompt(self) -> tuple[int | None, int | None]:
-        """A prompt and the group that has its cache: an unread one, or else the one with the most answers waiting."""
-        # Unread prompts first: splitting one prompt over groups only pays at the end.
-        if self._unread:
-            return self._unread.popleft(), None
-        groups = [group for group, prompt in enumerate(self._prompt_of) if prompt is not None]
-        source = max(groups, key=lambda group: len(self._waiting[self._prompt_of[group]]), default=None)
-        if source is None or not self._waiting[self._prompt_of[source]]:
-            return None, None
-        return self._prompt_of[source], source
 
     def collect(self, tokens_BxC: np.ndarray, rows: Rows) -> Iterator[Answer]:
         """Takes the rows' state after C steps and yields the answers that ended. Token -1: the row wrote nothing."""
