@@ -109,8 +109,7 @@ def check_fit(config: Config, mesh: jax.sharding.Mesh) -> None:
     if model.attention == 'cudnn':
         check_cudnn(model.head_width)
     # A pattern that matches no leaf is a slip. Paths don't depend on the vocabulary, so a table of one row will do.
-    if config.optimizer.names_leaves:
-        check_paths(config.optimizer, trees.flatten(transformer.abstract_params(model, Vocab(1))))
+    check_paths(config.optimizer, trees.flatten(transformer.abstract_params(model, Vocab(1))))
 
 
 def build(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress = silent) -> Program:

@@ -321,6 +321,9 @@ def run_one(config: OptimizerConfig) -> trees.Tree:
     ('fields', 'said'),
     [
         ({'decay': ('.*kernel', 'bias')}, r"config.optimizer.decay = 'bias': must match the whole path of a parameter"),
+        ({'decay': ('(',)}, r"config.optimizer.decay = '\(': not a regular expression"),
+        ({'frozen': ('[',)}, r"config.optimizer.frozen = '\[': not a regular expression"),
+        ({'lr_scale': (('(', 2.0),)}, r"config.optimizer.lr_scale = '\(': not a regular expression"),
         ({'frozen': ('embed',)}, r"config.optimizer.frozen = 'embed': must match the whole path"),
         ({'frozen': ('.*',)}, r"config.optimizer.frozen = \('\.\*',\): must leave a parameter to train"),
         ({'lr_scale': (('blocks/attn', 2.0),)}, r"config.optimizer.lr_scale = 'blocks/attn': must match the whole"),

@@ -111,40 +111,28 @@ class OptimizerConfig:
         known = self.state_dtype in ('float32', 'bfloat16')
         check(known, 'state_dtype', self.state_dtype, "must be 'float32' or 'bfloat16'")
         check(self.ema is None or 0 < self.ema < 1, 'ema', self.ema, 'must be between 0 and 1, or None')
-        # Here they must be regular expressions; `check_paths` holds them against a model.
-        for field, patterns in self.patterns().items():
-            for pattern in patterns:
-                try:
-                    re.compile(pattern)
-                except re.error as error:
-                    raise FieldError(field, pattern, f'not a regular expression: {error}') from None
         for pattern, factor in self.lr_scale:
             check(factor > 0, 'lr_scale', (pattern, factor), "the factor must be positive; 'frozen' keeps leaves still")
-
-    @property
-    def names_leaves(self) -> bool:
-        # Otherwise no pattern can be wrong, and no parameter tree need be traced to check them.
-        return self.decay != ('.*',) or bool(self.frozen or self.lr_scale)
-
-    def patterns(self) -> dict[str, tuple[str, ...]]:
-        """The patterns of each field that chooses leaves."""
-        scaled = tuple(pattern for pattern, _ in self.lr_scale)
-        return {'decay': self.decay, 'frozen': self.frozen, 'lr_scale': scaled}
 
 
 def check_paths(config: OptimizerConfig, paths: Collection[str]) -> None:
     """Raises FieldError for a pattern that does nothing to parameters of these paths, or where all would be frozen."""
-    trained = [path for path in paths if not trees.matches(path, config.frozen)]
-    for field, patterns in config.patterns().items():
+    scaled = [pattern for pattern, _ in config.lr_scale]
+    for field, patterns in (('decay', config.decay), ('frozen', config.frozen), ('lr_scale', scaled)):
         for pattern in patterns:
-            matched = any(trees.matches(path, [pattern]) for path in paths)
+            try:
+                matched = any(re.fullmatch(pattern, path) for path in paths)
+            except re.error as error:
+                raise FieldError(f'config.optimizer.{field}', pattern, f'not a regular expression: {error}') from None
             check(matched, f'config.optimizer.{field}', pattern, 'must match the whole path of a parameter')
-    check(bool(trained), 'config.optimizer.frozen', config.frozen, 'must leave a parameter to train')
-    # An earlier entry may have claimed everything: then this one would silently do nothing.
-    for number, entry in enumerate(config.lr_scale):
-        earlier = [pattern for pattern, _ in config.lr_scale[:number]]
-        acts = any(trees.matches(path, entry[:1]) and not trees.matches(path, earlier) for path in trained)
+    free = [path for path in paths if not trees.matches(path, config.frozen)]
+    check(bool(free), 'config.optimizer.frozen', config.frozen, 'must leave a parameter to train')
+    for entry in config.lr_scale:
+        rest = [path for path in free if not trees.matches(path, entry[:1])]
+        # Frozen leaves and earlier entries may leave it nothing: then it would silently do nothing.
+        acts = len(rest) < len(free)
         check(acts, 'config.optimizer.lr_scale', entry, 'all that it matches is frozen or claimed by earlier entries')
+        free = rest
 
 
 def make_schedule(config: OptimizerConfig, tokens_per_step: int) -> optax.Schedule:
