@@ -50,7 +50,7 @@ class Preempted(SystemExit):
 
 
 class Preemption:
-    """SIGTERM or Ctrl-C as a flag while training, which saves first, and as an immediate exit anywhere else.
+    """Within `deferred`, SIGTERM and Ctrl-C set a flag, so that the loop saves first; elsewhere they end the process.
 
     A second Ctrl-C ends at once. Of several processes, JAX itself notes SIGTERM and stops all of them after the same
     update, the first that none has begun.
@@ -149,9 +149,10 @@ def train(
             store.save(step, state, about | {'tokens': tokens()}, wait=wait)
 
     def between_updates(turn: Callable[[], object]) -> None:
-        # Nothing may be in flight where a trace begins or ends: it holds whole updates and no others.
         with timed('train'):
+            # The logger would read the last update only after the next is queued, so its speed would hold this pause.
             logger.flush()
+            # No update may be in flight where a trace begins or ends: it holds whole updates and no others.
             jax.block_until_ready(state)
             turn()
             logger.start(step)
@@ -164,7 +165,8 @@ def train(
             with timed('eval'):
                 evaluate(skip=evaluated)
         if step < timetable.stop:
-            # Compiled ahead, so that the first update takes no longer than the others.
+            # Compiled ahead of the loop: the first record's speed holds no compilation, and a signal that comes
+            # meanwhile ends the process at once.
             with timed('compile'):
                 train_step = train_step.lower(state, program.stream(step)).compile()
                 observe = observe.lower(state).compile()
@@ -201,7 +203,8 @@ def train(
                 with timed('train'):
                     logger.flush()
                 if saving:
-                    # Evaluation may run out of memory, or be killed: the checkpoint is complete before it.
+                    # A save goes on in the background. An evaluation may run out of memory or be killed, and a stop
+                    # ends the process, so both wait until the checkpoint is complete.
                     save(wait=stopping or evaluating)
                 if stopping:
                     preemption.stop()
