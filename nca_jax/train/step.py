@@ -1,6 +1,9 @@
 """One update of the parameters. Newcomers start here.
 
 loss = sum(weights * nll) / sum(weights) over the global batch
+
+Numerator and denominator are summed separately over micro-batches and divided once: a mean of the micro-batches' means
+would be wrong where their weights differ, as masked ones do.
 """
 
 from collections.abc import Callable
@@ -31,7 +34,7 @@ class TrainState:
     step: jax.Array
     params: dict
     opt_state: optax.OptState
-    # Exponential moving average of the parameters in float32, if the run keeps one.
+    # Exponential moving average of the parameters, in float32, if the run keeps one.
     ema: dict | None = None
 
 
@@ -69,7 +72,7 @@ def loss_and_grads(
 ) -> tuple[jax.Array, Any]:
     """Mean loss over the batch's weight and its gradient, in `accumulate` micro-batches one after another.
 
-    `replicas` is the size of the mesh's `data` axis.
+    `replicas`, the size of the mesh's `data` axis, matters only with accumulation: each replica adds up its own rows.
     """
     value_and_grad = jax.value_and_grad(sum_loss, has_aux=True)
 
@@ -88,21 +91,20 @@ def loss_and_grads(
         zero = jnp.zeros(()), jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
         return jax.lax.scan(add, zero, micro_batches)[0]
 
-    # A row keeps its number however the batch is cut, and with it its dropout.
+    # Dropout keys depend on the row's index in the global batch, so accumulation does not change the mask.
     rows = batch, jnp.arange(len(batch.inputs_BxL))
     if accumulate == 1:
-        # The compiler itself sums over the devices, once.
+        # One backward pass: GSPMD sums its gradients over the devices by itself.
         loss_sum, weight, grads = sums(*rows)
     elif replicas == 1:
         loss_sum, weight, grads = accumulated(*rows)
     else:
-        # Each replica adds up the gradients of its own rows, and only the totals meet. By itself the compiler would
-        # have the replicas meet after every micro-batch.
+        # Each replica sums its own rows' gradients, one all-reduce follows; GSPMD alone would all-reduce after every
+        # micro-batch.
         own = jax.tree.map(lambda x: x.reshape(replicas, -1, *x.shape[1:]), rows)
         with meshes.within_replicas():
             totals = jax.vmap(accumulated, spmd_axis_name='data')(*own)
         loss_sum, weight, grads = jax.tree.map(lambda x: jnp.sum(x, axis=0), totals)
-    # Loss and weight are added up apart and divided once: micro-batches may weigh differently, as masked ones do.
     return loss_sum / weight, jax.tree.map(lambda g: g / weight, grads)
 
 
@@ -113,10 +115,10 @@ def make_train_step(
     seed: int,
     dropout: bool,
     accumulate: int = 1,
-    # Multiplies the mean gradient for the optimizer: the release sums over micro-batches instead of averaging.
+    # The optimizer gets the mean gradient times this: the release sums over micro-batches instead of averaging.
     gradient_scale: float = 1.0,
     replicas: int = 1,
-    # Those of the optimizer's state, where it is split further than the parameters.
+    # Gradients take these shardings, those of the moments, if the moments are split further than the parameters.
     gradient_shardings: dict | None = None,
     # Decay of the state's average of the parameters.
     ema: float | None = None,
@@ -128,13 +130,13 @@ def make_train_step(
         dropout_key = keys.key(seed, 'dropout', state.step) if dropout else None
         loss, grads = loss_and_grads(sum_loss, state.params, batch, dropout_key, accumulate, replicas)
         if gradient_shardings is not None:
-            # Each device keeps its piece of the gradient: the sum over devices becomes a cheaper reduce-scatter.
+            # Each device keeps only its piece of the gradient: the all-reduce becomes a cheaper reduce-scatter.
             grads = jax.lax.with_sharding_constraint(grads, gradient_shardings)
+        # The norm of the mean gradient, before any clip, which lies in the optimizer.
+        grad_norm = optax.tree.norm(optax.tree.cast(grads, jnp.float32))
         grads = jax.tree.map(lambda g: g * gradient_scale, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # The norm before any clip, which lies in the optimizer.
-        grad_norm = optax.tree.norm(optax.tree.cast(grads, jnp.float32)) / gradient_scale
         average = state.ema
         if ema is not None:
             # decay * average + (1 - decay) * params, written so that frozen parameters keep their exact average.
