@@ -23,9 +23,9 @@ from nca_jax import files
 from nca_jax.errors import UserError, check
 from nca_jax.progress import bars
 
-# Sequences a device.
+# Sequences that a device reads at a time, unless --batch says otherwise.
 ROWS = 8
-# For standard errors without a formula: good to 2 %.
+# Standard errors without a formula come from so many resamples, which makes them good to 2 %.
 RESAMPLES = 1000
 # The parts of the harness's results that --out keeps.
 KEPT = ('results', 'groups', 'group_subtasks', 'versions', 'n-shot', 'n-samples', 'lm_eval_version')

@@ -25,11 +25,11 @@ from nca_jax.model.config import ModelConfig
 from nca_jax.model.loss import cross_entropy
 from nca_jax.progress import Progress, silent
 
-# Tokens that are written before the host looks.
+# The host looks at what is written after as many tokens.
 CHUNK = 32
-# Of a continuation whose task doesn't say; the harness's own default.
+# A continuation has at most so many tokens where its task doesn't say: the harness's own default.
 MAX_TOKENS = 256
-# Names for the most tokens; the first one given counts.
+# Tasks name that limit in any of these ways; the first one given counts.
 LIMITS = ('max_gen_toks', 'max_new_tokens', 'max_tokens', 'max_completion_tokens')
 KNOWN = {*LIMITS, 'until', 'do_sample', 'temperature', 'top_p', 'top_k', 'num_beams'}
 
@@ -45,7 +45,7 @@ class Model:
     mesh: jax.sharding.Mesh
     # Sequences of a batch, over all devices of the mesh.
     rows: int
-    # Of sampled continuations.
+    # Sampled continuations follow from it.
     seed: int
 
     @property
@@ -213,11 +213,13 @@ def _continue(model: Model, generation: Generation, numbers_of: Mapping[str, lis
     # Adopted tables may have rows that are no tokens.
     pieces += [b''] * (model.vocab.size - len(pieces))
     stops = make_stops([model.end], generation.until, pieces)
+    # Prompts differ, so rows share none.
     layout = DecodeConfig(rows=model.rows, share=1, chunk=CHUNK)
     decode = make_decoder(model.config, model.vocab, model.mesh, layout, generation.sampling, stops)
     groups = list(numbers_of.values())
     for answer in decode(model.params, prompts, model.seed):
         text = model.tokenizer.decode(answer.tokens.tolist())
+        # The last token may hold more than the stop string.
         yield groups[answer.prompt][answer.sample], cut(text, generation.until)
 
 

@@ -14,9 +14,6 @@ from nca_jax.scale import chips
 from nca_jax.train.metrics import MetricWriter
 from nca_jax.train.step import Metrics, TrainState
 
-# Names in records, and in a device's statistics.
-MEMORY = {'hbm_bytes': 'bytes_in_use', 'hbm_peak_bytes': 'peak_bytes_in_use'}
-
 
 class Mark(NamedTuple):
     """A moment of the loop."""
@@ -70,7 +67,7 @@ class Logger:
     def start(self, step: int) -> None:
         """Time counts from here, with nothing in flight. Call it after each pause: evaluation, checkpoint, trace."""
         self._begin = Mark(step, time.perf_counter(), self._waited)
-        # Each has one update in flight behind it.
+        # Reads that have one update in flight behind them: only such are a whole number of updates apart in time.
         self._reads: list[Mark] = []
 
     def queue(self, step: int, state: TrainState, metrics: Metrics, waited: float) -> None:
@@ -120,4 +117,5 @@ class Logger:
 def memory() -> dict[str, float]:
     """`hbm_bytes` and `hbm_peak_bytes` of the fullest local device; nothing where the backend doesn't count."""
     counts = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
-    return {name: float(max(stats[field] for stats in counts)) for name, field in MEMORY.items() if counts}
+    fields = {'hbm_bytes': 'bytes_in_use', 'hbm_peak_bytes': 'peak_bytes_in_use'} if counts else {}
+    return {name: float(max(stats[field] for stats in counts)) for name, field in fields.items()}
