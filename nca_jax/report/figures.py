@@ -199,7 +199,8 @@ def complexity(record: Mapping[str, Any], theme: style.Theme) -> Figure:
     # Empty bins beyond the last score say nothing.
     used = min(len(counts), 3 + max(np.flatnonzero(counts), default=0))
     edges, counts = edges[: used + 1], counts[:used]
-    low, high = record['band']
+    # A band may reach beyond the histogram.
+    low, high = np.clip(record['band'], edges[0], edges[-1])
     figure = Figure(figsize=(WIDTH, 3.3))
     axes = figure.subplots()
     figure.subplots_adjust(left=0.07, right=0.97, top=0.8, bottom=0.17)
@@ -209,16 +210,15 @@ def complexity(record: Mapping[str, Any], theme: style.Theme) -> Figure:
     # A band may begin or end within a bin, so a bin counts by its centre.
     inside = (centres > low) & (centres < high)
     shades = [style.ARMS[2] if chosen else theme.muted for chosen in inside]
-    # A band may reach beyond the histogram.
-    axes.axvspan(max(low, edges[0]), min(high, edges[-1]), color=style.ARMS[2], alpha=0.13, linewidth=0)
+    axes.axvspan(low, high, color=style.ARMS[2], alpha=0.13, linewidth=0)
     axes.bar(edges[:-1], shares, np.diff(edges), align='edge', color=shades, edgecolor=theme.paper, linewidth=0.8)
     # Room above the bars for the note.
     top = 1.22 * max(shares.max(), 1e-9)
     axes.set(xlim=(edges[0], edges[-1]), ylim=(0, top), ylabel='% of rules', xlabel=style.score_name(record['score']))
     axes.grid(visible=False, axis='x')
-    middle = (max(low, edges[0]) + min(high, edges[-1])) / 2
-    note = f'accepted {low:g} to {high:g}\n{record["accepted"]:,} of {record["candidates"]:,}'
-    axes.text(middle, 0.985 * top, note, ha='center', va='top', fontsize=8.5, color=style.ARMS[2], fontweight='bold')
+    bounds, counted = '{:g} to {:g}'.format(*record['band']), f'{record["accepted"]:,} of {record["candidates"]:,}'
+    note = {'color': style.ARMS[2], 'fontsize': 8.5, 'fontweight': 'bold', 'ha': 'center', 'va': 'top'}
+    axes.text((low + high) / 2, 0.985 * top, f'accepted {bounds}\n{counted}', **note)
     axes.set_title('How complex random automata are')
     style.subtitle(axes, 'before filtering', theme)
     return figure

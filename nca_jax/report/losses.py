@@ -45,10 +45,7 @@ def reduction(gain: stats.Interval) -> tuple[float, float, float]:
 
 
 def speedups(study: Study, c: stats.Comparison) -> tuple[list[float | None], list[float | None] | None]:
-    """The speed-up of each pair of seeds (None: never reached), in tokens of this stage and in those of all stages.
-
-    The second is None where the tokens of earlier stages are unknown.
-    """
+    """The speed-up of each pair (None: never reached) in tokens of this stage, and in those of all stages if known."""
     ours, theirs = study.text[c.arm], study.text[study.baseline]
     pairs = [(ours[seed].curve(), theirs[seed].curve()) for seed in c.seeds]
     alone = [stats.speedup(curve, baseline) for curve, baseline in pairs]
@@ -111,10 +108,9 @@ def findings(study: Study, comparisons: Comparisons) -> list[str]:
         mean, low, high = reduction(c.gain)
         reduced = f'{low:.1f} to {high:.1f} %'
         claim, interval = f'reaches {mean:.1f} % lower', reduced
-        if c.gain.mean < 0:
-            # An increase has its own interval: exp is not symmetric.
-            worse, least, most = (100 * math.expm1(-x) for x in (c.gain.mean, c.gain.high, c.gain.low))
-            claim, interval = f'ends at {worse:.1f} % higher', f'{least:.1f} to {most:.1f} %'
+        # A reduction below zero reads as an increase, and its interval the other way round.
+        if mean < 0:
+            claim, interval = f'ends at {-mean:.1f} % higher', f'{-high:.1f} to {-low:.1f} %'
         text = words.finding(
             c,
             comparisons,

@@ -17,10 +17,10 @@ from nca_jax.report import style
 TEMPLATE = Path(__file__).with_suffix('.html')
 
 
-class Note(NamedTuple):
+class Note(str):
     """Small print, in Markdown; the terminal leaves it out."""
 
-    text: str
+    __slots__ = ()
 
 
 class Picture(NamedTuple):
@@ -35,7 +35,7 @@ class Picture(NamedTuple):
 
 
 # A str is Markdown: a heading, a paragraph, a list or a table.
-Block = str | Note | Picture
+Block = str | Picture
 
 
 def picture(name: str, caption: str, draw: Callable[..., Figure], *args: Any) -> Picture:
@@ -57,18 +57,14 @@ def suffix(name: str, alone: bool) -> str:
 def as_markdown(blocks: Sequence[Block]) -> str:
     texts = []
     for block in blocks:
-        match block:
-            # Figures lie beside the Markdown.
-            case Picture(name, caption):
-                texts += [f'![{block.title}]({name}.png)', caption]
-            case Note(text) | str(text):
-                texts.append(text)
+        # Figures lie beside the Markdown.
+        texts += [f'![{block.title}]({block.name}.png)', block.caption] if isinstance(block, Picture) else [block]
     return '\n\n'.join(texts) + '\n'
 
 
 def as_text(blocks: Sequence[Block]) -> str:
     """The blocks for a terminal, without Markdown's marks, figures and small print."""
-    text = '\n\n'.join(block for block in blocks if isinstance(block, str))
+    text = '\n\n'.join(block for block in blocks if type(block) is str)
     return re.sub(r'\*\*|`|^(#+|-|>) ', '', text, flags=re.MULTILINE)
 
 
@@ -85,11 +81,11 @@ def as_html(title: str, blocks: Sequence[Block]) -> str:
                     f'<img alt="{html.escape(block.title)}" src="{_uri(light)}"></picture>'
                     f'<figcaption>{parser.renderInline(caption)}</figcaption></figure>'
                 )
-            case Note(text):
-                parts.append(f'<div class="note">{parser.render(text)}</div>')
-            case str(text):
+            case Note():
+                parts.append(f'<div class="note">{parser.render(block)}</div>')
+            case _:
                 # An interval in parentheses goes on a line of its own in its cell.
-                text = re.sub(r' (\([^()]* to [^()]*\))</td>', r' <small>\1</small></td>', parser.render(text))
+                text = re.sub(r' (\([^()]* to [^()]*\))</td>', r' <small>\1</small></td>', parser.render(block))
                 text = text.replace(' ± ', '&nbsp;±&nbsp;')
                 # A wide table scrolls by itself, so that the page doesn't.
                 parts.append(f'<div class="scroll">{text}</div>' if '<table>' in text else text)

@@ -83,11 +83,8 @@ def result_rows(group: Group, gains: Gains, baseline: str) -> list[dict[str, str
     rows = []
     for arm, by_seed in group.items():
         c = gains.get((arm, 1))
-        row = {
-            'arm': arm,
-            'seeds': ' '.join(map(str, by_seed)),
-            'interval over': 'seeds' if len(by_seed) > 1 else 'problems',
-        }
+        row = {'arm': arm, 'seeds': ' '.join(map(str, by_seed))}
+        row['interval over'] = 'seeds' if len(by_seed) > 1 else 'problems'
         row |= {f'pass@{k}, %': _level_cell(by_seed, f'pass@{k}') for k in shown_ks(group)}
         if before:
             row |= {f'before: pass@{k}, %': _level_cell(by_seed, f'pass@{k}', before=True) for k in shown_ks(group)}

@@ -68,14 +68,25 @@ def make_study(runs: Iterable[Run], baseline: str | None = None) -> Study:
 
     `baseline` None means scratch, if there is such an arm; a named one must exist.
     """
-    runs, first = list(runs), baseline or 'scratch'
+    first = baseline or 'scratch'
+    trained: list[Run] = []
     answered: dict[str, list[Run]] = {}
+    left_out: list[tuple[Run, str]] = []
     for run in runs:
-        if not run.missing(BENCHMARK):
+        reason, unsolved = run.missing(run.evaluator), run.missing(BENCHMARK)
+        if not unsolved:
             answered.setdefault(run.benchmark, []).append(run)
-    solved = {name: _group(answered[name], first, f' on {name}') for name in sorted(answered)}
-    trained = [run for run in runs if run.evaluator != BENCHMARK and not run.missing(run.evaluator)]
+        if not reason and run.evaluator != BENCHMARK:
+            trained.append(run)
+        # Another stage's run may have been asked problems too, which alone may have failed.
+        asked = run.evaluator != BENCHMARK and run.results(BENCHMARK)
+        # One that only evaluated belongs to the problems solved alone.
+        if reason and not (asked and not unsolved and not run.trained):
+            left_out.append((run, reason))
+        elif asked and unsolved:
+            left_out.append((run, f'{unsolved} (missing from the problems solved only)'))
     text = _group([run for run in trained if run.stage == 'text'], first, '')
+    solved = {name: _group(answered[name], first, f' on {name}') for name in sorted(answered)}
     # The baseline may have answered problems only.
     arms = set(text).union(*solved.values())
     if baseline not in (None, *arms):
@@ -84,14 +95,9 @@ def make_study(runs: Iterable[Run], baseline: str | None = None) -> Study:
     _check_alike(members(text), _training, rel_tol=1e-4)
     for group in solved.values():
         _check_alike(members(group), _questions, rel_tol=0)
-    return Study(
-        text=text,
-        nca=tuple(run for run in trained if run.stage == 'nca'),
-        controls=tuple(run for run in trained if run.stage not in ('nca', 'text')),
-        solved=solved,
-        left_out=tuple((run, reason) for run in runs if (reason := _left_out(run))),
-        baseline=first,
-    )
+    nca = tuple(run for run in trained if run.stage == 'nca')
+    controls = tuple(run for run in trained if run.stage not in ('nca', 'text'))
+    return Study(text, nca, controls, solved, tuple(left_out), baseline=first)
 
 
 def _group(runs: Iterable[Run], baseline: str, place: str) -> dict[str, dict[int, Run]]:
@@ -102,18 +108,6 @@ def _group(runs: Iterable[Run], baseline: str, place: str) -> dict[str, dict[int
         if other is not run:
             raise UserError(f'two runs are {run.arm} seed {run.seed}{place}: {other.folder} and {run.folder}')
     return arms
-
-
-def _left_out(run: Run) -> str | None:
-    """Why a run is missing where it belongs, or None."""
-    reason = run.missing(run.evaluator)
-    if run.evaluator == BENCHMARK or not run.results(BENCHMARK):
-        return reason
-    unsolved = run.missing(BENCHMARK)
-    # A text run that only evaluated belongs to the problems solved alone.
-    if reason and (unsolved or run.trained):
-        return reason
-    return unsolved and f'{unsolved} (missing from the problems solved only)'
 
 
 def _check_alike(runs: list[Run], facts: Callable[[Run], dict[str, Any]], rel_tol: float) -> None:

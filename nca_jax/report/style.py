@@ -13,7 +13,6 @@ from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 from scipy import optimize
 
-DPI = 150
 STYLE_SHEET = Path(__file__).with_name('figures.mplstyle')
 # Legible on white and on black.
 ARMS = ('#3b82c4', '#e2803a', '#2a9d8f', '#c2567f', '#8b72cf', '#b8961f', '#5f9442', '#8c6d5a')
@@ -55,7 +54,7 @@ def png(figure: Figure) -> bytes:
     """The figure as a PNG, without metadata that would differ from machine to machine."""
     # A report made twice has the same bytes, so that its changes are changes of results.
     buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=DPI, metadata={'Software': None})
+    figure.savefig(buffer, format='png', metadata={'Software': None})
     return buffer.getvalue()
 
 

@@ -17,13 +17,13 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     # Markdown's rule under the header has at least three characters.
     widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(header))]
     # Names stand at the left of the first column, numbers at the right of the others.
+    sides = '<' + '>' * (len(header) - 1)
     rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
-
-    def line(texts: Sequence[str]) -> str:
-        padded = [texts[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(texts[1:], widths[1:], strict=True))]
-        return '| ' + ' | '.join(padded) + ' |'
-
-    return '\n'.join([line(header), line(rule), *map(line, cells[1:])])
+    lines = (
+        ' | '.join(f'{text:{side}{width}}' for text, side, width in zip(line, sides, widths, strict=True))
+        for line in (header, rule, *cells[1:])
+    )
+    return '\n'.join(f'| {line} |' for line in lines)
 
 
 def number(value: float | None, digits: int = 3, sign: str = '-') -> str:

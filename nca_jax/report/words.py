@@ -51,9 +51,8 @@ def finding(
     """A sentence or two on what the interval supports, among the comparisons of its family.
 
     - claim, interval: the difference in a reader's unit, shown if the seeds support it.
-    - subject, measure, mean: the arm, and the gain with its interval and mean, shown if they don't.
+    - subject, measure, mean: the arm and the gain with its interval, shown if they don't.
     - effect: the difference in the test's unit, where that is another one.
-    - detectable: the least detectable difference.
     """
     pairs = f'{c.gain.n} paired seed{"s" if c.gain.n > 1 else ""}'
     if c.gain.n < 2:
