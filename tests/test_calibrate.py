@@ -12,10 +12,8 @@ import shlex
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
 
 from nca_jax import cli, experiment
-from nca_jax.data import tokenizer
 from nca_jax.look import calibration, texts
 from nca_jax.nca import bank, score
 from nca_jax.progress import silent
@@ -46,16 +44,10 @@ def run(tmp_path, *arguments) -> int:
     return cli.main(['calibrate', *common_arguments, *arguments])
 
 
-@pytest.fixture(scope='module')
-def bpe() -> Tokenizer:
-    words = [' '.join(f'word{i * j % 97}' for j in range(40)) for i in range(40)]
-    return tokenizer.train(words, 300)
-
-
 def test_ratios_are_those_of_gzip_files(tmp_path):
     content = bytes(np.random.default_rng(0).integers(97, 123, 20_000, np.uint8))
     corpus = write(tmp_path / 'letters.txt', content)
-    found = texts.measure_text(DATA, corpus, 10_000, 0, None)
+    found = texts.measure_text(DATA, corpus, 10_000, 0)
     assert list(found) == ['bytes', 'raw', 'long']
     for name, length, width in (('bytes', TOKENS, '<i4'), ('raw', 4 * TOKENS, 'u1'), ('long', 20_000, 'u1')):
         cuts = np.frombuffer(content, np.uint8)[: len(content) // length * length].reshape(-1, length)
@@ -65,7 +57,7 @@ def test_ratios_are_those_of_gzip_files(tmp_path):
         assert found[name].scale.constant == pytest.approx(packed(np.full(length, 97), width), abs=2 / length)
 
 
-def test_constant_bytes_have_normalized_ratio_0_and_uniform_ones_1(tmp_path, bpe):
+def test_constant_bytes_have_normalized_ratio_0_and_uniform_ones_1(tmp_path):
     generator = np.random.default_rng(1)
     constant = write(tmp_path / 'constant', b'a' * 50_000)
     uniform = {
@@ -73,11 +65,10 @@ def test_constant_bytes_have_normalized_ratio_0_and_uniform_ones_1(tmp_path, bpe
         'four': bytes(generator.choice(np.frombuffer(b'ACGT', np.uint8), 50_000)),
         'all': generator.bytes(50_000),
     }
-    for name, found in texts.measure_text(DATA, constant, 200, 0, bpe).items():
-        # A tokenizer's constant ratio is a mean over its vocabulary; some of its tokens take a byte more.
-        np.testing.assert_allclose(found.scale.normalize(found.ratios_W), 0, atol=0.02 if name == 'tokens' else 1e-9)
+    for found in texts.measure_text(DATA, constant, 200, 0).values():
+        np.testing.assert_allclose(found.scale.normalize(found.ratios_W), 0, atol=1e-9)
     for name, content in uniform.items():
-        for found in texts.measure_text(DATA, write(tmp_path / name, content), 500, 0, None).values():
+        for found in texts.measure_text(DATA, write(tmp_path / name, content), 500, 0).values():
             assert abs(np.mean(found.scale.normalize(found.ratios_W)) - 1) < 0.02, name
             assert abs(found.scale.normalize(found.shuffled) - 1) < 0.02, name
 
@@ -85,7 +76,7 @@ def test_constant_bytes_have_normalized_ratio_0_and_uniform_ones_1(tmp_path, bpe
 def test_frequencies_alone_give_what_a_shuffled_text_does(tmp_path):
     generator = np.random.default_rng(6)
     content = np.repeat(generator.choice(np.array([97, 98, 99], np.uint8), 4000, p=[0.7, 0.2, 0.1]), 10)
-    found = texts.measure_text(DATA, write(tmp_path / 'runs', content.tobytes()), 500, 0, None)['bytes']
+    found = texts.measure_text(DATA, write(tmp_path / 'runs', content.tobytes()), 500, 0)['bytes']
     cuts = generator.permutation(content)[: len(content) // TOKENS * TOKENS].reshape(-1, TOKENS)
     shuffled = np.mean([packed(window, '<i4') for window in cuts])
     assert found.shuffled == pytest.approx(shuffled, abs=0.005)
@@ -112,23 +103,6 @@ def test_the_numbers_of_a_vocabulary_matter():
     config = DATA.complexity  # a compressor sees bytes: 256 tokens that differ in two of them take more
     narrow, wide = (texts.make_scale(config, 1000, np.arange(256) * step, 0).uniform for step in (1, 37))
     assert wide > 1.2 * narrow
-
-
-def test_windows_of_a_tokenizer_are_its_tokens(tmp_path, bpe):
-    text = ' '.join(f'word{i * 31 % 97}' for i in range(20_000))
-    corpus = write(tmp_path / 'words.txt', text.encode())
-    found = texts.measure_text(DATA, corpus, 30, 0, bpe)
-    assert next(iter(found)) == 'tokens'
-    whole, ratios = ' '.join(map(str, bpe.encode(text).ids)), []
-    content = texts.read_corpus(corpus)
-    for start in texts.window_starts(len(content), 8 * TOKENS, 30, 0):
-        tokens = texts.read_tokens(content, bpe, start, TOKENS)
-        ratios.append(packed(tokens, '<i4'))
-        # Cut anywhere, text is tokenized as a whole but for a few tokens at its beginning.
-        assert ' '.join(map(str, tokens[5:])) in whole
-    np.testing.assert_array_equal(found['tokens'].ratios_W, ratios)
-    assert found['tokens'].scale.vocabulary == 300
-    assert texts.measure_text(DATA, corpus, 60, 0, bpe)['tokens'].scale == found['tokens'].scale
 
 
 def test_a_folder_is_its_files_in_order(tmp_path):
@@ -178,8 +152,9 @@ def test_the_papers_thresholds_apply_where_experiments_take_them():
 
 
 def test_shares_sum_to_all_and_an_edge_counts_above():
-    found = calibration.summary(np.array([0.022, 0.1, 0.2, 0.29, 0.3, 0.35, 0.5, 0.9, 2.5, 0.499]))['shares']
-    assert found == {'<10': 0.1, '10-20': 0.1, '20-30': 0.2, '30-40': 0.2, '40-50': 0.1, '50+': 0.3}
+    found = calibration.paper_shares(np.array([0.022, 0.1, 0.2, 0.29, 0.3, 0.35, 0.5, 0.9, 2.5, 0.499]))
+    assert list(found) == [f'share_{name}' for name in calibration.PAPER_BANDS]
+    assert list(found.values()) == [0.1, 0.1, 0.2, 0.2, 0.1, 0.3]
 
 
 def test_bands_of_the_paper_and_the_nearest():
@@ -254,11 +229,11 @@ def measured(tmp_path_factory):
 def test_the_record_is_what_was_measured(measured):
     record, _, names, contents = measured
     scores_R, rules = score.survey(DATA, 1, 64), record['rules']
-    assert (record['seed'], record['setting'], rules['count'], rules['tokens']) == (1, 'bytes', 64, TOKENS)
+    assert (record['seed'], rules['count'], rules['tokens']) == (1, 64, TOKENS)
     assert [rules[of] for of in ('min', 'median', 'max')] == [scores_R.min(), np.median(scores_R), scores_R.max()]
-    assert rules['shares']['10-20'] == np.mean((scores_R >= 0.1) & (scores_R < 0.2))
+    assert rules['share_10-20'] == np.mean((scores_R >= 0.1) & (scores_R < 0.2))
     sampled = score.survey(DATA, 0, 128)
-    first, *_, last = record['bands']
+    first, *_, last = record['bands'].values()
     # The 26th of 128 is the last of the first fifth.
     assert [first['low'], first['high']] == [None, np.nextafter(np.sort(sampled)[25], 1)]
     assert [last['low'], last['high']] == [np.sort(sampled)[102], None]
@@ -271,27 +246,24 @@ def test_the_record_is_what_was_measured(measured):
         assert found['ratio_quartiles'] == np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
         relative = (np.median(ratios) - found['constant']) / (found['uniform'] - found['constant'])
         as_score = rules['constant'] + relative * (rules['uniform'] - rules['constant'])
-        assert (found['normalized_ratio'], text['score']) == pytest.approx((relative, as_score))
-        assert (found['score'], found['band']) == (text['score'], text['band'])
+        assert (found['normalized_ratio'], found['score']) == pytest.approx((relative, as_score))
         assert text['rules_below'] == sum(scores < as_score for scores in scores_R) / 64
-        [band] = [band for band in record['bands'] if band['name'] == text['band']]
+        band = record['bands'][text['band']]
         assert (band['low'] or 0) < as_score < (band['high'] or 9)
-        assert sum(found['shares'].values()) == pytest.approx(1)
-        assert found['median'] == pytest.approx(as_score)
+        assert np.median(found['scores']) == pytest.approx(as_score)
     random, simple = (record['texts'][name] for name in names)
-    assert simple['score'] == pytest.approx(rules['constant'])
+    assert simple['settings']['bytes']['score'] == pytest.approx(rules['constant'])
     values = random['settings']['bytes']
     assert 0.4 < values['normalized_ratio'] < 0.9 < values['shuffled_normalized_ratio'] < 1.1
     assert 0 < random['rules_below'] < 1
     assert random['settings'].keys() == {'bytes', 'raw', 'long'}
     assert 'score' not in random['settings']['raw']
-    assert 'band' not in random['settings']['long']
 
 
 def test_the_figure_draws_the_record(measured):
     record, figure, names, contents = measured
     top, *panels = figure.axes
-    scores_R, chosen = score.survey(DATA, 1, 64), {band['name']: band for band in record['bands']}
+    scores_R, chosen = score.survey(DATA, 1, 64), record['bands']
     assert top.get_title('left') == 'Rules of family random, 10 colours'
     spans = [patch for patch in top.patches if patch.get_alpha()]
     assert len(spans) == len({text['band'] for text in record['texts'].values()})
@@ -305,7 +277,7 @@ def test_the_figure_draws_the_record(measured):
         heights(axes, rules_scale.ratio(scale.normalize(ratios_W)))
         assert axes.get_title('left').endswith(name[-20:])
         [line] = axes.get_lines()
-        assert line.get_xdata()[0] == text['score']
+        assert line.get_xdata()[0] == found['score']
         [span] = [patch for patch in axes.patches if patch.get_alpha()]
         low, high = (chosen[text['band']][end] for end in ('low', 'high'))
         right = axes.get_xlim()[1]
@@ -331,16 +303,14 @@ def test_the_table_tells_the_record(measured):
         for field in ('normalized_ratio', 'score', 'shuffled_normalized_ratio', 'shuffled_score', 'uniform', 'median'):
             shown = ['-' if column.get(field) is None else f'{column[field]:.3f}' for column in columns]
             assert rows[field.replace('_', ' ')] == shown
-        shares = [column['shares']['10-20'] for column in columns[:2]]
-        assert rows['shares, 10-20'] == [*(f'{share:.3f}' for share in shares), '-', '-']
+        assert rows['share 10-20'] == [f'{record["rules"]["share_10-20"]:.3f}', '-', '-', '-']
         assert rows['count'] == [f'{column["count"]:,}' for column in columns]
-        [band] = [band for band in record['bands'] if band['name'] == found['band']]
+        band = record['bands'][found['band']]
         low, high = ('-' if band[end] is None else f'{band[end]:.3f}' for end in ('low', 'high'))
         assert f'{name}: band {found["band"]}, scores {low} to {high}\n  {found["arguments"]}\n' in text
         said = ' '.join(text[text.index(f'{name}: band') :].split())
-        place = f'above {100 * found["rules_below"]:.0f} % of rules.' if found['within_rules'] else 'OUTSIDE'
-        assert f'has the score {found["score"]:.3f}, {place}' in said
-        assert found['within_rules'] == (name == names[0])
+        place = f'above {100 * found["rules_below"]:.0f} % of rules.'
+        assert f'has the score {found["settings"]["bytes"]["score"]:.3f}, {place}' in said
 
 
 def test_a_text_beyond_all_rules_is_said_to_be(tmp_path, capsys):
@@ -349,7 +319,7 @@ def test_a_text_beyond_all_rules_is_said_to_be(tmp_path, capsys):
     # One rule under which nothing ever changes, from a random start: every score is well below noise.
     assert run(tmp_path, f'--text={text}', '--config.data.rule.identity_bias=100.0') == 0
     said = ' '.join(capsys.readouterr().out.split())
-    assert 'OUTSIDE OF WHAT RULES SCORE' in said
+    assert 'above 100 % of rules' in said
     assert f'{text}: band q' in said
 
 
@@ -363,12 +333,9 @@ def test_a_text_beyond_all_rules_is_said_to_be(tmp_path, capsys):
         (['--text={tmp}/empty'], "empty': must be a file or folder that holds at least one byte"),
         (['--text={tmp}/folder'], "folder': must be a file or folder that holds at least one byte"),
         (['--text={tmp}/small'], 'small: too small, 100 bytes where 10 windows take 3,600'),
-        (['--text={tmp}/enough', '--rules=3'], '--rules = 3: must be at least 50'),
-        (['--text={tmp}/enough', '--windows=0'], '--windows = 0: must be at least 50'),
         (['--text={tmp}/enough', '--config.seed=-1'], 'config.seed = -1: must be in'),
         ([f'--text={"x" * 300}'], 'File name too long'),
         (['--text={tmp}/enough', '--out={tmp}/small'], 'small: File exists'),
-        (['--text={tmp}/enough', '--tokenizer={tmp}/small'], 'no readable tokenizer.json'),
         (['--text={tmp}/enough', '--config=nowhere.py'], 'nowhere.py: no such experiment file'),
         (['--text={tmp}/enough', '--config.data.rules=3'], 'config.data.rules = 3: unknown field'),
         (['--text={tmp}/enough', '--loud'], 'unrecognized arguments: --loud; see'),
@@ -397,13 +364,6 @@ def test_bad_input_is_one_line(arguments, said, tmp_path, capsys):
     printed = capsys.readouterr()
     assert said in printed.err
     assert printed.err.count('\n') == 1
-
-
-def test_tokens_must_fit_their_width(tmp_path, bpe, capsys):
-    bpe.save(str(tmp_path / 'tokenizer.json'))
-    one_byte = ['--config.data.complexity.bytes_per_token=1', '--config.data.rule.colours=2']
-    assert run(tmp_path, '--text=x', f'--tokenizer={tmp_path / "tokenizer.json"}', *one_byte) == 2
-    assert 'bytes_per_token = 1: enough for 300 tokens' in capsys.readouterr().err
 
 
 def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch, capsys):

@@ -3,17 +3,15 @@
     python -m nca_jax calibrate --text=my_corpus/ --config=experiments/nca_pretrain.py
     python -m nca_jax calibrate --text=python_stdlib --text=notes.txt --text=genome.fasta
 
-Each text is measured in up to four settings:
+Each text is measured in three settings:
 
-    tokens   tokens of --tokenizer, as many as an automaton's score takes and as wide
     bytes    bytes as tokens, as many as an automaton's score takes and as wide
     raw      as many bytes as those have, one byte wide; for reference
     long     up to 1 MiB, one byte wide; for reference, since the paper may have compressed whole corpora
 
 A ratio becomes a normalized ratio, 0 for constant tokens and 1 for uniform ones over the text's vocabulary, and then
-the score of automata with the same normalized ratio. The proposed band holds the score of the median window: of tokens
-if a tokenizer is given, else of bytes. Bands are the paper's where its thresholds apply, else fifths of unfiltered
-rules.
+the score of automata with the same normalized ratio. The proposed band holds the score of the median window of bytes.
+Bands are the paper's where its thresholds apply, else fifths of unfiltered rules.
 
 Not covered:
 - Compressed files: their bytes are measured as they are.
@@ -25,6 +23,7 @@ Files in --out: calibration.png and calibration.json.
 
 import argparse
 
+from nca_jax import progress
 from nca_jax.look import output
 
 
@@ -32,12 +31,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     output.add_flags(parser, 'runs/calibrate')
     text = 'a file or folder of any bytes, python_stdlib or python_docs; may be given several times'
     parser.add_argument('--text', required=True, action='append', metavar='PATH_OR_CORPUS', help=text)
-    parser.add_argument('--tokenizer', metavar='FILE', help="a tokenizer.json of byte-level BPE, such as a run's own")
     parser.add_argument('--rules', type=int, default=2000, help='unfiltered rules to score (2000)')
     parser.add_argument('--windows', type=int, default=2000, help='windows of each text, if it has so many (2000)')
 
 
 def run(args: argparse.Namespace) -> None:
-    from nca_jax.look import calibration
+    from nca_jax.look import calibration, pictures
 
-    output.run(args, calibration.calibrate, 'calibration.json')
+    config = output.load(args)
+    with progress.bars() as show_progress:
+        record = calibration.calibrate(config, args, show_progress)
+    drawn = {'calibration.png': pictures.score_histograms(config.data, record)}
+    record = output.plain(record)
+    output.save(args, 'calibration.json', record, drawn, calibration.report(record))

@@ -9,16 +9,13 @@ from typing import Any
 import numpy as np
 
 from nca_jax.config import Config
-from nca_jax.data import tokenizer
 from nca_jax.errors import check
-from nca_jax.look import output, pictures, texts
+from nca_jax.look import output, texts
 from nca_jax.nca import bank, score
 from nca_jax.nca.config import NCAConfig
 from nca_jax.progress import Progress
 from nca_jax.report import tables
 
-# The least number of rules and windows that a histogram needs.
-LEAST = 50
 PAPER_BANDS = {
     '<10': (0.0, 0.1),
     '10-20': (0.1, 0.2),
@@ -29,9 +26,11 @@ PAPER_BANDS = {
 }
 FIFTHS = {f'q{low}-{low + 20}': (low / 100, (low + 20) / 100) for low in range(0, 100, 20)}
 NOTE = """
+
 Normalized ratio: 0 for constant tokens, 1 for uniform ones over the vocabulary. Score: that of automata with this
 normalized ratio. Shuffled: the same for tokens drawn from the text's frequencies. raw and long are for reference.
-Shares, min, median and max are of scores."""
+Shares, min, median and max are of the rules' scores. Above 0 or 100 % of rules, no band holds a text: the nearest one
+is proposed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,60 +47,47 @@ class Band:
     share: float
 
 
-def calibrate(
-    config: Config, args: argparse.Namespace, progress: Progress
-) -> tuple[dict[str, Any], dict[str, bytes], str]:
-    """The record of all measurements, the figure, and both as text."""
+def calibrate(config: Config, args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """All measurements: the rules, the bands, and each text with its band."""
     data, seed, scored = config.data, config.seed, config.data.complexity
     compressors = score.COMPRESSED_SIZE
     allowed = f'must be one of {", ".join(compressors)}: text has no cells that could change'
     check(scored.measure in compressors, 'config.data.complexity.measure', scored.measure, allowed)
-    for flag in ('rules', 'windows'):
-        check(getattr(args, flag) >= LEAST, f'--{flag}', getattr(args, flag), f'must be at least {LEAST}')
-    bpe, width = tokenizer.load(args.tokenizer) if args.tokenizer else None, scored.bytes_per_token
-    size = bpe.get_vocab_size() if bpe else 0
-    check(size <= 256**width, 'config.data.complexity.bytes_per_token', width, f'enough for {size} tokens')
-    # The setting that decides; the other windows are unlike those of automata.
-    setting = 'bytes' if bpe is None else 'tokens'
+    # Before the rules, which take longer: a text may be missing or too small.
     measured = {}
-    for name in args.text:
-        progress('texts', len(measured), len(args.text))
-        measured[name] = texts.measure_text(data, name, args.windows, seed, bpe)
-    progress('texts', len(args.text), len(args.text))
+    for done, name in enumerate(args.text, 1):
+        measured[name] = texts.measure_text(data, name, args.windows, seed)
+        progress('texts', done, len(args.text))
     scores_R = score.survey(data, seed, args.rules, progress)
     # The automata's vocabulary is all patches.
     scale = texts.make_scale(scored, data.scored_tokens, np.arange(data.vocab.start), seed)
-    rules = texts.TextRatios(data.scored_tokens, width, scores_R, np.nan, scale)
+    rules = texts.Ratios(data.scored_tokens, scored.bytes_per_token, scores_R, scale)
     bands = make_bands(data, scores_R, lambda _, done, total: progress('fifths', done, total))
-    windows, described = {}, {}
-    for name, ratios in measured.items():
-        settings = {kind: describe(of_kind) for kind, of_kind in ratios.items()}
-        for kind in {'bytes', setting}:
-            for prefix in ('', 'shuffled_'):
-                settings[kind][f'{prefix}score'] = scale.ratio(settings[kind][f'{prefix}normalized_ratio'])
-            settings[kind]['band'] = nearest(bands, settings[kind]['score']).name
-        chosen = settings[setting]
-        windows[name] = scale.ratio(ratios[setting].scale.normalize(ratios[setting].ratios_W))
+    described = {}
+    for name, settings in measured.items():
+        records = {setting: ratios.record() for setting, ratios in settings.items()}
+        # The setting that decides; the other windows are unlike those of automata.
+        of_bytes = records['bytes']
+        for prefix in ('', 'shuffled_'):
+            of_bytes[f'{prefix}score'] = scale.ratio(of_bytes[f'{prefix}normalized_ratio'])
+        of_bytes['scores'] = scale.ratio(settings['bytes'].scale.normalize(settings['bytes'].ratios_W))
+        band = nearest(bands, of_bytes['score'])
         described[name] = {
-            'settings': settings,
-            'score': chosen['score'],
-            'band': chosen['band'],
-            'rules_below': np.mean(scores_R < chosen['score']),
-            'within_rules': scores_R.min() <= chosen['score'] <= scores_R.max(),
-            'arguments': training_arguments(args, nearest(bands, chosen['score'])),
+            'settings': records,
+            'band': band.name,
+            'rules_below': np.mean(scores_R < of_bytes['score']),
+            'arguments': training_arguments(args, band),
         }
-        chosen |= summary(windows[name])
-    record = {
+    least, median, most = np.quantile(scores_R, (0, 0.5, 1))
+    scores = {'min': least, 'median': median, 'max': most, **paper_shares(scores_R), 'scores': scores_R}
+    return {
         'config': args.config,
         'spec': dataclasses.asdict(data),
         'seed': seed,
-        'setting': setting,
-        'rules': describe(rules) | summary(scores_R),
-        'bands': [dataclasses.asdict(band) for band in bands],
+        'rules': rules.record() | scores,
+        'bands': {band.name: dataclasses.asdict(band) for band in bands},
         'texts': described,
     }
-    record = output.plain(record)
-    return record, {'calibration.png': pictures.score_histograms(scores_R, windows, record)}, report(record)
 
 
 def has_paper_bands(config: NCAConfig) -> bool:
@@ -135,27 +121,12 @@ def nearest(bands: Sequence[Band], score: float) -> Band:
     return min(filled, key=lambda band: (max(band.low - score, score - band.high, 0.0), -band.low))
 
 
-def summary(scores: np.ndarray) -> dict[str, Any]:
-    """The range and median of scores, and their shares in the paper's bands."""
-    least, median, most = np.quantile(scores, (0, 0.5, 1))
+def paper_shares(scores: np.ndarray) -> dict[str, float]:
+    """The shares of scores in the paper's bands."""
     # Open at both ends, so that the shares sum to 1.
     edges = [-np.inf, *(low for low, _ in PAPER_BANDS.values() if low), np.inf]
-    shares = dict(zip(PAPER_BANDS, np.histogram(scores, edges)[0] / len(scores), strict=True))
-    return {'min': least, 'median': median, 'max': most, 'shares': shares}
-
-
-def describe(ratios: texts.TextRatios) -> dict[str, Any]:
-    """The record of a text in one setting, or of the rules."""
-    quartiles = np.quantile(ratios.ratios_W, (0.25, 0.5, 0.75))
-    return {
-        'count': len(ratios.ratios_W),
-        'tokens': ratios.tokens,
-        'bytes_per_token': ratios.bytes_per_token,
-        'ratio_quartiles': quartiles,
-        **dataclasses.asdict(ratios.scale),
-        'normalized_ratio': ratios.scale.normalize(quartiles[1]),
-        'shuffled_normalized_ratio': ratios.scale.normalize(ratios.shuffled),
-    }
+    shares = np.histogram(scores, edges)[0] / len(scores)
+    return {f'share_{name}': share for name, share in zip(PAPER_BANDS, shares, strict=True)}
 
 
 def training_arguments(args: argparse.Namespace, band: Band) -> str:
@@ -165,18 +136,14 @@ def training_arguments(args: argparse.Namespace, band: Band) -> str:
 
 
 def report(record: Mapping[str, Any]) -> str:
-    """A table and a proposal in words for each text."""
-    parts, rules = [], record['rules']
+    """A table and a proposal in words for each text of a plain record."""
+    parts = []
     for name, text in record['texts'].items():
-        [band] = [band for band in record['bands'] if band['name'] == text['band']]
-        sentence = f'In {record["setting"]}, the median window has the score {text["score"]:.3f}, '
-        if text['within_rules']:
-            sentence += f'above {100 * text["rules_below"]:.0f} % of rules.'
-        else:
-            sentence += (
-                f'OUTSIDE OF WHAT RULES SCORE ({rules["min"]:.3f} to {rules["max"]:.3f}): the band is the nearest.'
-            )
-        limits = f'scores {tables.number(band["low"])} to {tables.number(band["high"])}'
-        proposal = f'{name}: band {band["name"]}, {limits}\n  {text["arguments"]}\n  {sentence}'
-        parts += [output.table({'rules': rules} | text['settings']), proposal]
-    return '\n\n'.join(parts) + '\n' + NOTE
+        band, score, below = record['bands'][text['band']], text['settings']['bytes']['score'], text['rules_below']
+        parts += [
+            output.table({'rules': record['rules']} | text['settings']),
+            f'{name}: band {band["name"]}, scores {tables.number(band["low"])} to {tables.number(band["high"])}\n'
+            f'  {text["arguments"]}\n'
+            f'  In bytes, the median window has the score {score:.3f}, above {100 * below:.0f} % of rules.',
+        ]
+    return '\n\n'.join(parts) + NOTE

@@ -1,20 +1,16 @@
-"""What `show` and `calibrate` share: flags, the experiment, and where results go."""
+"""What `show` and `calibrate` share: flags, the experiment, the table and the files."""
 
 import argparse
-import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from nca_jax import cli, files, progress
+from nca_jax import cli, files
 from nca_jax.errors import check
 from nca_jax.report import tables
 
 EXPERIMENT = 'experiments/nca_pretrain.py'
-
-# `(config, args, progress) -> (record, pictures by file name, text)`.
-Work = Callable[..., tuple[dict[str, Any], dict[str, bytes], str]]
 
 
 def add_flags(parser: argparse.ArgumentParser, folder: str) -> None:
@@ -23,22 +19,16 @@ def add_flags(parser: argparse.ArgumentParser, folder: str) -> None:
     parser.add_argument('--json', action='store_true', help='print one JSON object and nothing else')
 
 
-def run(args: argparse.Namespace, work: Work, record_file: str) -> None:
-    """Writes what `work` returns into --out, the record as JSON, and prints the text or, with --json, the record."""
-    from nca_jax import experiment  # here, since it imports JAX
+def load(args: argparse.Namespace):
+    """The Config of an experiment on automata. Makes the folder --out."""
+    # Here, since it imports JAX, which --help does without.
+    from nca_jax import experiment
 
     config = experiment.load(args.config, args.changes)
     check(config.stage == 'nca', '--config', args.config, f"must be an experiment of stage 'nca', not {config.stage!r}")
     # Before the work, which takes a minute and would be lost.
     files.make_folder(args.out, '--out')
-    with progress.bars() as show_progress:
-        record, pictures, text = work(config, args, show_progress)
-    paths = [str(args.out / name) for name in (*pictures, record_file)]
-    printed = json.dumps(record | {'files': paths}, allow_nan=False)
-    # The record comes last: where it lies, all is there.
-    for name, content in (pictures | {record_file: printed + '\n'}).items():
-        files.write(args.out / name, content)
-    print(printed if args.json else '\n'.join([text, '', *paths]))
+    return config
 
 
 def plain(record: dict[str, Any]) -> dict[str, Any]:
@@ -47,28 +37,34 @@ def plain(record: dict[str, Any]) -> dict[str, Any]:
     return json.loads(text, parse_constant=lambda name: None)
 
 
+def save(args: argparse.Namespace, name: str, record: dict[str, Any], pictures: dict[str, bytes], text: str) -> None:
+    """Writes the pictures and the plain record into --out; prints the text or, with --json, the record."""
+    printed = json.dumps(record, allow_nan=False)
+    # The record comes last: where it lies, all is there.
+    contents = pictures | {name: printed + '\n'}
+    for file, content in contents.items():
+        files.write(args.out / file, content)
+    print(printed if args.json else '\n'.join([text, '', *(str(args.out / file) for file in contents)]))
+
+
 def table(columns: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table of plain records, one a column, without their longer lists."""
-    cells = {heading: dict(flatten(record)) for heading, record in columns.items()}
+    """A table of plain records, one a column: their numbers and quantiles, without longer lists."""
     # In the order of the first column; what only later columns have comes last.
-    names = dict.fromkeys(itertools.chain.from_iterable(cells.values()))
-    return tables.table([{'': name} | {of: column.get(name, '-') for of, column in cells.items()} for name in names])
+    names = {
+        name: None
+        for record in columns.values()
+        for name, value in record.items()
+        if not isinstance(value, list) or name.endswith(('quantiles', 'quartiles'))
+    }
+    rows = [
+        {'': name.replace('_', ' ')} | {heading: cell(record.get(name)) for heading, record in columns.items()}
+        for name in names
+    ]
+    return tables.table(rows)
 
 
-def flatten(record: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, str]]:
-    """Names in words and values as text."""
-    for name, value in record.items():
-        words = prefix + name.replace('_', ' ')
-        match value:
-            case dict():
-                yield from flatten(value, f'{words}, ')
-            case list() if name.endswith(('quantiles', 'quartiles')):
-                yield words, ' / '.join(map(tables.number, value))
-            case list():
-                pass
-            case None | float():
-                yield words, tables.number(value)
-            case int():
-                yield words, f'{value:,}'
-            case _:
-                yield words, value
+def cell(value: float | list[float] | None) -> str:
+    if isinstance(value, list):
+        return ' / '.join(map(tables.number, value))
+    # Integers are counts.
+    return f'{value:,}' if isinstance(value, int) else tables.number(value)

@@ -1,6 +1,7 @@
 """The pictures of `show` and `calibrate`: automata still and moving, their statistics, and scores beside texts'."""
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -131,7 +132,7 @@ def information(measured: Measured, tokens_per_grid: int) -> Figure:
     ends = []
     for (name, values), colour in zip(measured.items(), SET_COLOURS, strict=False):
         bits = np.maximum(values['information_by_distance'], MIN_BITS)
-        axes.plot(values['distances'], bits, color=colour, linewidth=1.4)
+        axes.plot(1 + np.arange(len(bits)), bits, color=colour, linewidth=1.4)
         ends.append((bits[-1], name, colour))
     drawn = np.concatenate([line.get_ydata() for line in axes.get_lines()])
     # At least a decade, if nothing is above the noise.
@@ -166,45 +167,43 @@ def information(measured: Measured, tokens_per_grid: int) -> Figure:
     return figure
 
 
-def score_histograms(scores_R: np.ndarray, windows: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> bytes:
+def score_histograms(data: NCAConfig, record: Mapping[str, Any]) -> bytes:
     """The picture of `calibrate`: the rules' scores and, below on the same axis, those of each text's windows."""
-
-    def histogram(axes: Axes, scores: np.ndarray, colour: str) -> None:
-        percent = np.full(len(scores), 100 / len(scores))
-        axes.hist(scores, edges, weights=percent, color=colour, edgecolor=style.LIGHT.paper, linewidth=0.8)
-        axes.margins(y=0.3)
-        axes.grid(visible=False, axis='x')
-
-    def shade(axes: Axes, name: str, colour: str) -> None:
-        [band] = [band for band in record['bands'] if band['name'] == name]
-        # The ends of the outer bands are infinite, null in the record.
-        low, high = band['low'] or 0, edges[-1] if band['high'] is None else min(band['high'], edges[-1])
-        axes.axvspan(low, high, color=colour, alpha=0.18, linewidth=0, zorder=0)
-
+    scores_R = record['rules']['scores']
+    windows = {name: text['settings']['bytes']['scores'] for name, text in record['texts'].items()}
     highest = max(scores_R.max(), *(scores.max() for scores in windows.values()))
     # A measure with small scores takes narrower bins.
     width = 0.02 if highest > 0.4 else 0.01
     # A little more than the highest, so that no score lies on the last edge.
     edges = width * np.arange(1 + np.ceil(1.001 * highest / width))
+
+    def histogram(axes: Axes, scores: np.ndarray, colour: str, bands: set[str]) -> None:
+        percent = np.full(len(scores), 100 / len(scores))
+        axes.hist(scores, edges, weights=percent, color=colour, edgecolor=style.LIGHT.paper, linewidth=0.8)
+        axes.margins(y=0.3)
+        axes.grid(visible=False, axis='x')
+        for name in bands:
+            # The outer bands reach beyond all scores.
+            low, high = max(0, record['bands'][name]['low']), min(record['bands'][name]['high'], edges[-1])
+            axes.axvspan(low, high, color=colour, alpha=0.18, linewidth=0, zorder=0)
+
     with matplotlib.rc_context(style.settings(style.LIGHT)):
         figure = Figure(figsize=(figures.WIDTH, 0.95 + 1.75 * (1 + len(windows))), layout='constrained')
         top, *panels = figure.subplots(1 + len(windows), sharex=True)
-        rule, scored = record['spec']['rule'], record['spec']['complexity']
-        histogram(top, scores_R, style.LIGHT.muted)
-        top.set(title=f'Rules of family {rule["family"]}, {rule["colours"]} colours', ylabel='% of rules')
+        histogram(top, scores_R, style.LIGHT.muted, {text['band'] for text in record['texts'].values()})
+        top.set(title=f'Rules of family {data.rule.family}, {data.rule.colours} colours', ylabel='% of rules')
         style.subtitle(top, f'{len(scores_R):,} of them, before filtering; shaded: proposed bands', style.LIGHT)
-        for band in {text['band'] for text in record['texts'].values()}:
-            shade(top, band, style.LIGHT.muted)
-        for number, (axes, (name, scores)) in enumerate(zip(panels, windows.items(), strict=True)):
-            colour, text = style.ARMS[number % len(style.ARMS)], record['texts'][name]
-            histogram(axes, scores, colour)
+        colours = itertools.cycle(style.ARMS)
+        for axes, (name, scores), colour in zip(panels, windows.items(), colours, strict=False):
+            text = record['texts'][name]
+            histogram(axes, scores, colour, {text['band']})
             # The end of a long path tells more than its beginning; a $ is no formula.
             axes.set_title(name[-90:], parse_math=False)
             axes.set(ylabel='% of windows')
             counted = f'{len(scores):,} windows on the scale of the rules'
             style.subtitle(axes, f'{counted}; dashed: their median; shaded: band {text["band"]}', style.LIGHT)
-            axes.axvline(text['score'], color=style.LIGHT.ink, linewidth=1.2, linestyle=style.DASHES)
-            shade(axes, text['band'], colour)
-        xlabel = f"{scored['measure']} ratio; of texts: {record['setting']}, on the automata's scale"
+            score = text['settings']['bytes']['score']
+            axes.axvline(score, color=style.LIGHT.ink, linewidth=1.2, linestyle=style.DASHES)
+        xlabel = f"{data.complexity.measure} ratio; of texts: bytes, on the automata's scale"
         panels[-1].set(xlim=(0, edges[-1]), xlabel=xlabel)
         return style.png(figure)

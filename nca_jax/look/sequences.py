@@ -1,8 +1,6 @@
 """Samples sequences as a training would see them, and measures them."""
 
-import argparse
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,13 +9,12 @@ import numpy as np
 from nca_jax import mesh as meshes
 from nca_jax.config import Config
 from nca_jax.errors import check
-from nca_jax.look import output, pictures, statistics
+from nca_jax.look import statistics
 from nca_jax.nca import patches, score, stream
 from nca_jax.nca.bank import Bank
 from nca_jax.nca.config import NCAConfig
-from nca_jax.progress import Progress
+from nca_jax.progress import Progress, silent
 
-BATCH = 64
 # Rarer tokens are left out of a fit of Zipf's law: of all sequences together, and of one.
 MIN_COUNT, MIN_COUNT_ALONE = 10, 3
 # A single sequence with fewer such tokens has no fit.
@@ -27,11 +24,6 @@ DRAWN = 5
 # Frames and cells of the chart of mutual information.
 CHART = 7
 IN_BAND, UNFILTERED = 'in band', 'unfiltered'
-NOTE = """
-
-Scores' quantiles are at 5, 50 and 95 %. Entropies, in bits, have Miller and Madow's correction. A Zipf exponent
-describes a slope and shows no power law: that of all sequences depends on their number, and beside each stands what
-comes without any dependence between cells."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,62 +43,38 @@ class SequenceSet:
         return order_S[np.linspace(0, len(order_S) - 1, min(count, len(order_S))).round().astype(int)]
 
 
-def show(config: Config, args: argparse.Namespace, progress: Progress) -> tuple[dict[str, Any], dict[str, bytes], str]:
-    """The record of both sets' statistics, the pictures, and the statistics as a table."""
-    data, count = config.data, args.sequences
-    check(count >= 2, '--sequences', count, 'must be at least 2')
-    most = min(count, data.rules_per_epoch)
-    rules = most if args.rules is None else args.rules
-    check(1 <= rules <= most, '--rules', rules, f'must be 1 to {most}: at most a set of training, one a sequence')
+def sample_sets(config: Config, rules: int | None, sequences: int, progress: Progress) -> dict[str, SequenceSet]:
+    """The set in the band and the unfiltered one by name; the first alone if the band took every candidate."""
+    check(sequences >= 2, '--sequences', sequences, 'must be at least 2')
+    most = min(sequences, config.data.rules_per_epoch)
+    data = dataclasses.replace(config.data, rules_per_epoch=min(rules or most, most), fresh_rules=False)
     # Quantiles 0 to 1 accept every score and need no survey.
     unfiltered = dataclasses.replace(data, band=(0.0, 1.0), band_by='quantile')
-    sets, measured = {}, {}
-    for name, source in ((IN_BAND, data), (UNFILTERED, unfiltered)):
-        sets[name] = sample(source, config.seed, rules, count, config.model.length, name, progress)
-        # A band that took every candidate is the unfiltered set.
-        if sets[IN_BAND].bank.candidates == rules:
+    sets = {}
+    for name, of_set in ((IN_BAND, data), (UNFILTERED, unfiltered)):
+        # Two searches take two bars.
+        def search(stage: str, done: int, total: int | None, of: str = name) -> None:
+            progress(f'{stage} {of}', done, total)
+
+        sets[name] = sample(of_set, config.seed, sequences, config.model.length, search)
+        if sets[IN_BAND].bank.candidates == data.rules_per_epoch:
             break
-    for name, sequences in sets.items():
-        progress('measured', len(measured), len(sets))
-        measured[name] = measure(data, sequences)
-    progress('measured', len(sets), len(sets))
-    drawn = pictures.draw_sequences(data, sets, measured)
-    record = {
-        'name': config.name,
-        'seed': config.seed,
-        'rules': rules,
-        'spec': dataclasses.asdict(data),
-        'sets': measured,
-    }
-    record = output.plain(record)
-    return record, drawn, output.table(record['sets']) + NOTE
+    return sets
 
 
-def sample(
-    data: NCAConfig, seed: int, rules: int, sequences: int, length: int, name: str, progress: Progress
-) -> SequenceSet:
-    """The first `sequences` of the training stream, if its only bank has so many rules; `name` labels the progress.
+def sample(data: NCAConfig, seed: int, sequences: int, length: int, progress: Progress = silent) -> SequenceSet:
+    """The first `sequences` of the training stream.
 
     Raises FieldError if a sequence of `length` inputs and its last target hold less than two grids.
     """
-    data = dataclasses.replace(data, rules_per_epoch=rules, fresh_rules=False)
     grids = (length + 1) // data.tokens_per_grid
     check(grids >= 2, 'config.model.length', length, f'must hold two grids of {data.tokens_per_grid} tokens')
     # One device, whatever the config's mesh: the sequences are the same.
     sharding = meshes.batch_sharding(meshes.make_mesh(meshes.MeshConfig(1, 1, 1), jax.devices()[:1]))
-    banks = stream.Banks(
-        data, seed, 'train', None, 1, lambda stage, done, total: progress(f'{stage} {name}', done, total)
-    )
-    batches = stream.make_stream(data, seed, 'train', BATCH, length, sharding, banks)
-    progress(f'rules {name}', 0, rules)
-    rows = []
-    for step in range(-(-sequences // BATCH)):
-        progress(f'sequences {name}', step * BATCH, sequences)
-        batch = jax.device_get(batches(step))
-        # The last target completes the last grid.
-        rows.append(np.concatenate([batch.inputs_BxL, batch.targets_BxL[:, -1:]], 1))
-    progress(f'sequences {name}', sequences, sequences)
-    tokens_SxL = np.concatenate(rows)[:sequences, : grids * data.tokens_per_grid]
+    banks = stream.Banks(data, seed, 'train', None, 1, progress)
+    batch = jax.device_get(stream.make_stream(data, seed, 'train', sequences, length, sharding, banks)(0))
+    # The last target completes the last grid.
+    tokens_SxL = np.concatenate([batch.inputs_BxL, batch.targets_BxL[:, -1:]], 1)[:, : grids * data.tokens_per_grid]
     frames = patches.decode(data.vocab, tokens_SxL.reshape(-1), data.rule.height, data.rule.width)
     frames_SxTxYxX = frames.reshape(sequences, grids, *frames.shape[1:])
     tokens_SxTxP = tokens_SxL.reshape(sequences, grids, -1)[:, :, 1:-1]
@@ -123,27 +91,13 @@ def measure(data: NCAConfig, sequences: SequenceSet) -> dict[str, Any]:
     Mutual information is in bits, less what chance gives, NaN of a cell and itself. For moving patterns chance gives
     more than is subtracted: these are upper bounds.
     """
-    tokens, frames, colours = sequences.tokens_SxTxP, sequences.frames_SxTxYxX, data.rule.colours
+    tokens, frames, colours, bank = sequences.tokens_SxTxP, sequences.frames_SxTxYxX, data.rule.colours, sequences.bank
     cells = statistics.cells_of_tokens(tokens, colours, data.patch**2)
-    chance_cells, chance_frames = statistics.permute_places(cells, 0), statistics.permute_places(frames, 0)
-    # Up to three grids and a few tokens, if sequences are that long.
-    distances = list(range(1, min(3 * data.tokens_per_grid + 6, (frames.shape[1] - 1) * data.tokens_per_grid) + 1))
-    by_distance = [
-        less_chance(statistics.information_by_distance, cells, chance_cells, colours, data.tokens_per_grid, distance)
-        for distance in distances
-    ]
-    # To the right at most half the torus: further away all pairs would count twice.
-    by_offset = np.zeros((min(CHART, frames.shape[1]), min(CHART, (data.rule.width + 1) // 2)))
-    for offset in np.ndindex(by_offset.shape):
-        information = statistics.information_by_offset
-        by_offset[offset] = less_chance(information, frames, chance_frames, colours, *offset)
-    # A cell tells all of itself.
-    by_offset[0, 0] = np.nan
     # Cells, not tokens: tokens would keep their frequencies, and with them their law.
     shuffled = statistics.tokens_of_cells(statistics.shuffle(cells, 2), colours)
     laws = zipf_laws(tokens, shuffled, sequences.spaced(DRAWN))
+    by_distance, by_offset = excess_information(data, cells, frames)
     counts_SxC = np.stack([np.bincount(row, minlength=colours) for row in frames.reshape(len(frames), -1)])
-    bank = sequences.bank
     return {
         'sequences': len(tokens),
         'frames': frames.shape[1],
@@ -160,14 +114,33 @@ def measure(data: NCAConfig, sequences: SequenceSet) -> dict[str, Any]:
         'cell_entropy': statistics.entropy(counts_SxC).mean(),
         'next_frame_information': by_offset[1, 0],
         'information_by_offset': by_offset,
-        'distances': distances,
+        # From distance 1 on.
         'information_by_distance': by_distance,
         **laws,
     }
 
 
-def less_chance(information: Callable[..., float], samples: np.ndarray, permuted: np.ndarray, *where: int) -> float:
-    return information(samples, samples, *where) - information(samples, permuted, *where)
+def excess_information(data: NCAConfig, cells: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mutual information less what chance gives: by distance in tokens, and by frames later and cells aside."""
+    chance_cells, chance_frames = statistics.permute_places(cells, 0), statistics.permute_places(frames, 0)
+    colours, grid = data.rule.colours, data.tokens_per_grid
+    # Up to three grids and a few tokens, if sequences are that long.
+    by_distance = np.zeros(min(3 * grid + 6, (frames.shape[1] - 1) * grid))
+    for i in range(len(by_distance)):
+        own, chance = (
+            statistics.information_by_distance(cells, later, colours, grid, i + 1) for later in (cells, chance_cells)
+        )
+        by_distance[i] = own - chance
+    # To the right at most half the torus: further away all pairs would count twice.
+    by_offset = np.zeros((min(CHART, frames.shape[1]), min(CHART, (data.rule.width + 1) // 2)))
+    for dt, dx in np.ndindex(by_offset.shape):
+        own, chance = (
+            statistics.information_by_offset(frames, later, colours, dt, dx) for later in (frames, chance_frames)
+        )
+        by_offset[dt, dx] = own - chance
+    # A cell tells all of itself.
+    by_offset[0, 0] = np.nan
+    return by_distance, by_offset
 
 
 def zipf_laws(tokens: np.ndarray, shuffled: np.ndarray, drawn: np.ndarray) -> dict[str, Any]:
@@ -177,22 +150,29 @@ def zipf_laws(tokens: np.ndarray, shuffled: np.ndarray, drawn: np.ndarray) -> di
     kinds, since sorted noise has a slope too. `drawn` are the sequences whose own counts are returned.
     """
     rank_counts, zipf_exponent = statistics.rank_counts, statistics.zipf_exponent
-    generator = np.random.default_rng(0)
     own, of_shuffled = ([rank_counts(row) for row in rows] for rows in (tokens, shuffled))
+    generator = np.random.default_rng(0)
     uniform = [rank_counts(generator.integers(0, len(counts), counts.sum())) for counts in own]
-    laws = {'counts': rank_counts(tokens), 'counts_shuffled': rank_counts(shuffled)}
-    for kind in ('', '_shuffled'):
-        laws[f'zipf_exponent{kind}'] = zipf_exponent(laws[f'counts{kind}'], MIN_COUNT)
-    laws |= {'sequence_counts': [own[s] for s in drawn], 'sequence_counts_uniform': uniform[drawn[len(drawn) // 2]]}
-    single = {
-        kind: np.array([zipf_exponent(counts, MIN_COUNT_ALONE, MIN_RANKS_ALONE) for counts in sequences])
-        for kind, sequences in (('', own), ('_shuffled', of_shuffled), ('_uniform', uniform))
+    counts, counts_shuffled = rank_counts(tokens), rank_counts(shuffled)
+    laws = {
+        'counts': counts,
+        'counts_shuffled': counts_shuffled,
+        'sequence_counts': [own[s] for s in drawn],
+        'sequence_counts_uniform': uniform[drawn[len(drawn) // 2]],
+        'zipf_exponent': zipf_exponent(counts, MIN_COUNT),
+        'zipf_exponent_shuffled': zipf_exponent(counts_shuffled, MIN_COUNT),
     }
-    fitted = ~np.isnan(single[''])
-    laws['fitted_sequences'] = fitted.sum()
-    for kind, exponents in single.items():
-        # Only of sequences whose own tokens have a fit, so that the three can be compared.
-        exponents = exponents[fitted & ~np.isnan(exponents)]
+    exponents_KxS = np.array(
+        [
+            [zipf_exponent(counts, MIN_COUNT_ALONE, MIN_RANKS_ALONE) for counts in sequences]
+            for sequences in (own, of_shuffled, uniform)
+        ]
+    )
+    # Only of sequences whose own tokens have a fit, so that the three can be compared.
+    fitted_KxS = exponents_KxS[:, ~np.isnan(exponents_KxS[0])]
+    laws['fitted_sequences'] = fitted_KxS.shape[1]
+    for kind, exponents in zip(('', '_shuffled', '_uniform'), fitted_KxS, strict=True):
+        exponents = exponents[~np.isnan(exponents)]
         quartiles = np.quantile(exponents, (0.25, 0.5, 0.75)) if len(exponents) else None
         laws[f'sequence_zipf_exponent{kind}_quartiles'] = quartiles
     return laws

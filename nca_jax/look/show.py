@@ -12,17 +12,34 @@ Files in --out:
 """
 
 import argparse
+import dataclasses
 
+from nca_jax import progress
 from nca_jax.look import output
+
+NOTE = """
+
+Scores' quantiles are at 5, 50 and 95 %. Entropies, in bits, have Miller and Madow's correction. A Zipf exponent
+describes a slope and shows no power law: that of all sequences depends on their number, and beside each stands what
+comes without any dependence between cells."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     output.add_flags(parser, 'runs/show')
-    parser.add_argument('--rules', type=int, help='rules in each set (one a sequence, or all of a training set)')
+    rules = 'rules in each set, at most one a sequence and a training set (as many as that)'
+    parser.add_argument('--rules', type=int, help=rules)
     parser.add_argument('--sequences', type=int, default=512, help='sequences of each set (512)')
 
 
 def run(args: argparse.Namespace) -> None:
-    from nca_jax.look import sequences
+    from nca_jax.look import pictures, sequences
 
-    output.run(args, sequences.show, 'statistics.json')
+    config = output.load(args)
+    data = config.data
+    with progress.bars() as show_progress:
+        sets = sequences.sample_sets(config, args.rules, args.sequences, show_progress)
+    measured = {name: sequences.measure(data, drawn) for name, drawn in sets.items()}
+    drawn = pictures.draw_sequences(data, sets, measured)
+    record = {'name': config.name, 'seed': config.seed, 'spec': dataclasses.asdict(data), 'sets': measured}
+    record = output.plain(record)
+    output.save(args, 'statistics.json', record, drawn, output.table(record['sets']) + NOTE)

@@ -9,9 +9,9 @@ import collections
 import dataclasses
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from nca_jax.data import python
 from nca_jax.errors import UserError, check
@@ -26,8 +26,49 @@ LONG_BYTES, LONG_WINDOWS = 2**20, 16
 COVERED = 0.999
 # Random streams that a reference ratio averages: fewer if they are long, since those vary less.
 STREAMS, STREAM_TOKENS = 64, 100_000
-# Bytes to read for each token of a tokenizer, and twice as many where they don't suffice.
-BYTES_PER_TOKEN = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Mean ratios of constant streams and of uniform ones over a vocabulary of so many tokens."""
+
+    vocabulary: int
+    constant: float
+    uniform: float
+
+    def normalize(self, ratio: np.ndarray) -> np.ndarray:
+        """0 for the constant ratio, 1 for the uniform one."""
+        return (ratio - self.constant) / (self.uniform - self.constant)
+
+    def ratio(self, normalized: np.ndarray) -> np.ndarray:
+        """The inverse of `normalize`."""
+        return self.constant + normalized * (self.uniform - self.constant)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratios:
+    """The ratios of W windows of a text in one setting, or of W rules, and the scale they lie on."""
+
+    # Tokens of a window.
+    tokens: int
+    bytes_per_token: int
+    ratios_W: np.ndarray
+    scale: Scale
+    # The mean ratio of tokens drawn from the text's frequencies.
+    shuffled: float = float('nan')
+
+    def record(self) -> dict[str, Any]:
+        """The numbers that calibration.json has of these ratios."""
+        quartiles = np.quantile(self.ratios_W, (0.25, 0.5, 0.75))
+        return {
+            'count': len(self.ratios_W),
+            'tokens': self.tokens,
+            'bytes_per_token': self.bytes_per_token,
+            'ratio_quartiles': quartiles,
+            **dataclasses.asdict(self.scale),
+            'normalized_ratio': self.scale.normalize(quartiles[1]),
+            'shuffled_normalized_ratio': self.scale.normalize(self.shuffled),
+        }
 
 
 def read_corpus(name: str) -> np.ndarray:
@@ -53,6 +94,40 @@ def read_corpus(name: str) -> np.ndarray:
     return np.concatenate(files) if len(files) > 1 else files[0]
 
 
+def measure_text(config: NCAConfig, name: str, windows: int, seed: int) -> dict[str, Ratios]:
+    """A corpus in each setting (see `calibrate`), by `windows` windows or as many as it has.
+
+    Raises UserError for a corpus that can't be read, or has less than MIN_WINDOWS windows.
+    """
+    corpus, scored, tokens = read_corpus(name), config.complexity, config.scored_tokens
+    width = tokens * scored.bytes_per_token
+    needed = MIN_WINDOWS * width
+    if len(corpus) < needed:
+        raise UserError(f'--text {name}: too small, {len(corpus):,} bytes where {MIN_WINDOWS} windows take {needed:,}')
+    # As a compressor of files sees a text.
+    one_byte = dataclasses.replace(scored, bytes_per_token=1)
+    return {
+        'bytes': measure_windows(corpus, scored, tokens, windows, seed),
+        'raw': measure_windows(corpus, one_byte, width, windows, seed),
+        'long': measure_windows(corpus, one_byte, min(LONG_BYTES, len(corpus)), LONG_WINDOWS, seed),
+    }
+
+
+def measure_windows(corpus: np.ndarray, config: ComplexityConfig, tokens: int, windows: int, seed: int) -> Ratios:
+    """The ratios of at most `windows` windows of `tokens` bytes, each byte a token."""
+    cuts_WxL = [corpus[start : start + tokens] for start in window_starts(len(corpus), tokens, windows, seed)]
+    ratios_W = np.array([score.ratio(config, tokens_L) for tokens_L in cuts_WxL])
+    # In the order in which they first occur, which breaks ties and decides what the random streams draw.
+    counts = collections.Counter()
+    for tokens_L in cuts_WxL:
+        counts.update(dict(zip(*np.unique(tokens_L, return_counts=True), strict=True)))
+    occurring_V, times_V = np.array(list(counts.items())).T
+    generator = np.random.default_rng([seed, zlib.crc32(b'shuffled')])
+    shuffled = drawn_ratio(config, tokens, generator, occurring_V, times_V / times_V.sum())
+    scale = make_scale(config, tokens, covering(counts), seed)
+    return Ratios(tokens, config.bytes_per_token, ratios_W, scale, shuffled)
+
+
 def window_starts(size: int, length: int, count: int, seed: int) -> list[int]:
     """Where `count` disjoint windows of `length` bytes begin: a seeded choice, or all windows if there are fewer."""
     total = size // length
@@ -60,21 +135,11 @@ def window_starts(size: int, length: int, count: int, seed: int) -> list[int]:
     return (generator.choice(total, min(count, total), replace=False) * length).tolist()
 
 
-@dataclasses.dataclass(frozen=True)
-class Scale:
-    """Mean ratios of constant streams and of uniform ones over a vocabulary of so many tokens."""
-
-    vocabulary: int
-    constant: float
-    uniform: float
-
-    def normalize(self, ratio: np.ndarray) -> np.ndarray:
-        """0 for the constant ratio, 1 for the uniform one."""
-        return (ratio - self.constant) / (self.uniform - self.constant)
-
-    def ratio(self, normalized: np.ndarray) -> np.ndarray:
-        """The inverse of `normalize`."""
-        return self.constant + normalized * (self.uniform - self.constant)
+def covering(counts: collections.Counter[int]) -> np.ndarray:
+    """The most frequent tokens that make up COVERED of all, the most frequent first."""
+    tokens, times = zip(*counts.most_common(), strict=True)
+    shares = np.cumsum(times) / counts.total()
+    return np.array(tokens[: int(np.searchsorted(shares, COVERED)) + 1])
 
 
 def make_scale(config: ComplexityConfig, tokens: int, vocabulary_V: np.ndarray, seed: int) -> Scale:
@@ -107,82 +172,3 @@ def drawn_ratio(
 
 def streams(tokens: int) -> int:
     return max(2, min(STREAMS, STREAM_TOKENS // tokens))
-
-
-@dataclasses.dataclass(frozen=True)
-class TextRatios:
-    """One text in one setting: the ratios of W windows of `tokens` tokens each, and the scale they lie on."""
-
-    tokens: int
-    bytes_per_token: int
-    ratios_W: np.ndarray
-    # The mean ratio of tokens drawn from the text's frequencies.
-    shuffled: float
-    scale: Scale
-
-
-def measure_text(
-    config: NCAConfig, name: str, windows: int, seed: int, tokenizer: Tokenizer | None
-) -> dict[str, TextRatios]:
-    """A corpus in each setting (see `calibrate`), the deciding one first, by `windows` windows or as many as it has.
-
-    Raises UserError for a corpus that can't be read, or has less than MIN_WINDOWS windows.
-    """
-    corpus, scored, tokens = read_corpus(name), config.complexity, config.scored_tokens
-    width = tokens * scored.bytes_per_token
-    needed = MIN_WINDOWS * max(width, tokens * BYTES_PER_TOKEN if tokenizer else 0)
-    if len(corpus) < needed:
-        raise UserError(f'--text {name}: too small, {len(corpus):,} bytes where {MIN_WINDOWS} windows take {needed:,}')
-    results = {}
-    if tokenizer is not None:
-        results['tokens'] = measure_windows(corpus, scored, tokens, windows, seed, tokenizer)
-    # As a compressor of files sees a text.
-    one_byte = dataclasses.replace(scored, bytes_per_token=1)
-    return results | {
-        'bytes': measure_windows(corpus, scored, tokens, windows, seed),
-        'raw': measure_windows(corpus, one_byte, width, windows, seed),
-        'long': measure_windows(corpus, one_byte, min(LONG_BYTES, len(corpus)), LONG_WINDOWS, seed),
-    }
-
-
-def measure_windows(
-    corpus: np.ndarray,
-    config: ComplexityConfig,
-    tokens: int,
-    windows: int,
-    seed: int,
-    tokenizer: Tokenizer | None = None,
-) -> TextRatios:
-    """The ratios of at most `windows` windows of `tokens` tokens: the tokenizer's, or bytes."""
-    ratios, counts = [], collections.Counter()
-    for start in window_starts(len(corpus), tokens * (BYTES_PER_TOKEN if tokenizer else 1), windows, seed):
-        tokens_L = read_tokens(corpus, tokenizer, start, tokens) if tokenizer else corpus[start : start + tokens]
-        # Near the corpus's end a window may hold too few tokens.
-        if len(tokens_L) == tokens:
-            ratios.append(score.ratio(config, tokens_L))
-            counts.update(dict(zip(*np.unique(tokens_L, return_counts=True), strict=True)))
-    if not ratios:
-        raise UserError(f'--text: too small, no window of {tokens} tokens in {len(corpus):,} bytes')
-    vocabulary_V = np.arange(tokenizer.get_vocab_size()) if tokenizer else covering(counts)
-    scale = make_scale(config, tokens, vocabulary_V, seed)
-    generator = np.random.default_rng([seed, zlib.crc32(b'shuffled')])
-    occurring_V, times_V = np.array(list(counts.items())).T
-    shuffled = drawn_ratio(config, tokens, generator, occurring_V, times_V / times_V.sum())
-    return TextRatios(tokens, config.bytes_per_token, np.array(ratios), shuffled, scale)
-
-
-def covering(counts: collections.Counter[int]) -> np.ndarray:
-    """The most frequent tokens that make up COVERED of all, the most frequent first."""
-    tokens, times = zip(*counts.most_common(), strict=True)
-    shares = np.cumsum(times) / counts.total()
-    return np.array(tokens[: int(np.searchsorted(shares, COVERED)) + 1])
-
-
-def read_tokens(corpus: np.ndarray, tokenizer: Tokenizer, start: int, length: int) -> np.ndarray:
-    """`length` tokens from a byte on, fewer at the corpus's end. Bytes that aren't UTF-8 are replaced."""
-    size, tokens = BYTES_PER_TOKEN * length, []
-    while len(tokens) < length and size < 2 * len(corpus):
-        # The first and the last token may be cut.
-        tokens = tokenizer.encode(corpus[start : start + size].tobytes().decode(errors='replace')).ids[1:-1]
-        size *= 2
-    return np.array(tokens[:length])
