@@ -60,6 +60,8 @@ def load_of_run(run: Path, manifest: Mapping[str, Any], given: Path | None) -> T
     Searches `given`, else the run's folder, the file that the run's config names and the run's cache of texts.
     """
     if 'tokenizer' not in manifest['data']:
+        if given:
+            raise UserError(f'--tokenizer={given}: {run} was trained on no text')
         return None
     # The config of adopted weights has no data.
     data = manifest['config'].get('data', {})
