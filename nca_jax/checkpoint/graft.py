@@ -104,6 +104,7 @@ def resolve(
     """
     source, target = trees.flatten(source), trees.flatten(target)
     of_source, of_target = _units(source), _units(target)
+    # The target's units come first, so that what only the source has stands at the report's end.
     claims = _claims(plan, of_target | of_source)
     for unit, entry in claims.items():
         _check_claim(unit, entry, unit in of_source, unit in of_target)
@@ -208,9 +209,11 @@ def _check_claim(unit: Unit, entry: Entry | None, in_source: bool, in_target: bo
             raise UserError(f'plan: no entry covers {name} of the target')
         if action == 'drop':
             raise UserError(f'plan: drop claims {name}, which the target has; say fresh or carry')
+        # The parent may lack a leaf (a tied head), or a layer where it is less deep.
         if action == 'carry' and not in_source:
             raise UserError(f'plan: carry claims {name}, which the source does not have; say fresh')
     elif action != 'drop':
+        # Nothing is lost in silence: weights that the target has no place for must be named.
         claim = 'no entry covers it' if entry is None else f'{entry.to_json()} claims it'
         raise UserError(f'plan: {name} of the source has no counterpart in the target and {claim}; drop it')
 
@@ -231,6 +234,7 @@ def _check_leaf(path: str, source: Any, target: Any, source_vocab_size: int, tar
 
 def _carry(piece: Piece, source: jax.Array, target: jax.Array, vocab_size: int) -> tuple[jax.Array, jax.Array]:
     """The target with the piece's values from the source, and the norm that these have before scaling."""
+    # The piece fills a box of the target: its own layers, and the real tokens alone where the padding differs.
     start, limit = [0] * target.ndim, list(target.shape)
     if piece.layers is not None:
         start[0], limit[0] = piece.layers

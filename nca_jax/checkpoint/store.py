@@ -74,12 +74,14 @@ class Store(contextlib.AbstractContextManager):
         buffers may be donated; with `wait`, when it is committed. Raises what an earlier write failed with.
         """
         if step not in self._manager.all_steps():
+            # Checksums are of the state in memory, so that they also show what the way to the disk damages.
             content = {**manifest, 'step': step, 'leaves': leaf_table(state)}
             items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), manifest=ocp.args.JsonSave(content))
             # This copy to the host is meant, whatever guard the loop runs under.
             with jax.transfer_guard('allow'):
                 # Forced: the loop has decided, and Orbax has no say in when to save.
                 self._manager.save(step, args=items, force=True)
+        # A stored step may still be on its way to the disk.
         if wait:
             self.wait()
 
@@ -90,6 +92,7 @@ class Store(contextlib.AbstractContextManager):
         checkpoints, and once a valid one is found, they are renamed to `<step>.damaged`, so that training can write
         these steps again. Raises UserError when all are damaged: a run never starts from scratch over its own remains.
         """
+        # A write in flight would be taken for a damaged checkpoint.
         self.wait()
         steps = self._manager.all_steps()
         if not steps:
@@ -189,6 +192,7 @@ def _newest(
     if only is not None and only not in steps:
         raise UserError(f'{folder}: no checkpoint of step {only}; there are {steps}')
     damaged: dict[int, str] = {}
+    # A named step has no substitute: its user meant these weights.
     for step in reversed(steps) if only is None else [only]:
         try:
             result = read(folder / str(step))

@@ -100,6 +100,7 @@ def accuracy_scores(subsets: dict[str, Callable[[jax.Array], jax.Array]]) -> Sco
         total = {name: float(value) for name, value in totals.items()}
         result = {'loss': total['nll'] / total['weight'], 'accuracy': total['right'] / total['weight']}
         for name in subsets:
+            # Without a target in the subset this is 0, not 0 / 0.
             result[f'{name}_accuracy'] = total[f'{name}_right'] / max(total[f'{name}_weight'], 1.0)
         return result
 
