@@ -57,7 +57,7 @@ def test_two_processes_make_the_tokens_and_rules_of_one(tmp_path):
         assert found['blocks'].size
         assert (found['blocks'] % 2 == process).all()  # the search was shared
         refusal, first, *on_all = found['refusals']
-        assert refusal == 'rules: process 1 has others than process 0; do both run the same software?'
+        assert refusal == 'rules of process 1 is not that of process 0; do both run the same code?'
         assert first == ('OSError: no disk', 'UserError: no disk')[process]
         there = 'MachineError: process 1 failed at it', 'ValueError: process 1 failed at it'
         assert tuple(on_all) == (there, ('MemoryError: of process 1', "KeyError: 'of process 1'"))[process]
