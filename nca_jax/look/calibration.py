@@ -62,7 +62,7 @@ def calibrate(config: Config, args: argparse.Namespace, progress: Progress) -> d
     # The automata's vocabulary is all patches.
     scale = texts.make_scale(scored, data.scored_tokens, np.arange(data.vocab.start), seed)
     rules = texts.Ratios(data.scored_tokens, scored.bytes_per_token, scores_R, scale)
-    bands = make_bands(data, scores_R, lambda _, done, total: progress('fifths', done, total))
+    bands = make_bands(data, scores_R, progress)
     described = {}
     for name, settings in measured.items():
         records = {setting: ratios.record() for setting, ratios in settings.items()}
@@ -104,7 +104,8 @@ def make_bands(config: NCAConfig, scores_R: np.ndarray, progress: Progress) -> l
         band_by, thresholds = 'score', {name: (band, band) for name, band in PAPER_BANDS.items()}
     else:
         # Seed 0, as `bank` surveys: the thresholds must be those of training, whatever this run's seed.
-        scores_R, band_by = score.survey(config, 0, config.band_sample, progress), 'quantile'
+        sampled = score.survey(config, 0, config.band_sample, lambda _, done, total: progress('fifths', done, total))
+        scores_R, band_by = sampled, 'quantile'
         thresholds = {name: (band, bank.quantiles(scores_R, band)) for name, band in FIFTHS.items()}
     bands = [
         Band(name, band, band_by, low, high, score.in_band(scores_R, (low, high)).mean())
