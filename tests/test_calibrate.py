@@ -170,7 +170,7 @@ def test_fifths_are_those_of_training(tmp_path):
     data = dataclasses.replace(DATA, band_sample=256)
     told = []
     found = calibration.make_bands(data, other_rules, lambda *now: told.append(now))
-    assert told[-1] == ('rules', 256, 256)
+    assert told[-1] == ('fifths', 256, 256)
     assert [band.name for band in found] == ['q0-20', 'q20-40', 'q40-60', 'q60-80', 'q80-100']
     for number, band in enumerate(found):
         chosen = dataclasses.replace(data, band=(number / 5, (number + 1) / 5), band_by='quantile')
