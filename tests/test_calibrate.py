@@ -337,6 +337,8 @@ def test_a_text_beyond_all_rules_is_said_to_be(tmp_path, capsys):
         ([f'--text={"x" * 300}'], 'File name too long'),
         (['--text={tmp}/enough', '--out={tmp}/small'], 'small: File exists'),
         (['--text={tmp}/enough', '--config=nowhere.py'], 'nowhere.py: no such experiment file'),
+        (['--text={tmp}/enough', '--rules=3'], '--rules = 3: must be at least 50'),
+        (['--text={tmp}/enough', '--windows=0'], '--windows = 0: must be at least 50'),
         (['--text={tmp}/enough', '--config.data.rules=3'], 'config.data.rules = 3: unknown field'),
         (['--text={tmp}/enough', '--loud'], 'unrecognized arguments: --loud; see'),
         (['--text={tmp}/enough', '--config.data.complexity.level=0'], 'complexity.level = 0: must compress'),

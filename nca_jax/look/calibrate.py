@@ -24,7 +24,11 @@ Files in --out: calibration.png and calibration.json.
 import argparse
 
 from nca_jax import progress
+from nca_jax.errors import check
 from nca_jax.look import output
+
+# Fewer give no quantiles.
+LEAST = 50
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +42,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from nca_jax.look import calibration, pictures
 
+    for flag in ('rules', 'windows'):
+        check(getattr(args, flag) >= LEAST, f'--{flag}', getattr(args, flag), f'must be at least {LEAST}')
     config = output.load(args)
     with progress.bars() as show_progress:
         record = calibration.calibrate(config, args, show_progress)
