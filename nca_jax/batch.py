@@ -35,7 +35,7 @@ class Vocab:
 
 def check_vocab(tokens: int, field: str, value: object) -> None:
     """Raises FieldError, which names the field that decides the vocabulary, where that has too many tokens."""
-    allowed = f'makes a vocabulary of {tokens:,} tokens; at most {MAX_VOCAB:,} are allowed'
+    allowed = f'a vocabulary has at most {MAX_VOCAB:,} tokens, and this makes {tokens:,}'
     check(tokens <= MAX_VOCAB, field, value, allowed)
 
 

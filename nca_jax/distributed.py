@@ -238,7 +238,7 @@ def agree(text: str, name: str) -> None:
     words_Nx8 = _gather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32))
     different = np.flatnonzero((words_Nx8 != words_Nx8[0]).any(1))
     if different.size:
-        raise UserError(f'{name} of process {different[0]} is not that of process 0; do both run the same code?')
+        raise UserError(f'{name}: process {different[0]} differs from process 0; do both run the same code?')
 
 
 def _gather(row: np.ndarray) -> np.ndarray:

@@ -57,9 +57,9 @@ def test_two_processes_make_the_tokens_and_rules_of_one(tmp_path):
         assert found['blocks'].size
         assert (found['blocks'] % 2 == process).all()  # the search was shared
         refusal, first, *on_all = found['refusals']
-        assert refusal == 'rules of process 1 is not that of process 0; do both run the same code?'
+        assert refusal == 'rules: process 1 differs from process 0; do both run the same code?'
         assert first == ('OSError: no disk', 'UserError: no disk')[process]
-        there = 'MachineError: process 1 failed at it', 'ValueError: process 1 failed at it'
+        there = 'MachineError: process 1 failed to read its part', 'ValueError: process 1 failed to read its part'
         assert tuple(on_all) == (there, ('MemoryError: of process 1', "KeyError: 'of process 1'"))[process]
         for step in process_of_two.STEPS:
             whole = np.asarray(expected(step).inputs_BxL)

@@ -177,7 +177,7 @@ def test_named_steps_are_kept_for_good(cache, tmp_path):
 def test_text_may_lie_in_the_runs_own_folder(cache, scratch, tmp_path, monkeypatch):
     own = config(cache, 'arm=scratch', data__cache='')
     with monkeypatch.context() as patched:
-        patched.setattr(stages.perplexity, 'make_evaluator', lambda *_: crash())  # only the text is prepared
+        patched.setattr(stages, 'make_evaluator', lambda *_: crash())  # only the text is prepared
         with pytest.raises(CrashError):
             train(own, tmp_path / 'run')
     train(own, tmp_path / 'run')
