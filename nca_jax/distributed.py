@@ -113,7 +113,7 @@ def _call_roll(host: str, port: int, count: int, process: int, seconds: float) -
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection((host, port), timeout=left) as line:
-                # Process 0 may have begun to wait later, so it may answer later than our own deadline.
+                # Process 0 counts from its own start, which may be later, so it may answer after our deadline.
                 line.settimeout(seconds + HELLO_SECONDS)
                 line.sendall(f'{process} {count}\n'.encode())
                 answer = line.makefile(errors='replace').readline().strip()
@@ -124,7 +124,7 @@ def _call_roll(host: str, port: int, count: int, process: int, seconds: float) -
                 return
             if answer.startswith(NO):
                 raise UserError(answer.removeprefix(NO))
-            trouble = 'what is there waits for no process of this run, or no longer'
+            trouble = 'what is there waits for no process: another program, or process 0 after it gave up'
         time.sleep(RETRY_SECONDS)
     raise UserError(f'process {process} of {count} found no process 0 at {host}:{port} in {seconds} s: {trouble}')
 

@@ -218,7 +218,7 @@ def describe(config: Config, program: Program, identity: str, lineage: dict | No
 def open_writer(
     config: Config, program: Program, folder: pathlib.Path, about: dict[str, Any], step: int
 ) -> MetricWriter | SilentWriter:
-    """Writes the record and the examples of a run's beginning, and opens its metrics. Only process 0 writes."""
+    """Opens the run's metrics, after its record and its stage's example files are written. Only process 0 writes."""
     if not distributed.is_first():
         return SilentWriter()
     folders.write_record(folder, about)

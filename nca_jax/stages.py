@@ -98,7 +98,7 @@ def _text_vocabulary(config: Config) -> Vocab:
     data = config.data
     if data.tokenizer:
         return Vocab(tokenizer.load(data.tokenizer).get_vocab_size())
-    # A published corpus has its own tokenizer; another is trained to the size that the config asks for.
+    # Published corpora use GPT-2's tokenizer. For any other corpus one of data.vocab_size tokens is trained.
     return Vocab(corpora.GPT2_VOCAB if data.corpus in corpora.RECIPES else data.vocab_size)
 
 

@@ -74,7 +74,7 @@ def code_version(folder: pathlib.Path) -> dict[str, str | None]:
 
     Both are None when the folder is not part of a git repository: an installed copy, even inside somebody's checkout.
     """
-    # A package that git ignores is installed there, not developed.
+    # Where git ignores the package, as in a .venv inside a checkout, the commit says nothing about it.
     root = _git(folder, 'rev-parse', '--show-toplevel')
     if root is None or _git(folder, 'check-ignore', str(folder)) is not None:
         return {'commit': None, 'dirty': None}
@@ -83,7 +83,7 @@ def code_version(folder: pathlib.Path) -> dict[str, str | None]:
     changes = [_git(top, 'diff', '--binary', 'HEAD') or b'']
     for name in (_git(top, 'ls-files', '--others', '--exclude-standard', '-z', '--', '*.py') or b'').split(b'\0')[:-1]:
         path = top / os.fsdecode(name)
-        # An editor's lock is a link to nowhere.
+        # It may be a link to nowhere, such as an editor's lock.
         changes += [name, path.read_bytes() if path.is_file() else b'']
     return {
         'commit': None if commit is None else commit.decode().strip(),

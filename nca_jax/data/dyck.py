@@ -76,8 +76,8 @@ def _coin_bits(config: DyckConfig) -> int:
 
 
 def _digit(config: DyckConfig) -> int:
-    """Bits of a kind in the stack, so that a whole number of digits fills a word."""
-    # Four positions move whole bytes.
+    """Bits of one entry of the stack, a kind: a power of two, so that no entry lies in two words."""
+    # The fast path for few kinds moves whole bytes.
     if _fits_a_byte(config):
         return 8
     return next(bits for bits in (1, 2, 4, 8) if config.kinds <= 2**bits)

@@ -148,6 +148,7 @@ def _write(config: TextConfig, corpus: Corpus, tokenizer: Tokenizer | None, out:
         'corpus': corpus.name,
         'tokenizer': bpe.identity(tokenizer),
         'identity': content.hexdigest(),
+        # Numbers of documents: in neither split, of validation that train has too, and with U+FFFD in them.
         'documents': {
             'dropped': len(scanned_N) - len(train_M) - len(valid_M),
             'shared': int(np.isin(digest_N[valid_M], digest_N[train_M]).sum()),

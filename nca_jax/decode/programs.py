@@ -75,7 +75,7 @@ def prefill(config: ModelConfig, vocab: Vocab, layers: dict, tokens_BxL: jax.Arr
     """The caches of prompts, which may be padded on the right: no position sees what follows it."""
     position_1xL, attends = jnp.arange(tokens_BxL.shape[1])[None], [attend_and_keep] * config.layers
     _, caches = transformer.apply_cached(config, layers, tokens_BxL, position_1xL, attends, vocab)
-    # Rows stay whole: each goes to one group, on whichever device that is.
+    # Not split by prompt: each goes to a group later, which may lie on any device.
     return _split(caches, (None, *CACHE_AXES[1:]))
 
 
@@ -101,8 +101,8 @@ def write_tokens(
 ) -> tuple[Caches, Rows, jax.Array, jax.Array]:
     """Steps until `patience` rows have ended or `chunk` steps are done: (ring, rows, tokens (B, chunk), steps).
 
-    `prompts` holds lengths_Q tokens of each group's prompt, `slot` is the first that the ring writes. `next_SxV` is the
-    automaton of `make_stops`. Tokens are -1 where a row wrote none.
+    prompts: caches, of which group q's holds lengths_Q[q] tokens. slot: the first that the ring writes. next_SxV: the
+    state after a state and a token, from `make_stops`. Tokens are -1 where a row wrote none.
     """
     root, live_at_first = keys.key(seed, 'decode'), jnp.sum(rows.live_B)
 

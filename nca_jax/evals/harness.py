@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
 def load(
     folder: pathlib.Path, weights: str, batch: int | None, seed: int, tokenizer: pathlib.Path | None
 ) -> tuple[Any, dict[str, Any]]:
-    """(the `requests.Model` of a run, the fields that identify it). Raises UserError if it has read no text."""
+    """(the `requests.Model` of a run, the fields that identify it). Raises UserError if the run has read no text."""
     from nca_jax import mesh as meshes
     from nca_jax.data.tokenizer import load_of_run
     from nca_jax.evals.requests import Model
@@ -96,8 +96,8 @@ def load(
     bpe = load_of_run(folder, manifest, tokenizer)
     if bpe is None:
         raise UserError(f'{folder}: was trained on no text, so it has no tokenizer to read tasks with')
-    tokens, allowed = bpe.get_vocab_size(), f'must have at most the {vocab.size} tokens of the tables'
-    check(tokens <= vocab.size, 'tokenizer of tokens', tokens, allowed)
+    tokens, allowed = bpe.get_vocab_size(), f"must be at most {vocab.size}, the model's vocabulary"
+    check(tokens <= vocab.size, 'tokens of the tokenizer', tokens, allowed)
     about = {name: manifest[name] for name in ('name', 'arm', 'seed', 'identity', 'step', 'tokens')}
     return Model(config, vocab, params, bpe, mesh, rows, seed), about | {'weights': weights, 'sampling_seed': seed}
 

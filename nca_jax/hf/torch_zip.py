@@ -12,7 +12,6 @@ storage, which stay there until they are read.
 import contextlib
 import dataclasses
 import math
-import os
 import pickletools
 import struct
 import zipfile
@@ -28,6 +27,7 @@ from nca_jax.errors import UserError
 # In bytes; 1.6B parameters with the moments of Adam take 0.1 MB. Reading takes time and memory of its length.
 MAX_PICKLE = 1 << 23
 MAX_DIMENSIONS = 8
+PIECE = 1 << 20
 STORAGES = {
     'FloatStorage': np.float32,
     'DoubleStorage': np.float64,
@@ -90,10 +90,14 @@ class Tensor:
         """Its numbers, read-only. UserError if the file is damaged."""
         width, stored = self.dtype.itemsize, self.storage
         with _refusals(stored.file), zipfile.ZipFile(stored.file) as archive, archive.open(stored.member) as file:
-            file.seek(self.offset * width)
+            # What isn't needed is read in pieces, not skipped: zipfile compares the checksum when it has read all, and
+            # newer Pythons give that up after a seek. So memory holds this tensor alone.
+            before = self.offset * width
+            for start in range(0, before, PIECE):
+                file.read(min(PIECE, before - start))
             content = file.read(self.reach * width)
-            # zipfile compares the checksum when it has read all, piece by piece: memory holds this tensor alone.
-            file.seek(0, os.SEEK_END)
+            while file.read(PIECE):
+                pass
         strides = [stride * width for stride in self.strides]
         numbers = np.frombuffer(content, self.dtype)
         return np.lib.stride_tricks.as_strided(numbers, self.shape, strides, writeable=False)

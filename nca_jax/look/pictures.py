@@ -125,7 +125,7 @@ def rank_frequency(measured: Measured, tokens: int) -> Figure:
 
 
 def information(measured: Measured, tokens_per_grid: int) -> Figure:
-    """Mutual information of cells, less chance, by distance in tokens, and by frames later and cells aside."""
+    """Mutual information of cells less that of chance: by distance in tokens, and by offset in frames and cells."""
     figure = Figure(figsize=(figures.WIDTH, 6.4))
     grid = figure.add_gridspec(2, 2, left=0.09, right=0.88, top=0.9, bottom=0.08, hspace=0.5, wspace=0.3)
     axes = figure.add_subplot(grid[0, :])

@@ -77,8 +77,9 @@ def sample(data: NCAConfig, seed: int, sequences: int, length: int, progress: Pr
     tokens_SxL = np.concatenate([batch.inputs_BxL, batch.targets_BxL[:, -1:]], 1)[:, : grids * data.tokens_per_grid]
     frames = patches.decode(data.vocab, tokens_SxL.reshape(-1), data.rule.height, data.rule.width)
     frames_SxTxYxX = frames.reshape(sequences, grids, *frames.shape[1:])
+    # Without the two delimiters of each grid.
     tokens_SxTxP = tokens_SxL.reshape(sequences, grids, -1)[:, :, 1:-1]
-    # As many frames as rules are judged by.
+    # The search scores as many frames of a rule.
     scored = slice(None), slice(data.complexity.frames)
     scored_tokens_SxL = tokens_SxTxP[scored].reshape(sequences, -1)
     scores_S = score.scores(data.complexity, frames_SxTxYxX[scored], scored_tokens_SxL)

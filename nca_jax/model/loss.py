@@ -14,7 +14,7 @@ def cross_entropy(logits_BxLxV: jax.Array, targets_BxL: jax.Array) -> jax.Array:
 
 
 def _forward(logits_BxLxV, targets_BxL):
-    # Autodiff would keep exp(logits) alive besides the logits, and differentiate the maximum.
+    # Backward needs these three. Autodiff would also keep exp(logits), and differentiate the maximum.
     logsumexp_BxL = jax.nn.logsumexp(logits_BxLxV, axis=-1)
     picked_BxL = jnp.take_along_axis(logits_BxLxV, targets_BxL[..., None], axis=-1)[..., 0]
     return logsumexp_BxL - picked_BxL, (logits_BxLxV, targets_BxL, logsumexp_BxL)

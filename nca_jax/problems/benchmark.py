@@ -120,7 +120,7 @@ def ask(config: BenchmarkConfig, prepared: Problems, length: int, seed: int) -> 
     prepared.check_shots('test', config.shots, 'config.benchmark.shots')
     questions, counts, seen = [], {'left_out': 0, 'fewer_shots': 0}, collections.Counter()
     for number, problem in enumerate(prepared.splits['test']):
-        # The first ones are a random sample of the task.
+        # Problems come in random order, so a task's first ones are a random sample; limit 0 takes all.
         seen[problem.task] += 1
         if config.limit and seen[problem.task] > config.limit:
             continue

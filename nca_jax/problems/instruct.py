@@ -58,7 +58,7 @@ def make_stream(
 ) -> Callable[[int], Batch]:
     """`stream(step)` -> the Batch (B, L) of that step: each problem of the split once an epoch, shuffled anew.
 
-    Row r of step k is row k * B + r of the split, so that devices and hosts can't change it.
+    Row r of step k has the number k * B + r in the endless sequence of epochs, whatever the devices and hosts.
     Raises UserError if no problem fits or a task has no more training problems than shots.
     """
     # A problem that doesn't fit alone is left out: its target is never cut.
@@ -72,8 +72,8 @@ def make_stream(
         epoch, place = shuffled(number, total, f'{seed}/instruct/{split}')
         problem = chosen[place]
         own = prepared.tokens[split][problem]
-        # Named by the epoch too, so that a problem has other shots each time. The earliest ones are dropped where the
-        # row would be too long.
+        # The name seeds the draw and holds the epoch: a problem has other shots each time. The earliest shots are
+        # dropped where the row, of inputs and one more target, would be too long.
         name, room = f'{seed}/shots/{split}/{epoch}/{problem}', length + 1 - own.count
         shots, _ = prepared.draw_shots(name, split, problem, config.shots, room)
         return assemble(own, shots, length, end, config.loss_on)

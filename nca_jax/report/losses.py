@@ -57,7 +57,7 @@ def speedups(study: Study, c: stats.Comparison) -> tuple[list[float | None], lis
 
 
 def speedup_cell(values: list[float | None] | None) -> str:
-    """The mean with its interval; no mean where some seeds never reached the baseline."""
+    """The mean with its interval; a count where some seeds (None) never reached the baseline; 'unknown' for None."""
     if values is None:
         return 'unknown'
     reached = [value for value in values if value is not None]

@@ -113,7 +113,7 @@ def gain_rows(gains: Gains, baseline: str) -> list[dict[str, str]]:
 
 
 def chance_rows(group: Group) -> list[dict[str, str]]:
-    """One row an arm and k, with what guessing reaches and both normalised scores; none for open answers."""
+    """One row an arm and k: pass@k, that of guessing, and two normalised scores. No rows for free-form answers."""
     chances = members(group)[0].solved
     if 'chance_pass@1' not in chances:
         return []
@@ -248,6 +248,7 @@ def blocks(study: Study, gains: Mapping[str, Gains]) -> list[page.Block]:
 
 
 def _level_cell(by_seed: Mapping[int, Run], name: str, before: bool = False) -> str:
+    """The mean of a score over seeds with its interval, in percent; with `before`, at step 0."""
     results = [run.solved_before if before else run.solved for run in by_seed.values()]
     # A mean over some of the seeds can't stand beside means over all.
     if None in results:

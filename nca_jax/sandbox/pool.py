@@ -162,9 +162,10 @@ class Sandbox(contextlib.AbstractContextManager):
         try:
             yield from self._threads.map(judge, submissions)
         except GeneratorExit:
+            # The caller left early; no worker failed.
             raise
-        # A worker that failed may hold an answer, which the next program must not get.
         except BaseException:
+            # A worker that failed may hold an answer, which the next program must not get.
             self.close()
             raise
 
