@@ -176,7 +176,7 @@ def launch(job: Job) -> None:
 
     # It makes system calls alone: at the fork, the bar's thread may hold Python's other locks.
     def prepare_child() -> None:
-        # The kernel kills the run if this process dies: nobody would be left to stop it.
+        # The kernel kills the run if this process dies. Otherwise the run would go on with no one to stop it.
         if sys.platform == 'linux':
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if job.core is not None:

@@ -19,7 +19,7 @@ def key(seed: int | jax.Array, *names: str | int | jax.Array) -> jax.Array:
     `seed` may also be a key made here, to derive from it.
     """
     is_key = isinstance(seed, jax.Array) and jax.dtypes.issubdtype(seed.dtype, jax.dtypes.prng_key)
-    # Named, because jax_default_prng_impl can choose rbg, whose numbers change under vmap.
+    # Named, because jax_default_prng_impl can choose rbg, and its numbers change under vmap.
     result = seed if is_key else jax.random.key(seed, impl='threefry2x32')
     for name in names:
         result = jax.random.fold_in(result, crc32(name) if isinstance(name, str) else name)

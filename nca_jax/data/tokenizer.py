@@ -46,7 +46,7 @@ def load(file: str) -> Tokenizer:
     except Exception as error:
         raise UserError(f'tokenizer = {file!r}: no readable tokenizer.json of a byte-level BPE ({error!r})') from error
     ends = [token for token in layout['added_tokens'] if token['content'] == END_OF_TEXT and token['special']]
-    # Whatever changes text before it becomes tokens makes counts of bytes wrong; dropout makes tokens random.
+    # A step that changes text before tokenisation makes counts of bytes wrong; dropout makes tokens random.
     if layout['model']['type'] != 'BPE' or layout['normalizer'] or layout['model'].get('dropout') or not ends:
         raise UserError(
             f'tokenizer = {file!r}: must be a byte-level BPE with special {END_OF_TEXT}, no normalizer and no dropout'

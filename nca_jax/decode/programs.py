@@ -101,8 +101,8 @@ def write_tokens(
 ) -> tuple[Caches, Rows, jax.Array, jax.Array]:
     """Steps until `patience` rows have ended or `chunk` steps are done: (ring, rows, tokens (B, chunk), steps).
 
-    prompts: caches, of which group q's holds lengths_Q[q] tokens. slot: the first that the ring writes. next_SxV: the
-    state after a state and a token, from `make_stops`. Tokens are -1 where a row wrote none.
+    prompts: one cache for each group; group q's holds lengths_Q[q] tokens. slot: the first that the ring writes.
+    next_SxV: the state after a state and a token, from `make_stops`. Tokens are -1 where a row wrote none.
     """
     root, live_at_first = keys.key(seed, 'decode'), jnp.sum(rows.live_B)
 

@@ -112,7 +112,7 @@ def make_stops(tokens: Sequence[int], strings: Sequence[str], pieces: Sequence[b
     # One byte of every token at a time, in all states at once.
     for place in range(longest):
         next_SxV = np.where(place < length_V, next_Sx256[next_SxV, byte_VxK[:, place]], next_SxV)
-    # A stop token ends the answer whatever its bytes are.
+    # A stop token ends the answer; its bytes don't matter.
     next_SxV[:, list(tokens)] = len(next_Sx256) - 1
     return next_SxV.astype(np.int32)
 

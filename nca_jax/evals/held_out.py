@@ -34,7 +34,7 @@ class EvalConfig:
 
 
 class Scores(NamedTuple):
-    """What an evaluator reports."""
+    """The metrics that an evaluator reports, and how it computes them."""
 
     # A record's fields from the totals over all batches, float64: `nll`, `weight`, and those that `measure` adds.
     summarise: Callable[[dict[str, np.ndarray]], dict]

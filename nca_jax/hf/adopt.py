@@ -81,7 +81,7 @@ def describe(source: Any, args: argparse.Namespace, vocab: Any, params: dict[str
     from nca_jax.hf import llama
 
     model = {field: getattr(source.model, field) for field in llama.SHARED}
-    # Equal weights have one identity, wherever they came from.
+    # Equal weights have one identity; their source doesn't matter.
     content = [model, vocab.size, leaf_table(params)]
     tokenizer = {} if source.tokenizer is None else {'tokenizer': bpe.identity(source.tokenizer)}
     return {

@@ -40,7 +40,7 @@ def write_config(
 
 def write_weights(folder: pathlib.Path, params: trees.Tree, vocab: Vocab, dtype: np.dtype) -> None:
     file = folder / 'model.safetensors'
-    # transformers reads a file only if it says that it is PyTorch's, whose layout of arrays is NumPy's.
+    # transformers reads a file only if its format is 'pt'. PyTorch and NumPy lay out arrays alike.
     save_file(dict(llama.exported(params, vocab, dtype)), file, metadata={'format': 'pt'})
     # safetensors closes its files to other users.
     file.chmod(folder.stat().st_mode & 0o666)

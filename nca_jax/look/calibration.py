@@ -93,7 +93,7 @@ def calibrate(config: Config, args: argparse.Namespace, progress: Progress) -> d
 def has_paper_bands(config: NCAConfig) -> bool:
     """Whether the paper's thresholds apply: for its patches of ten colours, as many of them, scored as it does."""
     scored, rule = config.complexity, config.rule
-    # Whatever changes a score, or how scores are distributed.
+    # The fields that change a score or the distribution of scores.
     kind = rule.family, rule.colours, config.patch, scored.measure, scored.level, scored.bytes_per_token
     return (*kind, config.scored_tokens) == ('random', 10, 2, 'gzip', 9, 4, 360)
 
@@ -103,7 +103,7 @@ def make_bands(config: NCAConfig, scores_R: np.ndarray, progress: Progress) -> l
     if has_paper_bands(config):
         band_by, thresholds = 'score', {name: (band, band) for name, band in PAPER_BANDS.items()}
     else:
-        # Seed 0, as `bank` surveys: the thresholds must be those of training, whatever this run's seed.
+        # Seed 0, as in `bank`: the thresholds are those of training and don't depend on this run's seed.
         sampled = score.survey(config, 0, config.band_sample, lambda _, done, total: progress('fifths', done, total))
         scores_R, band_by = sampled, 'quantile'
         thresholds = {name: (band, bank.quantiles(scores_R, band)) for name, band in FIFTHS.items()}

@@ -1,4 +1,4 @@
-"""What `show` and `calibrate` share: flags, the experiment, the table and the files."""
+"""Flags, loading, tables and files for `show` and `calibrate`."""
 
 import argparse
 import json

@@ -69,7 +69,7 @@ def sample(data: NCAConfig, seed: int, sequences: int, length: int, progress: Pr
     """
     grids = (length + 1) // data.tokens_per_grid
     check(grids >= 2, 'config.model.length', length, f'must hold two grids of {data.tokens_per_grid} tokens')
-    # One device, whatever the config's mesh: the sequences are the same.
+    # One device: the sequences don't depend on the mesh.
     sharding = meshes.batch_sharding(meshes.make_mesh(meshes.MeshConfig(1, 1, 1), jax.devices()[:1]))
     banks = stream.Banks(data, seed, 'train', None, 1, progress)
     batch = jax.device_get(stream.make_stream(data, seed, 'train', sequences, length, sharding, banks)(0))

@@ -99,7 +99,7 @@ def information_by_distance(
 
 
 def information_by_offset(now_SxTxYxX: np.ndarray, later_SxTxYxX: np.ndarray, colours: int, dt: int, dx: int) -> float:
-    """As `information_by_distance`, for the cell dt frames later and dx cells to the right on the torus."""
+    """Like `information_by_distance`, between a cell and the one dt frames later and dx cells to the right (torus)."""
     sequences, frames = now_SxTxYxX.shape[:2]
     x, y = now_SxTxYxX[:, : frames - dt], np.roll(later_SxTxYxX[:, dt:], -dx, axis=3)
     return mutual_information(x.reshape(sequences, -1), y.reshape(sequences, -1), colours).mean()

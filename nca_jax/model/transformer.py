@@ -140,7 +140,7 @@ class Attention(nn.Module):
         q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh = (
             Projection(c, 'bld,dhk->bhlk', c.init.std, name=name)(x_BxLxD) for name in 'qkv'
         )
-        # Scaled here rather than in the scores, of which there are many more.
+        # The queries are scaled, not the scores: there are fewer of them.
         q_BxHxLxDh = attention.rotate(q_BxHxLxDh, angles) * (c.head_width**-0.5)
         k_BxHxLxDh = attention.rotate(k_BxHxLxDh, angles)
         qkv = tuple(checkpoint_name(x, SAVED) for x in (q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh))
