@@ -187,20 +187,10 @@ def first(work: Callable[[], T]) -> T:
     """
     if jax.process_count() == 1:
         return work()
-    result = error = None
-    if is_first():
-        try:
-            result = work()
-        # Whatever it is, the others wait for it.
-        except Exception as caught:
-            error = caught
+    result, error = _attempt(work) if is_first() else (None, None)
     message = '' if error is None else str(error) or type(error).__name__
-    padded = np.zeros(LONGEST_LINE, np.uint8)
-    encoded = np.frombuffer(message.encode()[:LONGEST_LINE], np.uint8)
-    padded[: len(encoded)] = encoded
-    # The loop forbids implicit transfers; this one is meant.
-    with jax.transfer_guard('allow'):
-        received = np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes().rstrip(b'\0')
+    padded = message.encode()[:LONGEST_LINE].ljust(LONGEST_LINE, b'\0')
+    received = _gather(np.frombuffer(padded, np.uint8))[0].tobytes().rstrip(b'\0')
     if error is not None:
         raise error
     if received:
@@ -215,12 +205,7 @@ def on_all(work: Callable[[], T], is_of_the_machine: Callable[[Exception], bool]
     """
     if jax.process_count() == 1:
         return work()
-    result = error = None
-    try:
-        result = work()
-    # Whatever it is, the others must not go on alone.
-    except Exception as caught:
-        error = caught
+    result, error = _attempt(work)
     failures = _gather(np.array([error is not None, error is not None and is_of_the_machine(error)]))
     if error is not None:
         raise error
@@ -228,6 +213,14 @@ def on_all(work: Callable[[], T], is_of_the_machine: Callable[[Exception], bool]
         if failed:
             raise (MachineError if of_the_machine else ValueError)(f'process {process} failed to read its part')
     return result
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return work(), None
+    # Whatever it is: the other processes wait for this one, and must not go on without it.
+    except Exception as error:
+        return None, error
 
 
 def agree(text: str, name: str) -> None:
@@ -242,6 +235,7 @@ def agree(text: str, name: str) -> None:
 
 
 def _gather(row: np.ndarray) -> np.ndarray:
+    # The loop forbids implicit transfers; this one is meant.
     with jax.transfer_guard('allow'):
         return np.asarray(multihost_utils.process_allgather(row))
 

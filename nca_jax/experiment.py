@@ -35,7 +35,7 @@ def load(chosen: str, changes: Iterable[tuple[str, str]] = ()) -> Config:
                 raise UserError(f'--config.{field}={text}: config has no block {".".join(blocks)}')
         # A field that is text stays text: '10' may be meant as a name.
         block[name] = text if isinstance(block.get(name), str) else literal(text)
-    return from_dict(values)
+    return resolve(values)
 
 
 def get_config(module: ModuleType, words: str, place: str) -> ml_collections.ConfigDict:
@@ -55,11 +55,9 @@ def load_module(file: pathlib.Path) -> ModuleType:
     """An experiment file as a module. Raises UserError where it can't be read."""
     # A name may be too long, or lie in a folder that can't be entered.
     with files.as_user_error(file):
-        if not file.is_file():
+        if not file.is_file() or file.suffix != '.py':
             raise UserError(f'{file}: no such experiment file')
     spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None:
-        raise UserError(f'{file}: not a Python file')
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -86,13 +84,12 @@ def literal(text: str) -> object:
         return text
 
 
-def resolve(experiment: ml_collections.ConfigDict) -> Config:
-    """The Config of a ConfigDict. Raises FieldError for an unknown, missing or impossible field, with its path."""
-    return from_dict(experiment.to_dict())
+def resolve(values: ml_collections.ConfigDict | dict) -> Config:
+    """The Config of a ConfigDict, or of the plain dicts that a run.json holds.
 
-
-def from_dict(values: dict) -> Config:
-    """`resolve` for plain nested dicts, such as a run.json holds."""
+    Raises FieldError for an unknown, missing or impossible field, with its path.
+    """
+    values = values.to_dict() if isinstance(values, ml_collections.ConfigDict) else values
     stage = values.get('stage')
     known = isinstance(stage, str) and stage in STAGES
     check(known, 'config.stage', stage, f'must be one of {", ".join(STAGES)}')

@@ -48,25 +48,23 @@ def owned(folder: pathlib.Path, identity: str) -> Iterator[None]:
 
     Raises UserError, on all processes, if another run holds it, or if it belongs to another config or to no run.
     """
-    with contextlib.ExitStack() as held:
-        distributed.first(lambda: distributed.is_first() and held.enter_context(_locked(folder, identity)))
-        yield
 
-
-@contextlib.contextmanager
-def _locked(folder: pathlib.Path, identity: str) -> Iterator[None]:
     def busy() -> None:
         raise UserError(f'{folder} is in use by another process')
 
-    files.make_folder(folder, '--workdir')
-    # A run makes its lock first, so a folder with files and no lock is not a run's; a copied run has its record.
-    foreign = sorted(entry.name for entry in folder.iterdir())
-    if foreign and LOCK not in foreign and RECORD not in foreign:
-        raise UserError(f'{folder} is not empty and not a run: it holds {foreign[0]}; choose another --workdir')
-    with files.lock(folder / LOCK, busy):
+    def take() -> None:
+        if not distributed.is_first():
+            return
+        files.make_folder(folder, '--workdir')
+        # A run makes its lock first, so a folder with files and no lock is not a run's; a copied run has its record.
+        foreign = sorted(entry.name for entry in folder.iterdir())
+        if foreign and LOCK not in foreign and RECORD not in foreign:
+            raise UserError(f'{folder} is not empty and not a run: it holds {foreign[0]}; choose another --workdir')
+        held.enter_context(files.lock(folder / LOCK, busy))
         if (folder / RECORD).exists() and (owner := read_record(folder)['identity']) != identity:
-            raise UserError(
-                f'{folder} holds the run of another config (identity {owner[:12]}, this one is {identity[:12]}); '
-                'choose another --workdir or restore the config'
-            )
+            another = f'the run of another config (identity {owner[:12]}, this one is {identity[:12]})'
+            raise UserError(f'{folder} holds {another}; choose another --workdir or restore the config')
+
+    with contextlib.ExitStack() as held:
+        distributed.first(take)
         yield

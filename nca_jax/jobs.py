@@ -1,6 +1,5 @@
 """The runs of a study as processes: which are left, a few at a time, and their progress."""
 
-import collections
 import ctypes
 import dataclasses
 import os
@@ -55,8 +54,7 @@ class Job:
 
     def trained(self) -> int:
         """Tokens trained so far."""
-        last = self.last_record()
-        return last['tokens'] if last else 0
+        return (self.last_record() or {'tokens': 0})['tokens']
 
     def is_finished(self) -> bool:
         """Whether the folder holds this very run, done. Raises UserError where it holds another config's."""
@@ -65,15 +63,13 @@ class Job:
             return False
         identity = configs.identity(self.config, transfer.read_parent(self.config.init_from))
         if folders.read_record(self.folder)['identity'] != identity:
-            raise UserError(
-                f'{self.folder} holds the run of another config than {self.source}; remove it or choose another --out'
-            )
+            another = f'the run of another config than {self.source}'
+            raise UserError(f'{self.folder} holds {another}; remove it or choose another --out')
         return True
 
 
 def run_study(file: pathlib.Path, study: str, out: pathlib.Path | None, workers: int | None) -> int:
     """Trains the runs that aren't finished, then writes the report. Returns the exit code."""
-    start = time.time()
     check(workers is None or workers > 0, '--workers', workers, 'must be positive')
     check(out is None or ',' not in str(out), '--out', str(out), 'a comma would part it into words of a config')
     module, chain = load_study(file, study)
@@ -94,11 +90,6 @@ def run_study(file: pathlib.Path, study: str, out: pathlib.Path | None, workers:
     code = train_all(todo, workers or len(cores) or 1, cores)
     if code == DONE:
         report.write([str(out)], out / 'report', baseline=None)
-        phases = collections.Counter()
-        for job in jobs:
-            phases.update(job.last_record()['seconds'])
-        seconds = ', '.join(f'{phase} {total:,.0f}' for phase, total in phases.items())
-        print(f'{time.time() - start:,.0f} s for this call. Seconds of all runs: {seconds}')
     return code
 
 
@@ -171,7 +162,6 @@ def train_all(todo: list[Job], workers: int, cores: list[int]) -> int:
 
 def launch(job: Job) -> None:
     """Starts the run as a process that ends with this one, on a core of its own where `job.core` names one."""
-
     libc = ctypes.CDLL(None)
 
     # It makes system calls alone: at the fork, the bar's thread may hold Python's other locks.

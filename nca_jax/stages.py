@@ -115,13 +115,13 @@ def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, pro
     sharding, length, data = meshes.batch_sharding(mesh), config.model.length, config.data
     bpe = _tokenizer(config, folder)
 
-    def keep() -> None:
+    def load() -> Problems:
         if distributed.is_first() and not (folder / RECORD).exists():
-            # A later stage looks for it here.
+            # A later stage looks for the tokenizer here.
             files.write(folder / tokenizer.FILE, bpe.to_str())
+        return load_problems(data.problems, bpe)
 
-    distributed.first(keep)
-    prepared = distributed.first(lambda: load_problems(data.problems, bpe))
+    prepared = distributed.first(load)
     check_vocab(prepared.vocab.size, 'config.data.tokenizer', data.tokenizer)
     hashes = {'problems': prepared.identity, 'tokenizer': tokenizer.identity(bpe)}
     answers, answer_hashes = _benchmark(config, bpe, mesh, folder, {data.problems: prepared})

@@ -9,7 +9,7 @@ def load_program(folder, mesh, weights='params'):
     values = folders.read_record(folder)['config']
     # Every platform has it, as `run.load_model` knows.
     values['model']['attention'] = 'einsum'
-    config = experiment.from_dict(values)
+    config = experiment.resolve(values)
     program, checkpoints = run.build(config, mesh, folder), folders.checkpoints(folder)
     leaves = trees.flatten({'params': program.abstract.params, 'ema': program.abstract.ema}[weights])
     shardings = {path: leaf.sharding for path, leaf in leaves.items()}

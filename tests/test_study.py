@@ -104,7 +104,7 @@ def test_a_finished_run_of_another_config_is_refused(tmp_path):
     [
         (['experiments/nowhere.py'], 'no such experiment file'),
         (['experiments/nca_pretrain.py'], 'has no STUDIES'),
-        (['README.md'], 'README.md: not a Python file'),
+        (['README.md'], 'README.md: no such experiment file'),
         (['experiments/quickstart.py', '--workers=0'], '--workers = 0: must be positive'),
         (['experiments/quickstart.py', '--out=a,b'], "--out = 'a,b': a comma"),
         (['experiments/quickstart.py', '--out=README.md'], '--out=README.md: File exists'),
