@@ -15,7 +15,7 @@ from nca_jax import mesh as meshes
 from nca_jax import run
 from nca_jax.checkpoint import graft
 from nca_jax.errors import UserError
-from nca_jax.experiment import from_dict, literal, load, resolve
+from nca_jax.experiment import literal, load, resolve
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
 START = {'run': 'p', 'step': None, 'weights': 'params', 'plan': ()}
@@ -91,7 +91,7 @@ def test_every_experiment_builds_and_validates(name, words):
     file = experiment(name, words)
     assert file.is_locked
     config = resolve(file)
-    again = from_dict(configs.to_dict(config))  # what run.json gives back
+    again = resolve(configs.to_dict(config))  # what run.json gives back
     assert configs.to_dict(again) == configs.to_dict(config)
     assert configs.identity(again, None) == configs.identity(config, None)
     assert config.smoke == ('smoke' in words)
@@ -161,7 +161,7 @@ def changed(path: str, value: object) -> configs.Config:
         del block[field]
     else:
         block[field] = value
-    return from_dict(values)
+    return resolve(values)
 
 
 @pytest.mark.parametrize(

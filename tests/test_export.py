@@ -17,7 +17,7 @@ from experiments import baselines, quickstart
 from nca_jax import cli, folders, run, transfer, trees
 from nca_jax import mesh as meshes
 from nca_jax.checkpoint.store import Store, read_manifest, restore_params, saved_params
-from nca_jax.experiment import from_dict
+from nca_jax.experiment import resolve
 from nca_jax.hf import release, torch_zip
 from nca_jax.report.runs import read_run
 from tests.test_hf import GOLDEN, assert_logits, logits
@@ -163,7 +163,7 @@ def test_a_run_starts_from_a_checkpoint_of_the_release(tmp_path):
     values = file.to_dict() | {
         'init_from': {'run': str(tmp_path / 'parent'), 'step': None, 'weights': 'params', 'plan': plan}
     }
-    child = from_dict(values)
+    child = resolve(values)
     program = run.build(child, meshes.make_mesh(child.mesh), tmp_path)
     with Store(tmp_path / 'checkpoints', keep=1) as store:
         state, lineage = run.start(child, program, store, transfer.read_parent(child.init_from), say=lambda line: None)
