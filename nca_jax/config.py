@@ -113,8 +113,10 @@ def identity(config: Config, parent: dict | None) -> str:
     content = to_dict(config)
     for path in PATHS + HOW_IT_RUNS:
         *blocks, field = path.split('.')
-        # Some stages have none of these blocks.
-        holder = functools.reduce(lambda block, name: block.get(name) or {}, blocks, content)
-        holder.pop(field, None)
+        holder: Any = content
+        for block in blocks:  # some stages have none of these
+            holder = holder[block] if isinstance(holder, dict) and block in holder else None
+        if isinstance(holder, dict):
+            holder.pop(field, None)
     content['parent'] = parent and {'identity': parent['identity'], 'step': parent['step']}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
