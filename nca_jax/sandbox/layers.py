@@ -6,15 +6,16 @@ A worker calls `build` once. Each process that it forks calls `confine` before i
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import os
 import resource
 import signal
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from nca_jax.sandbox import kernel, landlock, seccomp
+from nca_jax.sandbox import kernel
 
 # The user and group that root becomes.
 NOBODY = 65534
@@ -60,7 +61,7 @@ class Shared(NamedTuple):
     mapped: int
     # File number of Landlock's rules.
     rules: int
-    filter: seccomp.Filter
+    filter: kernel.SeccompFilter
 
 
 def readable() -> list[str]:
@@ -107,18 +108,10 @@ def build() -> Shared:
         _new_root()
     os.close(proc)
     socket.sethostname(HOST)
-    for kind, most in (
-        (resource.RLIMIT_STACK, 8 * MIB),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_MSGQUEUE, 0),
-        (resource.RLIMIT_MEMLOCK, 0),
-        (resource.RLIMIT_RTPRIO, 0),
-        (resource.RLIMIT_NICE, 0),
-        # Signals that wait do so in the kernel's own memory.
-        (resource.RLIMIT_SIGPENDING, 64),
-    ):
-        resource.setrlimit(kind, (most, most))
-    return Shared(mapped, landlock.rules(readable(), AROUND), seccomp.Filter())
+    program = kernel.seccomp_program()
+    # Eight bytes each instruction.
+    seccomp = kernel.SeccompFilter(len(program) // 8, program)
+    return Shared(mapped, kernel.landlock_ruleset(readable(), AROUND), seccomp)
 
 
 def _new_namespaces(proc: int) -> None:
@@ -173,10 +166,10 @@ def _new_root() -> None:
     kernel.call('mount', None, '/', None, UNTRUSTED | kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY, None)
 
 
-def confine(limits: Limits, keep: Sequence[int], shared: Shared, after: Callable[[str], None]) -> None:
-    """Puts this process behind all layers for good. The files `keep` become numbers 3 and up; all others are closed.
+def confine(limits: Limits, keep: Sequence[int], shared: Shared) -> Iterator[str]:
+    """Puts this process behind one layer after another for good, and yields the name of each once it works.
 
-    Calls `after` with the name of each layer once it works.
+    The files `keep` become numbers 3 and up; all others are closed.
     """
     # A mount namespace of its own holds a private folder that no other program sees.
     os.setsid()
@@ -189,22 +182,28 @@ def confine(limits: Limits, keep: Sequence[int], shared: Shared, after: Callable
     os.unlink(f'{PRIVATE}/printed')
     files = [os.open(EMPTY, os.O_RDONLY), printed, printed, *keep, shared.rules]
     # By way of numbers above all of these, so that no copy lands on a file that is still needed.
-    spare = max(files) + len(files) + 1
-    for number, file in enumerate(files):
-        os.dup2(file, spare + number)
-    for number in range(len(files)):
-        os.dup2(spare + number, number)
+    copies = [fcntl.fcntl(file, fcntl.F_DUPFD, max(files) + len(files)) for file in files]
+    for number, copy in enumerate(copies):
+        os.dup2(copy, number)
     kernel.call('close_range', len(files), 0xFFFFFFFF, 0)
-    after('mounts')
+    yield 'mounts'
     for kind, most in (
         (resource.RLIMIT_CPU, limits.cpu_seconds),
         (resource.RLIMIT_AS, shared.mapped + limits.memory_mb * MIB),
         (resource.RLIMIT_FSIZE, limits.file_mb * MIB),
         (resource.RLIMIT_NOFILE, limits.files),
         (resource.RLIMIT_NPROC, limits.threads),
+        (resource.RLIMIT_STACK, 8 * MIB),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_RTPRIO, 0),
+        (resource.RLIMIT_NICE, 0),
+        # Signals that wait do so in the kernel's own memory.
+        (resource.RLIMIT_SIGPENDING, 64),
     ):
         resource.setrlimit(kind, (most, most))
-    after('limits')
+    yield 'limits'
     # The kernel counts threads per user namespace, so one of its own keeps other programs' threads out of the count.
     kernel.unshare('user')
     kernel.prctl(kernel.PR_SET_SECUREBITS, kernel.LOCKED_SECUREBITS)
@@ -214,12 +213,12 @@ def confine(limits: Limits, keep: Sequence[int], shared: Shared, after: Callable
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     # Landlock and seccomp demand it of an unprivileged process.
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-    after('privileges')
+    yield 'privileges'
     kernel.call('landlock_restrict_self', 3 + len(keep), 0)
     os.close(3 + len(keep))
-    after('Landlock')
-    kernel.call('seccomp', seccomp.SECCOMP_SET_MODE_FILTER, 0, shared.filter)
-    after('seccomp')
+    yield 'Landlock'
+    kernel.call('seccomp', kernel.SECCOMP_SET_MODE_FILTER, 0, shared.filter)
+    yield 'seccomp'
 
 
 def describe_status(status: int) -> str:

@@ -50,7 +50,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from nca_jax.errors import UserError
-from nca_jax.sandbox import landlock, layers, sides, wire
+from nca_jax.sandbox import kernel, layers, sides, wire
 
 Limits = layers.Limits
 ROOT = pathlib.Path(__file__).parents[2]
@@ -109,7 +109,7 @@ class Sandbox(contextlib.AbstractContextManager):
         # The numbers of system calls are those of this architecture.
         if (machine := os.uname().machine) != 'x86_64':
             raise UserError(f'sandbox: its system-call filter is written for x86_64, not {machine}')
-        if not landlock.version():
+        if not kernel.landlock_version():
             raise UserError('sandbox: this kernel has no Landlock (Linux 5.13 with lsm=landlock), or it is off')
         self.limits = limits or Limits()
         count = workers or len(os.sched_getaffinity(0))

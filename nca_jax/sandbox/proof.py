@@ -6,13 +6,14 @@ layer did its work.
 
 import _thread
 import errno
+import json
 import mmap
 import os
 import resource
 import socket
 from collections.abc import Callable, Iterator, Sequence
 
-from nca_jax.sandbox import kernel, landlock, layers, wire
+from nca_jax.sandbox import kernel, layers
 
 Probe = tuple[str, bool]
 
@@ -23,7 +24,7 @@ F_SETPIPE_SZ = 1031
 
 
 def prove(limits: layers.Limits, shared: layers.Shared, answer: int) -> None:
-    """Confines this process, and sends into the file `answer` the names of failed probes."""
+    """Confines this process, and writes into the socket `answer` which probes failed, or null, as JSON."""
     missing: list[str] = []
     probes = {
         'mounts': mounts,
@@ -32,18 +33,16 @@ def prove(limits: layers.Limits, shared: layers.Shared, answer: int) -> None:
         'Landlock': landlock_rules,
         'seccomp': system_calls,
     }
-
-    def probe(layer: str) -> None:
-        missing.extend(name for name, works in probes.pop(layer)() if not works)
-
     try:
-        layers.confine(limits, [answer], shared, probe)
+        for layer in layers.confine(limits, [answer], shared):
+            missing += [name for name, works in probes.pop(layer)() if not works]
     except Exception as error:
         missing.append(f'{next(iter(probes), "end")}: {type(error).__name__}: {error}')
     else:
         missing += [f'{layer}: was never put in place' for layer in probes]
-    # The layer of the mounts moves the file to number 3.
-    wire.send(answer if 'mounts' in probes else 3, ', '.join(missing).encode())
+    problem = f'not in force on this machine: {", ".join(missing)}' if missing else None
+    # The layer of the mounts moves the socket to number 3.
+    os.write(answer if 'mounts' in probes else 3, json.dumps(problem).encode())
 
 
 def refusal(attempt: Callable[[], object]) -> int:
@@ -164,7 +163,7 @@ def landlock_rules() -> Iterator[Probe]:
     yield 'Landlock: private folder', refusal(lambda: os.mkdir('made')) == 0
     yield 'Landlock: programs', refusal(lambda: os.mkfifo('pipe')) == errno.EACCES
     # Landlock knows TCP from version 4 on. The namespace has nothing to reach either way.
-    if landlock.version() >= 4:
+    if kernel.landlock_version() >= 4:
         yield 'Landlock: TCP', refusal(lambda: socket.create_connection(UNREACHABLE[0], 1)) == errno.EACCES
 
 

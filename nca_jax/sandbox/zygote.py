@@ -18,7 +18,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-from nca_jax.sandbox import kernel, layers, proof, sides, wire
+from nca_jax.sandbox import kernel, layers, proof, sides
 
 # The modules that solutions import most. The rest of the standard library is read when a program imports it. Not
 # threading, with which a fork takes twice as long.
@@ -58,18 +58,12 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     here = os.pidfd_open(os.getpid())
-    # The self-test, in a process that is confined like a program's.
-    ours, theirs = os.pipe()
-    process = fork(lambda: proof.prove(limits, shared, theirs), here)
-    # Else the pipe would never end.
-    os.close(theirs)
-    with open(ours, 'rb') as file:
-        missing = wire.receive(file)
-    status, _ = bury(process)
-    problem = f'not in force on this machine: {missing.decode()}' if missing else None
-    if missing is None:
-        problem = f'the self-test ended early, {layers.describe_status(status)}'
-    control.send(json.dumps(problem).encode())
+    # The self-test, in a process that is confined like a program's. It tells the judge itself what is missing.
+    tester, _ = fork(lambda: proof.prove(limits, shared, control.fileno()), here)
+    _, status = os.waitpid(tester, 0)
+    if status:
+        control.send(json.dumps(f'the self-test ended early, {layers.describe_status(status)}').encode())
+        return
     while True:
         order, files, _, _ = socket.recv_fds(control, 4096, 1)
         if not order:
@@ -82,11 +76,12 @@ def run(control: socket.socket, judge: int, limits: layers.Limits, here: int, sh
     calls, answers = os.pipe(), os.pipe()
 
     def confined(side: Callable[..., None], *files: int) -> None:
-        done = []
+        done = 0
         try:
-            layers.confine(limits, files, shared, done.append)
+            for _ in layers.confine(limits, files, shared):
+                done += 1
         except BaseException:
-            os._exit(layers.FAILED + len(done))
+            os._exit(layers.FAILED + done)
         side(*range(3, 3 + len(files)))
 
     candidate = fork(lambda: confined(sides.candidate_side, calls[0], answers[1]), here)
@@ -113,13 +108,11 @@ def fork(work: Callable[[], None], here: int) -> tuple[int, int]:
     kernel.unshare('pid')
     process = os.fork()
     if process == 0:
-        # Unless `work` returns.
-        code = 1
         try:
             work()
-            code = 0
+            os._exit(0)
         finally:
-            os._exit(code)
+            os._exit(1)
     # Children begin in this namespace again: the new one ends with its first process, and no fork enters it then.
     kernel.call('setns', here, kernel.NAMESPACES['pid'])
     return process, os.pidfd_open(process)
