@@ -25,11 +25,8 @@ def as_user_error(place: object) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path, keep: bool = False) -> Iterator[BinaryIO]:
-    """A file to write, which becomes `path` when the block ends: a reader or a crash sees the old file or the new one.
-
-    With `keep`, an existing file stays: of several processes the first decides for all.
-    """
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """A file to write, which becomes `path` when the block ends: readers and crashes find the old or the new one."""
     # Named by host and process, since processes of several hosts may write into one shared folder.
     scratch = path.with_name(f'.{path.name}.{os.uname().nodename}.{os.getpid()}')
     try:
@@ -37,19 +34,14 @@ def replacing(path: pathlib.Path, keep: bool = False) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if keep:
-            # Unlike a rename, a link never replaces.
-            with contextlib.suppress(FileExistsError):
-                os.link(scratch, path)
-        else:
-            scratch.replace(path)
+        scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
 
 
-def write(path: pathlib.Path, content: bytes | str, keep: bool = False) -> None:
+def write(path: pathlib.Path, content: bytes | str) -> None:
     """Writes a whole file (text as UTF-8), as `replacing` does."""
-    with replacing(path, keep) as file:
+    with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 

@@ -166,7 +166,7 @@ def test_a_search_ends_with_its_parent(tmp_path):
         'import dataclasses, pathlib, time\n'
         'from nca_jax.nca import score, stream; from tests.test_nca_bank import CONFIG\n'
         'endless = dataclasses.replace(CONFIG, band=(1.9, 2.0), candidates_per_rule=10**9)\n'
-        f'search = stream.start_search(score.Candidates(endless, 0, "train", 1), pathlib.Path("{tmp_path}"), 0, 1)\n'
+        f'search = stream.start_search(score.Candidates(endless, 0, "train", 1), pathlib.Path("{tmp_path}"))\n'
         'print(search.pid, flush=True); time.sleep(60)'
     )
     root = pathlib.Path(__file__).parents[1]

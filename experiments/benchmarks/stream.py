@@ -76,10 +76,10 @@ def measure(name: str, experiment: ConfigDict, folder: pathlib.Path) -> Iterator
 def median_seconds_beside_search(step: Callable[[], object], config: configs.Config, folder: pathlib.Path) -> float:
     """Of steps while another process looks for the rules of a set too large to be found before they end."""
     endless = dataclasses.replace(config.data, rules_per_epoch=10**9)
-    search = stream.start_search(score.Candidates(endless, config.seed, 'train', 1), folder, 0, 1)
+    search = stream.start_search(score.Candidates(endless, config.seed, 'train', 1), folder)
     time.sleep(STARTING_S)
     seconds = median_seconds(step, STEPS)
-    del search  # which ends it
+    search.terminate()
     return seconds
 
 

@@ -90,10 +90,8 @@ def thresholds(config: NCAConfig, folder: Path | None = None) -> tuple[float, fl
     path = folder / 'rules' / f'quantiles-{digest(band_request(config) | software())[:12]}.json'
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, json.dumps(thresholds(config)), keep=True)
-    # Another process may have been first with its own survey.
-    low, high = json.loads(path.read_text())
-    return low, high
+        files.write(path, json.dumps(thresholds(config)))
+    return tuple(json.loads(path.read_text()))
 
 
 def quantiles(scores: np.ndarray, band: tuple[float, float]) -> tuple[float, float]:
@@ -103,25 +101,15 @@ def quantiles(scores: np.ndarray, band: tuple[float, float]) -> tuple[float, flo
     return -np.inf if band[0] == 0 else float(below), np.inf if band[1] == 1 else float(np.nextafter(above, np.inf))
 
 
-def search(
-    candidates: Candidates,
-    folder: Path | None = None,
-    progress: Progress = silent,
-    process: int = 0,
-    processes: int = 1,
-) -> Bank:
+def search(candidates: Candidates, folder: Path | None = None, progress: Progress = silent) -> Bank:
     """Scores candidates in order and keeps the first `rules_per_epoch` inside the band: a pure function.
 
-    Several processes that share the folder search together. progress('rules', accepted, rules) is called after each
-    block. Raises UserError after more than `candidates_per_rule` candidates for each accepted rule.
+    progress('rules', accepted, rules) is called after each block. Raises UserError after more than
+    `candidates_per_rule` candidates for each accepted rule.
     """
     config = candidates.config
     band, rules, scores, accepted = thresholds(config, folder), config.rules_per_epoch, [], 0
-    if processes > 1:
-        blocks = score.shared_scores(candidates, scores_folder(candidates, folder), process, processes)
-    else:
-        blocks = (scores_R for _, _, scores_R in score.score_blocks(candidates, itertools.count()))
-    for scores_R in blocks:
+    for _, _, scores_R in score.score_blocks(candidates, itertools.count()):
         scores.append(scores_R)
         accepted += int(in_band(scores_R, band).sum())
         scored = len(scores) * config.search_block
@@ -156,16 +144,7 @@ def bank_path(candidates: Candidates, folder: Path) -> Path:
     return folder / 'rules' / name
 
 
-def scores_folder(candidates: Candidates, folder: Path) -> Path:
-    """Where processes that search together exchange scores. To be deleted once all of them have their bank."""
-    path = bank_path(candidates, folder)
-    # Processes of another version must not take these scores for theirs.
-    return path.with_name(f'{path.stem}-{digest(software())[:8]}.scores')
-
-
-def bank(
-    candidates: Candidates, folder: Path | None, progress: Progress = silent, process: int = 0, processes: int = 1
-) -> Bank:
+def bank(candidates: Candidates, folder: Path | None, progress: Progress = silent) -> Bank:
     """The bank of one epoch: read from `folder`/rules if it is there, else searched and saved.
 
     Raises UserError for a file that can't be read or holds another bank.
@@ -174,7 +153,7 @@ def bank(
         return search(candidates, progress=progress)
     path, request_hash = bank_path(candidates, folder), digest(request(candidates))
     if not path.exists():
-        result = search(candidates, folder, progress, process, processes)
+        result = search(candidates, folder, progress)
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(path) as file:
             np.savez(file, request=request_hash, **dataclasses.asdict(result))
@@ -185,14 +164,8 @@ def bank(
             if str(arrays['request']) != request_hash:
                 raise ValueError('of another configuration')
             low, high = arrays['band'].tolist()
-            return Bank(
-                index_R=arrays['index_R'],
-                scores_R=arrays['scores_R'],
-                band=(low, high),
-                counts=arrays['counts'],
-                candidates=int(arrays['candidates']),
-                hash=str(arrays['hash']),
-            )
+            scalars = {'band': (low, high), 'candidates': int(arrays['candidates']), 'hash': str(arrays['hash'])}
+            return Bank(**{name: arrays[name] for name in ('index_R', 'scores_R', 'counts')}, **scalars)
     # What NumPy raises for files that are empty, cut, spoilt or of another kind.
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f'{path}: not a readable set of rules ({error}); delete it to search again') from error
@@ -232,6 +205,5 @@ def write_examples(config: NCAConfig, seed: int, folder: Path) -> None:
         'accepted': len(first_bank.index_R),
         'edges': EDGES.tolist(),
         'counts': first_bank.counts.tolist(),
-        'spec': dataclasses.asdict(config),
     }
     files.write(folder / 'complexity.json', json.dumps(record, indent=1) + '\n')

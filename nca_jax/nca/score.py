@@ -1,26 +1,23 @@
 """Scores of rules: how far their trajectories compress, or how much changes in them.
 
-They are computed on the CPU by threads, and by several processes together.
+They are computed on the CPU, by threads.
 """
 
 import collections
 import concurrent.futures
 import dataclasses
 import functools
-import itertools
 import lzma
 import os
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import pyarrow
 
-from nca_jax import files, keys
+from nca_jax import keys
 from nca_jax.errors import UserError
 from nca_jax.nca import patches
 from nca_jax.nca.config import ComplexityConfig, NCAConfig
@@ -39,9 +36,6 @@ COMPRESSED_SIZE: dict[str, Callable[[bytes, int], int]] = {
     # The older container: its header has 13 bytes, that of .xz over 60.
     'lzma': lambda content, level: len(lzma.compress(content, lzma.FORMAT_ALONE, preset=level)),
 }
-# How long to wait for one block of another process. It takes milliseconds, after a compilation.
-PATIENCE_S = 600.0
-POLL_S = 0.02
 
 # Frames (R, T, Y, X), patch tokens without delimiters (R, L) and scores (R).
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -151,34 +145,6 @@ def score_blocks(candidates: Candidates, blocks: Iterable[int]) -> Iterator[Bloc
     finally:
         # Also where the caller has enough and drops this generator.
         pool.shutdown(cancel_futures=True)
-
-
-def shared_scores(candidates: Candidates, folder: Path, process: int, processes: int) -> Iterator[np.ndarray]:
-    """The scores of all blocks in order. Process k computes each block that is k modulo `processes`.
-
-    Raises UserError if another process's scores don't come.
-    """
-    # Through files, so that no device takes part: a collective beside training would come in another order on each
-    # process.
-    folder.mkdir(parents=True, exist_ok=True)
-    own = score_blocks(candidates, itertools.count(process, processes))
-    for block in itertools.count():
-        path = folder / f'{block:06d}.npy'
-        if block % processes == process:
-            _, _, scores_R = next(own)
-            with files.replacing(path) as file:
-                np.save(file, scores_R)
-            yield scores_R
-        else:
-            deadline = time.monotonic() + PATIENCE_S
-            while not path.exists():
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f'{path}: process {block % processes} has not written it in {PATIENCE_S:g} s; '
-                        'does it run, see this folder, and have the same software?'
-                    )
-                time.sleep(POLL_S)
-            yield np.load(path)
 
 
 def trajectories(candidates: Candidates, count: int, progress: Progress = silent) -> Block:

@@ -1,14 +1,13 @@
 """Batches of automata: token sequences, each a fresh trajectory of an accepted rule."""
 
+import contextlib
 import dataclasses
 import functools
+import multiprocessing
 import os
-import pickle
-import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import jax
@@ -16,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-import nca_jax
 from nca_jax import distributed, keys
 from nca_jax.batch import Batch, to_batch
 from nca_jax.nca import bank, patches, score
@@ -88,43 +86,47 @@ def epochs(config: NCAConfig, batch: int, steps: int) -> int:
     return max(1, -(-steps * batch // per_epoch)) if config.fresh_rules else 1
 
 
-def start_search(candidates: score.Candidates, folder: Path, process: int, processes: int) -> subprocess.Popen:
-    """Starts a process that does what `bank.bank` does, on the CPU at low priority, and leaves the bank in its file.
+def start_search(candidates: score.Candidates, folder: Path) -> BaseProcess:
+    """Starts a process that searches a bank and saves it in its file. It ends when this process ends."""
+    # A fork would copy JAX's locks without the threads that hold them.
+    process = multiprocessing.get_context('spawn').Process(target=_search, args=(candidates, folder), daemon=True)
+    process.start()
+    return process
 
-    It ends when this process ends or drops the result.
-    """
-    packages = str(Path(nca_jax.__file__).parents[1])
-    path = os.pathsep.join(filter(None, (os.environ.get('PYTHONPATH'), packages)))
-    child = subprocess.Popen(
-        [sys.executable, '-m', 'nca_jax.nca.stream'],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        # Signals to this process's group, such as a scheduler's, are meant for this process alone.
-        start_new_session=True,
-        env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path},
-    )
-    pickle.dump((candidates, folder.absolute(), process, processes), child.stdin)
-    # The pipe stays open: its end tells the child that nobody waits for it.
-    child.stdin.flush()
-    return child
+
+def _search(candidates: score.Candidates, folder: Path) -> None:
+    """The work of that process: `bank.bank` on the CPU, at low priority."""
+    # Signals to the parent's group, such as a scheduler's, are meant for the parent alone.
+    os.setsid()
+    os.nice(NICENESS)
+    jax.config.update('jax_platforms', 'cpu')
+
+    def exit_with_parent() -> None:
+        # A parent that is killed doesn't end its daemons.
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+    # After an error no file is there, so the parent searches too and tells the error.
+    with contextlib.suppress(Exception):
+        bank.bank(candidates, folder)
 
 
 class Banks:
     """The banks of a split: `banks(epoch)` is that epoch's. To be used by the main thread of every process.
 
-    With a `folder`, which several processes need and must share, banks are saved there and can be searched ahead.
-    Raises UserError if processes disagree.
+    With a `folder`, which several processes need and must share, process 0 saves banks there, the others read them, and
+    banks can be searched ahead. Raises UserError if processes disagree.
     """
 
     def __init__(
         self, config: NCAConfig, seed: int, split: str, folder: Path | None, epochs: int, progress: Progress = silent
     ):
-        self._request = config, seed, rules_split(config, split)
+        # Called with an epoch.
+        self._candidates = functools.partial(score.Candidates, config, seed, rules_split(config, split))
         self._folder, self._epochs, self._progress = folder, epochs, progress
-        self._place = jax.process_index(), jax.process_count()
         # By epoch; None where the bank was saved before.
-        self._searches: dict[int, subprocess.Popen | None] = {}
+        self._searches: dict[int, BaseProcess | None] = {}
         # A batch may hold sequences of two epochs.
         self._bank = functools.lru_cache(maxsize=2)(self._get)
 
@@ -133,23 +135,18 @@ class Banks:
 
     def search_ahead(self, epoch: int) -> None:
         """Starts to search an epoch's bank beside training, unless that is done, under way or not needed."""
-        if self._folder is None or epoch >= self._epochs or epoch in self._searches:
+        if not distributed.is_first() or self._folder is None or epoch >= self._epochs or epoch in self._searches:
             return
-        candidates = score.Candidates(*self._request, epoch)
-        saved = bank.bank_path(candidates, self._folder).exists()
-        self._searches[epoch] = None if saved else start_search(candidates, self._folder, *self._place)
+        saved = bank.bank_path(self._candidates(epoch), self._folder).exists()
+        self._searches[epoch] = None if saved else start_search(self._candidates(epoch), self._folder)
 
     def _get(self, epoch: int) -> bank.Bank:
-        search = self._searches.pop(epoch, None)
-        if search:
-            # If it failed, no file is there: the search below finds out why.
-            search.wait()
-        candidates = score.Candidates(*self._request, epoch)
-        result = bank.bank(candidates, self._folder, self._progress, *self._place)
+        if search := self._searches.pop(epoch, None):
+            search.join()
+        candidates = self._candidates(epoch)
+        result = distributed.first(lambda: bank.bank(candidates, self._folder, self._progress))
         if jax.process_count() > 1:
             distributed.agree(result.hash, f'{candidates.split} rules of epoch {epoch}')
-            # All have their bank, so nobody reads the scores any more.
-            shutil.rmtree(bank.scores_folder(candidates, self._folder), ignore_errors=True)
         return result
 
 
@@ -180,17 +177,3 @@ def make_stream(
         return cut(sequences(root(), names))
 
     return stream
-
-
-# The child of `start_search`.
-if __name__ == '__main__':
-
-    def exit_with_parent() -> None:
-        # Returns when the parent's end of the pipe is closed.
-        os.read(sys.stdin.fileno(), 1)
-        os._exit(1)
-
-    os.nice(NICENESS)
-    candidates, folder, process, processes = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=exit_with_parent, daemon=True).start()
-    bank.bank(candidates, folder, process=process, processes=processes)
