@@ -22,9 +22,9 @@ from nca_jax.model import transformer
 from nca_jax.model.attention import check_cudnn
 from nca_jax.model.config import ModelConfig, step_flops
 from nca_jax.progress import Progress, bars, silent
-from nca_jax.train import loop, tracking
+from nca_jax.train import loop
 from nca_jax.train.loop import Program
-from nca_jax.train.metrics import MetricWriter, SilentWriter, evaluated
+from nca_jax.train.metrics import MetricWriter, SilentWriter, Wandb, check_installed, evaluated
 from nca_jax.train.optimizer import check_paths, make_optimizer
 from nca_jax.train.step import TrainState, init_ema, init_state, make_sum_loss, make_train_step
 
@@ -36,11 +36,11 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
     """Trains a run in its folder, from wherever it stands to its end.
 
     The checks come first: nothing is written before config, mesh and parent fit together. Raises UserError,
-    NotFiniteError or Preempted.
+    NotFiniteError, or SystemExit after a signal.
     """
     clock = time.perf_counter()
     # A missing package shows here, not after an hour of preparing data.
-    tracking.check_installed(config.track)
+    check_installed(config.track)
     mesh = meshes.make_mesh(config.mesh)
     check_fit(config, mesh)
     parent = transfer.read_parent(config.init_from)
@@ -224,7 +224,7 @@ def open_writer(
     folders.write_record(folder, about)
     stages.STAGES[config.stage].write_examples(config.data, config.seed, folder)
     title = f'{config.name}/{config.arm}/{config.seed}'
-    tracker = tracking.Wandb(about, folder) if config.track == 'wandb' else None
+    tracker = Wandb(about, folder) if config.track == 'wandb' else None
     return MetricWriter(folder, step, program.timetable.stop, title, tracker)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from nca_jax.errors import NotFiniteError
 from nca_jax.scale import chips
-from nca_jax.train import logger as logger_lib
+from nca_jax.train import metrics
 from nca_jax.train.step import init_state
 
 TOKENS, FLOPS = 64, 4e6
@@ -27,7 +27,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(logger_lib, 'time', clock)
+    monkeypatch.setattr(metrics, 'time', clock)
     return clock
 
 
@@ -36,16 +36,15 @@ def records() -> list[dict]:
     return []
 
 
-def make_logger(records: list[dict], every: int = 2) -> logger_lib.Logger:
-    writer = types.SimpleNamespace(write=records.append, advance=lambda step: None)
-    logger = logger_lib.Logger(
-        every=every, tokens=TOKENS, flops=FLOPS, observe=lambda state: {'param_norm': state}, writer=writer
-    )
+def make_logger(records: list[dict], every: int = 2) -> metrics.Logger:
+    writer = types.SimpleNamespace(write=records.append)
+    timetable = types.SimpleNamespace(log_every=every, tokens_per_step=TOKENS)
+    logger = metrics.Logger(timetable, FLOPS, lambda state: {'param_norm': state}, writer)
     logger.start(0)
     return logger
 
 
-def queue(logger: logger_lib.Logger, step: int, clock: Clock | None = None, loss: float = 1.0) -> None:
+def queue(logger: metrics.Logger, step: int, clock: Clock | None = None, loss: float = 1.0) -> None:
     if clock is not None:
         clock.now += UPDATE
     logger.queue(step, jnp.float32(step), {'loss': jnp.float32(loss)}, WAIT)
@@ -124,16 +123,16 @@ def test_mfu_is_of_all_devices_and_of_known_ones_alone(records, clock, monkeypat
 def test_observe_measures_the_parameters_and_the_rate_of_the_update_just_done():
     params = {'a': jnp.full((300,), 3.0, jnp.bfloat16), 'b': {'c': jnp.full((5, 20), -4.0)}}
     state = init_state(params, optax.sgd(1.0)).replace(step=jnp.int32(7))
-    seen = logger_lib.make_observe(lambda step: 0.5 * step)(state)
+    seen = metrics.make_observe(lambda step: 0.5 * step)(state)
     assert float(seen['lr']) == 3.0
     np.testing.assert_allclose(seen['param_norm'], np.sqrt(300 * 9 + 100 * 16), rtol=1e-6)  # bfloat16 would say 65.5
 
 
 def test_memory_is_that_of_the_fullest_device(monkeypatch):
-    assert logger_lib.memory() == {}  # a CPU doesn't count
+    assert metrics.memory() == {}  # a CPU doesn't count
 
-    def device(used: int, peak: int):
-        return types.SimpleNamespace(memory_stats=lambda: {'bytes_in_use': used, 'peak_bytes_in_use': peak})
+    def device(peak: int):
+        return types.SimpleNamespace(memory_stats=lambda: {'peak_bytes_in_use': peak})
 
-    monkeypatch.setattr(jax, 'local_devices', lambda: [device(3, 9), device(5, 7)])
-    assert logger_lib.memory() == {'hbm_bytes': 5.0, 'hbm_peak_bytes': 9.0}
+    monkeypatch.setattr(jax, 'local_devices', lambda: [device(9), device(7)])
+    assert metrics.memory() == {'hbm_peak_bytes': 9.0}

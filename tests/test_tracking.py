@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from nca_jax.errors import UserError
-from nca_jax.train import tracking
+from nca_jax.train.metrics import Wandb, check_installed
 
 ABOUT = {
     'identity': '0123456789abcdef' * 4,
@@ -31,7 +31,7 @@ def nobody_logged_in(tmp_path, monkeypatch):
 
 def track(folder: pathlib.Path, numbers: dict[int, float], done: bool) -> None:
     """One start of a run that logs a loss at some steps."""
-    tracker = tracking.Wandb(ABOUT, folder)
+    tracker = Wandb(ABOUT, folder)
     for step, loss in numbers.items():
         tracker.write({'train/loss': loss}, step)
     tracker.close(done)
@@ -82,7 +82,7 @@ def test_a_run_and_its_resumption_are_one_run(tmp_path, capsys):
 
 
 def test_what_fails_is_a_warning(tmp_path, monkeypatch, capsys):
-    tracker = tracking.Wandb(ABOUT, tmp_path)
+    tracker = Wandb(ABOUT, tmp_path)
     tracker._run.finish()  # as if its process had died
     for step in (1, 2):
         tracker.write({'train/loss': 1.0}, step)
@@ -99,8 +99,8 @@ def test_what_fails_is_a_warning(tmp_path, monkeypatch, capsys):
 
 
 def test_it_is_asked_for_before_it_is_imported(monkeypatch):
-    tracking.check_installed('wandb')
+    check_installed('wandb')
     monkeypatch.setitem(sys.modules, 'wandb', None)  # as if it weren't installed
-    tracking.check_installed('')
+    check_installed('')
     with pytest.raises(UserError, match=r"config.track = 'wandb': the package isn't installed; pip install wandb"):
-        tracking.check_installed('wandb')
+        check_installed('wandb')

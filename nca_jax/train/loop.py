@@ -15,8 +15,7 @@ from jax.experimental import multihost_utils
 from nca_jax.batch import Batch, Vocab
 from nca_jax.checkpoint.store import Store
 from nca_jax.errors import INTERRUPTED, PREEMPTED, NotFiniteError
-from nca_jax.train.logger import Logger, make_observe
-from nca_jax.train.metrics import MetricWriter
+from nca_jax.train.metrics import Logger, MetricWriter, make_observe
 from nca_jax.train.step import TrainState
 from nca_jax.train.timetable import Timetable
 
@@ -45,12 +44,8 @@ class Program:
     data: dict[str, Any]
 
 
-class Preempted(SystemExit):
-    """A signal arrived and everything worth keeping is saved. The process exits with the code of the signal."""
-
-
 class Preemption:
-    """Within `deferred`, SIGTERM and Ctrl-C set a flag, so that the loop saves first; elsewhere they end the process.
+    """Within `deferred`, SIGTERM and Ctrl-C set a flag, so that the loop saves first; elsewhere they raise SystemExit.
 
     A second Ctrl-C ends at once. Of several processes, JAX itself notes SIGTERM and stops all of them after the same
     update, the first that none has begun.
@@ -71,7 +66,7 @@ class Preemption:
         # The first signal decides: Ctrl-C in a terminal may bring a launcher's SIGTERM after it.
         self._exit_code = self._exit_code or (INTERRUPTED if number == signal.SIGINT else PREEMPTED)
         if again or not self._deferred:
-            raise Preempted(self._exit_code)
+            raise SystemExit(self._exit_code)
 
     def reached(self) -> bool:
         """Whether to stop after the update just queued. Call it once after each update."""
@@ -83,8 +78,8 @@ class Preemption:
         return multihost_utils.reached_preemption_sync_point(self._polls)
 
     def stop(self) -> None:
-        """Ends the process."""
-        raise Preempted(self._exit_code or PREEMPTED)
+        """Ends the process, with the exit code of the signal."""
+        raise SystemExit(self._exit_code or PREEMPTED)
 
     @contextmanager
     def deferred(self, deferred: bool = True) -> Iterator[None]:
@@ -114,7 +109,7 @@ def train(
 
     about: what every manifest says of the run. traces: where the timetable's traced updates go. seconds: time spent
     before the loop, by phase. evaluated: evaluators whose records of `state.step` exist; the others that are due there
-    run first. Raises NotFiniteError, or Preempted with everything saved.
+    run first. Raises NotFiniteError, or SystemExit with everything saved.
     """
     timetable, step = program.timetable, int(state.step)
     seconds = dict.fromkeys(PHASES, 0.0) | seconds
@@ -142,21 +137,6 @@ def train(
                     raise NotFiniteError(f'step {step}: the loss of {name + suffix} is {result["loss"]}')
                 writer.write({'kind': 'eval', 'evaluator': name + suffix, 'step': step, 'tokens': tokens()} | result)
 
-    def save(wait: bool) -> None:
-        with timed('checkpoint'):
-            # Metrics first: a checkpoint must not be ahead of them.
-            writer.sync()
-            store.save(step, state, about | {'tokens': tokens()}, wait=wait)
-
-    def between_updates(turn: Callable[[], object]) -> None:
-        with timed('train'):
-            # The logger would read the last update only after the next is queued, so its speed would hold this pause.
-            logger.flush()
-            # No update may be in flight where a trace begins or ends: it holds whole updates and no others.
-            jax.block_until_ready(state)
-            turn()
-            logger.start(step)
-
     train_step, observe = program.train_step, make_observe(program.schedule)
     # Until the first update everything is saved, so a signal may end the process at once.
     with jax.transfer_guard('disallow'):
@@ -172,18 +152,15 @@ def train(
                 observe = observe.lower(state).compile()
     # The stack closes a trace even if training ends within it.
     with preemption.deferred(), jax.transfer_guard('disallow'), ExitStack() as trace:
-        logger = Logger(
-            every=timetable.log_every,
-            tokens=timetable.tokens_per_step,
-            flops=program.flops,
-            observe=observe,
-            writer=writer,
-        )
+        logger = Logger(timetable, program.flops, observe, writer)
         logger.start(step)
         while step < timetable.stop:
             if step + 1 in traced[:1]:
                 trace.callback(print, f'the trace that begins with update {step + 1} is in {traces}')
-                between_updates(lambda: trace.enter_context(jax.profiler.trace(traces)))
+                # Waits for the last update: a trace holds whole updates and no others.
+                logger.flush()
+                trace.enter_context(jax.profiler.trace(traces))
+                logger.start(step)
             # Marks the update in the trace, its batch included.
             with jax.profiler.StepTraceAnnotation('update', step_num=step + 1):
                 waited = seconds['data']
@@ -195,7 +172,9 @@ def train(
                     # The logger reads these metrics after the next update is queued, so that the device never waits.
                     logger.queue(step, state, metrics, seconds['data'] - waited)
             if step in traced[-1:]:
-                between_updates(trace.close)
+                logger.flush()
+                trace.close()
+                logger.start(step)
             stopping = preemption.reached()
             saving, evaluating = stopping or timetable.saves(step), timetable.evaluates(step)
             if saving or evaluating:
@@ -203,9 +182,12 @@ def train(
                 with timed('train'):
                     logger.flush()
                 if saving:
-                    # A save goes on in the background. An evaluation may run out of memory or be killed, and a stop
-                    # ends the process, so both wait until the checkpoint is complete.
-                    save(wait=stopping or evaluating)
+                    with timed('checkpoint'):
+                        # Metrics first: a checkpoint must not be ahead of them.
+                        writer.sync()
+                        # A save goes on in the background. An evaluation may run out of memory or be killed, and a stop
+                        # ends the process, so both wait until the checkpoint is complete.
+                        store.save(step, state, about | {'tokens': tokens()}, wait=stopping or evaluating)
                 if stopping:
                     preemption.stop()
                 if evaluating:

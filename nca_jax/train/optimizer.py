@@ -13,9 +13,6 @@ from nca_jax import trees
 from nca_jax.errors import FieldError, check
 from nca_jax.train.timetable import to_steps
 
-NAMES = ('adamw', 'adam', 'muon')
-KINDS = ('cosine', 'wsd', 'constant')
-
 # The kernels that Muon orthogonalises, and their axes into and out of the matrix. Axis 0 is the layers: each has a
 # matrix of its own. Attention's has the heads side by side: D x (H Dh) and (H Dh) x D.
 MATRICES = {
@@ -43,7 +40,7 @@ class ScheduleConfig:
     decay: str
 
     def __post_init__(self):
-        check(self.kind in KINDS, 'kind', self.kind, f'must be one of {", ".join(KINDS)}')
+        check(self.kind in ('cosine', 'wsd', 'constant'), 'kind', self.kind, 'must be one of cosine, wsd, constant')
         check(0 <= self.final <= 1, 'final', self.final, 'must be in [0, 1], a share of the peak rate')
 
 
@@ -100,7 +97,7 @@ class OptimizerConfig:
     muon: MuonConfig
 
     def __post_init__(self):
-        check(self.name in NAMES, 'name', self.name, f'must be one of {", ".join(NAMES)}')
+        check(self.name in ('adamw', 'adam', 'muon'), 'name', self.name, 'must be one of adamw, adam, muon')
         check(self.lr > 0, 'lr', self.lr, 'must be positive')
         check(0 <= self.b1 < 1 and 0 <= self.b2 < 1, 'b1, b2', (self.b1, self.b2), 'must be in [0, 1)')
         check(self.eps > 0, 'eps', self.eps, 'must be positive')
@@ -116,7 +113,7 @@ class OptimizerConfig:
 
 
 def check_paths(config: OptimizerConfig, paths: Collection[str]) -> None:
-    """Raises FieldError for a pattern that does nothing to parameters of these paths, or where all would be frozen."""
+    """Raises FieldError for a pattern that matches none of a model's paths, or where all leaves would be frozen."""
     scaled = [pattern for pattern, _ in config.lr_scale]
     for field, patterns in (('decay', config.decay), ('frozen', config.frozen), ('lr_scale', scaled)):
         for pattern in patterns:
@@ -125,14 +122,8 @@ def check_paths(config: OptimizerConfig, paths: Collection[str]) -> None:
             except re.error as error:
                 raise FieldError(f'config.optimizer.{field}', pattern, f'not a regular expression: {error}') from None
             check(matched, f'config.optimizer.{field}', pattern, 'must match the whole path of a parameter')
-    free = [path for path in paths if not trees.matches(path, config.frozen)]
-    check(bool(free), 'config.optimizer.frozen', config.frozen, 'must leave a parameter to train')
-    for entry in config.lr_scale:
-        rest = [path for path in free if not trees.matches(path, entry[:1])]
-        # Frozen leaves and earlier entries may leave it nothing: then it would silently do nothing.
-        acts = len(rest) < len(free)
-        check(acts, 'config.optimizer.lr_scale', entry, 'all that it matches is frozen or claimed by earlier entries')
-        free = rest
+    all_frozen = all(trees.matches(path, config.frozen) for path in paths)
+    check(not all_frozen, 'config.optimizer.frozen', config.frozen, 'must leave a parameter to train')
 
 
 def make_schedule(config: OptimizerConfig, tokens_per_step: int) -> optax.Schedule:

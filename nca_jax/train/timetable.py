@@ -82,25 +82,17 @@ class Timetable:
 def make_timetable(config: LoopConfig, profile: str, length: int) -> Timetable:
     """The timetable for sequences of `length` tokens. Raises FieldError naming the field."""
     tokens_per_step = config.batch * length
-
-    def steps(field: str, least: int = 1) -> int:
-        count = to_steps(getattr(config, field), tokens_per_step, f'train.{field}')
-        check(count >= least, f'train.{field}', getattr(config, field), 'at least one step')
-        return count
-
+    steps = {}
     # Zero updates are evaluation alone.
-    stop = steps('stop', least=0)
-    kept = {duration: to_steps(duration, tokens_per_step, 'train.keep') for duration in config.keep}
-    for duration, step in kept.items():
+    for name, least in {'stop': 0, 'log_every': 1, 'eval_every': 1, 'save_every': 1}.items():
+        duration, field = getattr(config, name), f'train.{name}'
+        steps[name] = to_steps(duration, tokens_per_step, field)
+        check(steps[name] >= least, field, duration, 'at least one step')
+    stop, keep = steps['stop'], set()
+    for duration in config.keep:
+        step = to_steps(duration, tokens_per_step, 'train.keep')
         check(step <= stop, 'train.keep', duration, f'step {step} comes after the last, {stop}')
+        keep.add(step)
     traced = to_updates(profile)
     check(not traced or traced[-1] <= stop, 'profile', profile, f'the last update is {stop}')
-    return Timetable(
-        stop=stop,
-        log_every=steps('log_every'),
-        eval_every=steps('eval_every'),
-        save_every=steps('save_every'),
-        keep=frozenset(kept.values()),
-        traced=traced,
-        tokens_per_step=tokens_per_step,
-    )
+    return Timetable(keep=frozenset(keep), traced=traced, tokens_per_step=tokens_per_step, **steps)
