@@ -24,8 +24,8 @@ from nca_jax.nca import stream as nca_stream
 from nca_jax.nca.bank import write_examples
 from nca_jax.nca.config import NCAConfig
 from nca_jax.problems import benchmark, instruct
+from nca_jax.problems.problem import Problems
 from nca_jax.problems.sets import CODE, ProblemsConfig, load_problems
-from nca_jax.problems.shots import Problems
 from nca_jax.progress import Progress
 
 # `evaluate(params, step)` -> metrics.

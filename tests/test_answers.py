@@ -6,7 +6,8 @@ from fractions import Fraction
 
 import pytest
 
-from nca_jax.problems import answers, gsm8k
+from nca_jax.problems import bigbench, gsm8k
+from nca_jax.problems import gsm8k as answers
 from nca_jax.problems.problem import distinct
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'gsm8k'
@@ -81,11 +82,11 @@ def test_the_answer_is_the_last_word():
 
 
 def test_words_are_equal_whatever_their_case():
-    assert answers.same_text(' Yes\n', ('no', 'YES'))
-    assert answers.same_text('Stra\u00dfe', ('STRASSE',))
-    assert not answers.same_text('yes.', ('yes',))
-    assert not answers.same_text('yes, it is', ('yes',))
-    assert not answers.same_text('', ('yes',))
+    assert bigbench.same_text(' Yes\n', ('no', 'YES'))
+    assert bigbench.same_text('Stra\u00dfe', ('STRASSE',))
+    assert not bigbench.same_text('yes.', ('yes',))
+    assert not bigbench.same_text('yes, it is', ('yes',))
+    assert not bigbench.same_text('', ('yes',))
 
 
 def wrong(answer):

@@ -19,11 +19,10 @@ from nca_jax.decode.decoder import DecodeConfig
 from nca_jax.decode.sampling import Sampling
 from nca_jax.errors import UserError
 from nca_jax.model import transformer
-from nca_jax.problems import answers, benchmark, humaneval, passk, sets
+from nca_jax.problems import benchmark, bigbench, humaneval, passk, sets
 from nca_jax.problems.benchmark import BenchmarkConfig
-from nca_jax.problems.problem import Problem
+from nca_jax.problems.problem import Problem, Problems
 from nca_jax.problems.sets import ProblemsConfig
-from nca_jax.problems.shots import Problems
 from nca_jax.sandbox import judge as judging
 from nca_jax.sandbox import pool
 from tests.test_model import CONFIG
@@ -173,7 +172,7 @@ def test_bigbench_scores_are_those_computed_by_hand(tmp_path):
     texts = {'a/0': ['yes', ' YES\n', 'no', 'Yes'], 'a/1': ['Blue', 'green', 'red', 'x'], 'b/0': ['X ', 'y', '', 'xx']}
     lines = []
     for problem in choices().splits['test']:
-        lines.append(benchmark.record(problem, texts[problem.id], answers.same_text))
+        lines.append(benchmark.record(problem, texts[problem.id], bigbench.same_text))
     file.write_text(''.join(json.dumps(line) + '\n' for line in lines))
     scores = found(params(), 5)
     assert scores['a/pass@1'] == pytest.approx((3 / 4 + 2 / 4) / 2)

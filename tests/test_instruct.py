@@ -15,7 +15,8 @@ from nca_jax.data import tokenizer
 from nca_jax.decode.decoder import DecodeConfig
 from nca_jax.decode.sampling import Sampling
 from nca_jax.errors import UserError
-from nca_jax.problems import benchmark, gsm8k, instruct, shots
+from nca_jax.problems import benchmark, gsm8k, instruct
+from nca_jax.problems import problem as shots
 from nca_jax.problems.benchmark import BenchmarkConfig
 from nca_jax.problems.sets import ProblemsConfig, load_problems
 
@@ -230,7 +231,7 @@ def test_a_process_makes_its_own_rows_only(config, prepared, monkeypatch):
         made.append(arguments)
         return assemble(*arguments)
 
-    assemble = shots.assemble
+    assemble = instruct.assemble
     monkeypatch.setattr(instruct, 'assemble', counting)
     monkeypatch.setattr(jax, 'make_array_from_callback', one_device)
     assert make(config, prepared, devices=8, batch=16)(0).inputs_BxL.shape == (2, LENGTH)
@@ -311,7 +312,7 @@ def test_evaluation_prompts_are_rows_of_training_without_the_answer(prepared):
         assert len(before) == 3
         assert last == problem.prompt
         *drawn, own = shots.tokenise([*(train[shot] for shot in before), problem], prepared.tokenizer)
-        row, weights = shots.assemble(own, drawn, LENGTH * 2, end, 'target')
+        row, weights = instruct.assemble(own, drawn, LENGTH * 2, end, 'target')
         np.testing.assert_array_equal(prompt, row[: len(prompt)])
         np.testing.assert_array_equal(np.nonzero(weights)[0], np.arange(len(prompt), len(prompt) + len(own.target)))
 

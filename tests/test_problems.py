@@ -14,7 +14,8 @@ import sys
 import pytest
 
 from nca_jax.errors import UserError
-from nca_jax.problems import answers, bigbench, choices, gsm8k, humaneval
+from nca_jax.problems import bigbench, gsm8k, humaneval
+from nca_jax.problems import gsm8k as answers
 from nca_jax.problems import made as problems_made
 from nca_jax.problems.problem import Problem, distinct
 from nca_jax.sandbox import judge as judging
@@ -230,7 +231,9 @@ def test_a_bad_task_is_named(tmp_path):
 
 
 def test_tasks_of_choices_are_whole_and_their_chance_differs_between_rows():
-    few, many = ({problem.id: problem for side in choices.make(rows) for problem in side} for rows in (40, 120))
+    few, many = (
+        {problem.id: problem for side in problems_made.choices((rows, 0)) for problem in side} for rows in (40, 120)
+    )
     names = {problem.task for problem in many.values()}
     assert len(names) == 6
     assert {len(found) for found in (few, many)} == {40 * 6, 120 * 6}
@@ -252,7 +255,7 @@ def test_tasks_of_choices_are_whole_and_their_chance_differs_between_rows():
             places.append(shown.index(problem.answers[0]))
     assert all(places.count(place) > 25 for place in range(3))  # where an option stands says nothing
     with pytest.raises(UserError, match=r'size = \(5000, 0\): task parity has only 2000 different examples'):
-        choices.make(5000)
+        problems_made.choices((5000, 0))
 
 
 @pytest.fixture(scope='module')

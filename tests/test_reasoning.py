@@ -17,7 +17,8 @@ from nca_jax.checkpoint.store import read_manifest
 from nca_jax.data import tokenizer
 from nca_jax.errors import FieldError, UserError
 from nca_jax.experiment import resolve
-from nca_jax.problems import answers, sets
+from nca_jax.problems import gsm8k as answers
+from nca_jax.problems import sets
 from tests.runs import load_program
 from tests.test_export import write_corpus
 from tests.test_run import CrashError, adjusted, checksums, config, crash, interrupt, metrics, refuse, train

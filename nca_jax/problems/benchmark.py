@@ -7,25 +7,25 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from tokenizers import Tokenizer
 
 from nca_jax import distributed, files, keys
 from nca_jax.checkpoint.manifest import leaf_table
 from nca_jax.data import tokenizer as bpe
 from nca_jax.decode.decoder import DecodeConfig, make_decoder
 from nca_jax.decode.sampling import Sampling, cut, make_stops
-from nca_jax.decode.schedule import Prompt
+from nca_jax.decode.schedule import Answer, Prompt
 from nca_jax.errors import check
 from nca_jax.model.config import ModelConfig
 from nca_jax.problems import humaneval, passk
-from nca_jax.problems.problem import Problem
+from nca_jax.problems.problem import Problem, Problems
 from nca_jax.problems.sets import CODE, SOURCES, ProblemsConfig
-from nca_jax.problems.shots import Problems
 from nca_jax.progress import bars, silent
 from nca_jax.sandbox import pool
 
@@ -60,6 +60,10 @@ class BenchmarkConfig:
         check(code or not self.run_code, 'run_code', self.run_code, f'must be false unless the task is {CODE}')
 
 
+# A problem with the tokens of its prompt.
+Question = tuple[Problem, np.ndarray]
+
+
 def make_evaluator(
     config: BenchmarkConfig,
     prepared: Problems,
@@ -87,7 +91,8 @@ def make_evaluator(
         # Records are found by id, and the identity of the problems leaves ids out.
         [problem.id for problem in prepared.splits['test']],
     ]
-    sample = _make_sampler(config, prepared, model, mesh, seed)
+    stops = make_stops([bpe.end_of_text(prepared.tokenizer)], config.stops, bpe.pieces(prepared.tokenizer))
+    decode = make_decoder(model, prepared.vocab, mesh, config.batch, config.sampling, stops)
 
     def evaluate(params: dict, step: int) -> dict:
         # The hash in the name keeps other evaluations from continuing this one.
@@ -95,7 +100,10 @@ def make_evaluator(
         file = folder / f'step-{step}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.jsonl'
         records = distributed.first(lambda: {record['id']: record for record in files.read_records(file)})
         if missing := [question for question in questions if question[0].id not in records]:
-            records |= sample(params, missing, file)
+            samples, limits = range(config.samples), [config.max_tokens] * config.samples
+            prompts = [Prompt(tokens, int(keys.crc32(problem.id)), samples, limits) for problem, tokens in missing]
+            problems = [problem for problem, _ in missing]
+            records |= write_records(config, prepared.tokenizer, problems, decode(params, prompts, seed), file)
         rows = [records[problem.id] for problem, _ in questions]
         # A program is right if it passes its tests, which need a sandbox.
         if config.problems.task == CODE:
@@ -105,10 +113,6 @@ def make_evaluator(
         return passk.metrics(rows, seed) | counts
 
     return evaluate
-
-
-# A problem with the tokens of its prompt.
-Question = tuple[Problem, np.ndarray]
 
 
 def ask(config: BenchmarkConfig, prepared: Problems, length: int, seed: int) -> tuple[list[Question], dict[str, int]]:
@@ -138,39 +142,29 @@ def ask(config: BenchmarkConfig, prepared: Problems, length: int, seed: int) -> 
     return questions, counts
 
 
-def _make_sampler(
-    config: BenchmarkConfig, prepared: Problems, model: ModelConfig, mesh: jax.sharding.Mesh, seed: int
-) -> Callable[[dict, Sequence[Question], Path], dict[str, dict[str, Any]]]:
-    """`sample(params, questions, file)` -> the questions' records by id, which it appends to the file as they come."""
-    tokenizer, is_right = prepared.tokenizer, SOURCES[config.problems.task].is_right
-    end = bpe.end_of_text(tokenizer)
-    stops = make_stops([end], config.stops, bpe.pieces(tokenizer))
-    decode = make_decoder(model, prepared.vocab, mesh, config.batch, config.sampling, stops)
-    samples = range(config.samples)
-
-    def sample(params: dict, questions: Sequence[Question], file: Path) -> dict[str, dict[str, Any]]:
-        limits = [config.max_tokens] * config.samples
-        prompts = [Prompt(tokens, int(keys.crc32(problem.id)), samples, limits) for problem, tokens in questions]
-        texts: list[dict[int, str]] = [{} for _ in questions]
-        records = {}
-        # The other processes decode the same answers and keep them in memory alone.
-        first = distributed.is_first()
-        distributed.first(lambda: first and files.cut_partial_line(file))
-        shown = bars() if first else contextlib.nullcontext(silent)
-        with open(file if first else os.devnull, 'a') as stream, shown as progress:
-            for count, answer in enumerate(decode(params, prompts, seed), 1):
-                problem, own = questions[answer.prompt][0], texts[answer.prompt]
-                # A stop string may end within a token, so the text is cut, not the tokens.
-                text = tokenizer.decode([token for token in answer.tokens.tolist() if token != end])
-                own[answer.sample] = cut(text, config.stops)
-                progress('answers', count, len(questions) * config.samples)
-                # Samples of a problem come in any order, and a record needs all of them.
-                if len(own) == config.samples:
-                    records[problem.id] = record(problem, [own[number] for number in samples], is_right)
-                    print(json.dumps(records[problem.id]), file=stream, flush=True)
-        return records
-
-    return sample
+def write_records(
+    config: BenchmarkConfig, tokenizer: Tokenizer, problems: Sequence[Problem], answers: Iterable[Answer], file: Path
+) -> dict[str, dict[str, Any]]:
+    """Returns the problems' records by id, and appends each to the file as soon as its samples are there."""
+    end, is_right = bpe.end_of_text(tokenizer), SOURCES[config.problems.task].is_right
+    texts: list[dict[int, str]] = [{} for _ in problems]
+    records = {}
+    # The other processes decode the same answers and keep them in memory alone.
+    first = distributed.is_first()
+    distributed.first(lambda: first and files.cut_partial_line(file))
+    shown = bars() if first else contextlib.nullcontext(silent)
+    with open(file if first else os.devnull, 'a') as stream, shown as progress:
+        for count, answer in enumerate(answers, 1):
+            problem, own = problems[answer.prompt], texts[answer.prompt]
+            # A stop string may end within a token, so the text is cut, not the tokens.
+            text = tokenizer.decode([token for token in answer.tokens.tolist() if token != end])
+            own[answer.sample] = cut(text, config.stops)
+            progress('answers', count, len(problems) * config.samples)
+            # Samples of a problem come in any order, and a record needs all of them.
+            if len(own) == config.samples:
+                records[problem.id] = record(problem, [own[number] for number in sorted(own)], is_right)
+                print(json.dumps(records[problem.id]), file=stream, flush=True)
+    return records
 
 
 def record(problem: Problem, texts: Sequence[str], is_right: Callable[..., bool] | None) -> dict[str, Any]:

@@ -110,3 +110,9 @@ def _problem(layout: Layout, place: str, identity: str, task: str, example: Any)
     prompt = text.rstrip(' ')
     target = text[len(prompt) :] + answers[0].strip()
     return Problem(identity, prompt.lstrip('\n'), target, answers, len(scores), task)
+
+
+def same_text(text: str, answers: Iterable[str]) -> bool:
+    """Whether `text` is one of the answers."""
+    # White space around it and the case of letters say nothing; more words would.
+    return text.strip().casefold() in {answer.strip().casefold() for answer in answers}

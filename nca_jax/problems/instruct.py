@@ -1,7 +1,7 @@
 """Problems as a stream of Batches: one problem a row behind worked examples, and loss on the answers."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -10,8 +10,8 @@ from nca_jax.batch import Batch
 from nca_jax.data import tokenizer as bpe
 from nca_jax.data.streams import make_read_stream, shuffled
 from nca_jax.errors import UserError, check
+from nca_jax.problems.problem import Problems, Tokens
 from nca_jax.problems.sets import ProblemsConfig
-from nca_jax.problems.shots import Problems, assemble
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,3 +79,21 @@ def make_stream(
         return assemble(own, shots, length, end, config.loss_on)
 
     return make_read_stream(row_of, batch, length, sharding)
+
+
+def assemble(
+    own: Tokens, shots: Sequence[Tokens], length: int, end: int, loss_on: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """(L+1,) int32 tokens, padded with `end`, and (L+1,) float32 weights of each token as a target."""
+    # Prompts and padding weigh nothing; the release (all_answers) weighs the shots' targets like the problem's own.
+    tokens_L1 = np.full(length + 1, end, np.int32)
+    weights_L1 = np.zeros(length + 1, np.float32)
+    at = 0
+    for example in (*shots, own):
+        start = at + len(example.prompt)
+        stop = start + len(example.target)
+        # The target ends with the end of text, which is learnt too: that is how an answer ends.
+        tokens_L1[at:start], tokens_L1[start:stop] = example
+        weights_L1[start:stop] = example is own or loss_on == 'all_answers'
+        at = stop
+    return tokens_L1, weights_L1

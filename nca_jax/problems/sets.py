@@ -7,10 +7,10 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 
 from nca_jax.errors import UserError, check
-from nca_jax.problems import bigbench, choices, gsm8k, humaneval, made
-from nca_jax.problems.answers import same_number, same_text
-from nca_jax.problems.problem import Problem, Sides, distinct
-from nca_jax.problems.shots import Problems
+from nca_jax.problems import bigbench, gsm8k, humaneval, made
+from nca_jax.problems.bigbench import same_text
+from nca_jax.problems.gsm8k import same_number
+from nca_jax.problems.problem import Problem, Problems, Sides, distinct
 
 CODE = 'humaneval'
 
@@ -32,7 +32,7 @@ SOURCES = {
     CODE: ProblemSource(lambda path: Sides((), humaneval.read(path)), None),
     'gsm_symbolic': ProblemSource(made.gsm_symbolic, same_number, (True, True)),
     'arithmetic': ProblemSource(made.arithmetic, same_number, (True, True)),
-    'choices': ProblemSource(lambda size: choices.make(size[0]), same_text, (True, False)),
+    'choices': ProblemSource(made.choices, same_text, (True, False)),
 }
 
 
@@ -61,11 +61,10 @@ class ProblemsConfig:
         if self.task != CODE:
             allowed = f"must be '': {self.task} is made" if any(sized) else f'must be the folder of {self.task}'
             check(bool(self.path) != any(sized), 'path', self.path, allowed)
-        for field in ('train_rows', 'least_rows'):
-            check(getattr(self, field) >= 0, field, getattr(self, field), 'must be 0 or more')
-        check(self.valid_rows >= 1, 'valid_rows', self.valid_rows, 'must be 1 or more')
-        right = all(count >= 1 if given else count == 0 for count, given in zip(self.size, sized, strict=True))
-        check(right, 'size', self.size, f'must be ({", ".join("1 or more" if given else "0" for given in sized)})')
+        for field, least in (('train_rows', 0), ('least_rows', 0), ('valid_rows', 1)):
+            check(getattr(self, field) >= least, field, getattr(self, field), f'must be {least} or more')
+        allowed = f'must be ({", ".join("1 or more" if given else "0" for given in sized)})'
+        check(min(self.size) >= 0 and tuple(map(bool, self.size)) == sized, 'size', self.size, allowed)
 
 
 def load_problems(config: ProblemsConfig, tokenizer: Tokenizer) -> Problems:
