@@ -9,7 +9,7 @@ import pytest
 
 from nca_jax import cli, experiment
 from nca_jax.errors import UserError
-from nca_jax.scale import collectives, fit, programs, topology
+from nca_jax.scale import collectives, fit, topology
 from nca_jax.scale.topology import DoesNotFitError
 
 # As the compiler writes it, cut to what is read: a loop of 24 trips around a collective, and one that runs beside work.
@@ -118,9 +118,9 @@ def test_products_are_counted_as_often_as_they_run():
     arguments = jnp.zeros((3, 32, 32)), jnp.zeros((8, 32))
     traced = jax.jit(jax.grad(functools.partial(loss, unroll=1))).trace(*arguments)
     product = 2 * 8 * 32 * 32
-    assert programs.product_flops(traced.jaxpr.jaxpr) == 3 * 4 * product  # forward, again, and twice backward
+    assert fit.product_flops(traced.jaxpr.jaxpr) == 3 * 4 * product  # forward, again, and twice backward
     forward = jax.jit(functools.partial(loss, unroll=3)).trace(*arguments)
-    assert programs.product_flops(forward.jaxpr.jaxpr) == 3 * product
+    assert fit.product_flops(forward.jaxpr.jaxpr) == 3 * product
     assert forward.lower().compile().cost_analysis()['flops'] == pytest.approx(3 * product, rel=0.01)
 
 
@@ -168,10 +168,10 @@ def test_a_mistake_in_the_config_is_one_line(capsys, monkeypatch):
 
 
 @functools.cache
-def target() -> programs.Target:
+def target() -> fit.Target:
     """256 sequences a step of GPT-2's vocabulary on a slice of four."""
     config = experiment.load('experiments/nca_pretrain.py:size=tiny', [('train.batch', '256')])
-    return programs.make_target(config, topology.Slice('v5e:2x2', tuple(jax.devices()[:4]), 2**34))
+    return fit.make_target(config, topology.Slice('v5e:2x2', tuple(jax.devices()[:4]), 2**34))
 
 
 MEMORY = {'none': 8, 'dots': 4, 'projections': 2, 'full': 1}  # of a sequence, of 64 that a chip has
@@ -180,7 +180,7 @@ MEMORY = {'none': 8, 'dots': 4, 'projections': 2, 'full': 1}  # of a sequence, o
 def test_the_search_finds_the_largest_batch_for_each_remat(monkeypatch):
     said, tried = [], []
 
-    def measure_step(choice: programs.Target) -> dict:
+    def measure_step(choice: fit.Target) -> dict:
         remat, rows = choice.config.model.remat, choice.rows_per_chip
         tried.append((remat, rows))
         if rows == 32 and remat == 'projections':

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -17,10 +16,9 @@ from nca_jax import mesh as meshes
 from nca_jax.batch import Vocab
 from nca_jax.decode import programs
 from nca_jax.decode.sampling import Sampling
-from nca_jax.decode.schedule import Answer, Prompt, Schedule, idle_rows
+from nca_jax.decode.schedule import Answer, Prompt, Schedule
 from nca_jax.errors import check
 from nca_jax.model import transformer
-from nca_jax.model.attention import Cache
 from nca_jax.model.config import ModelConfig
 
 # Prompts that are read together.
@@ -122,31 +120,6 @@ def _read(
             tokens_BxL[row, : len(prompt)] = prompt
         caches = programs.prefill(config, vocab, layers, tokens_BxL)
         yield from ((caches, row) for row in range(len(part)))
-
-
-def lower_decoding(
-    config: ModelConfig, vocab: Vocab, mesh: jax.sharding.Mesh, batch: DecodeConfig, sampling: Sampling, answer: int
-) -> jax.stages.Lowered:
-    """A step of decoding at its largest, without data: answers of `answer` tokens, prompts that leave them room."""
-    groups = batch.rows // batch.share
-    shapes = jax.eval_shape(
-        lambda params: (
-            transformer.by_layer(config, params),
-            programs.empty_caches(config, groups, bucket(config.length - answer)),
-            programs.empty_caches(config, batch.rows, answer),
-        ),
-        transformer.abstract_params(config, vocab),
-    )
-    with meshes.use(mesh):
-        by_row = jax.NamedSharding(mesh, nn.logical_to_mesh_axes(programs.CACHE_AXES))
-        of_caches = (Cache(by_row, by_row),) * config.layers
-        shardings = programs.layer_shardings(config, vocab, mesh), of_caches, of_caches
-        layers, caches, ring = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
-        )
-        no_stops = np.zeros((2, vocab.size), np.int32)
-        state = layers, caches, np.zeros(groups, np.int32), ring, idle_rows(batch.rows), np.uint32(0), no_stops, 0, 1
-        return programs.write_tokens.lower(config, vocab, sampling, 1, *state)
 
 
 @contextlib.contextmanager

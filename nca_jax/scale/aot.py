@@ -3,9 +3,10 @@
     python -m nca_jax aot --config=experiments/nca_pretrain.py:size=1b6 --topology=v5e:4x4 --config.mesh.fsdp=4
     python -m nca_jax aot --config=experiments/language.py:size=1b6,corpus=openwebtext --topology=v5p:2x2x4 --search
 
-libtpu's compiler gets the very train step of `nca_jax train`, the evaluation's step, with a benchmark a step of
-decoding, and for automata the generator of a batch. It reads no data: a text's vocabulary is its tokenizer's, or as
-large as the config says. It measures no time.
+libtpu's compiler gets the very train step of `nca_jax train`, the evaluation's step, and for automata the generator of
+a batch. It reads no data: a text's vocabulary is its tokenizer's, or as large as the config says.
+
+Not covered: time, which it can't measure, and the decoding of a benchmark.
 
 It shows, of the train step:
   hbm_bytes         the peak of a chip's memory, against hbm_limit, which a program may use
@@ -37,13 +38,13 @@ def run(args: argparse.Namespace) -> int:
     import jax
 
     from nca_jax import experiment
-    from nca_jax.scale import fit, programs, topology
+    from nca_jax.scale import fit, topology
 
     # A program for chips that aren't here can't be read back from the cache.
     jax.config.update('jax_enable_compilation_cache', False)
     topology.check_name(args.topology)
     config = experiment.load(args.config, args.changes)
-    target = programs.make_target(config, topology.open_slice(args.topology))
+    target = fit.make_target(config, topology.open_slice(args.topology))
     try:
         if args.search:
             target, record = fit.search(target, lambda line: print(line, file=sys.stderr, flush=True))

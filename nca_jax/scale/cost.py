@@ -17,9 +17,8 @@ import statistics
 
 from nca_jax import cli, files
 from nca_jax.errors import check
-from nca_jax.scale import chips
+from nca_jax.scale.chips import CHIPS, SLICES
 
-CHIPS = chips.TPUS | chips.GPUS
 # It has no published peak, and so no hours.
 CPU = 'cpu'
 
@@ -44,30 +43,31 @@ def run(args: argparse.Namespace) -> None:
     check(args.hours is None or args.hours > 0, '--hours', args.hours, 'must be positive')
     mfu = None if args.mfu is None else read_mfu(args.mfu)
     config = experiment.load(args.config, args.changes)
-    steps, tokens_per_step = config.timetable.stop, config.timetable.tokens_per_step
-    flops = steps * step_flops(config.model, stages.STAGES[config.stage].vocabulary(config), config.train.batch)
+    steps, batch, length = config.timetable.stop, config.train.batch, config.model.length
+    tokens = steps * config.timetable.tokens_per_step
+    flops = steps * step_flops(config.model, stages.STAGES[config.stage].vocabulary(config), batch)
+    lines = [f'{tokens:,} tokens in {steps:,} updates of {batch} x {length}, {flops:.3g} FLOPs']
+    hours = None
     # Without a peak or a share of it, FLOPs say nothing about time.
-    hours = None if chip == CPU or mfu is None else flops / (CHIPS[chip] * mfu * count) / 3600
-    record = {
-        'tokens': steps * tokens_per_step,
-        'steps': steps,
-        'batch': config.train.batch,
-        'length': config.model.length,
-        'flops': flops,
-        'chip': chip,
-        'chips': count,
-        'mfu': mfu,
-        'hours': hours,
-        'chip_hours': None if hours is None else hours * count,
-        'limit_hours': args.hours,
-        'limit_chip_hours': None if args.hours is None else args.hours * count,
-    }
-    print(json.dumps(record) if args.json else '\n'.join(f'cost: {line}' for line in report(record)))
+    if chip == CPU:
+        lines.append('the hours are not estimated on a CPU')
+    elif mfu is None:
+        lines.append('name an --mfu for the hours')
+    else:
+        hours = flops / (CHIPS[chip][0] * mfu * count) / 3600
+        amount = f'{hours:.2f} hours on {count} x {chip}, {hours * count:.1f} chip-hours'
+        lines.append(f'{amount}, for training alone at an MFU of {mfu:.4g}')
+    if args.hours is not None:
+        limit = f'{count} chips x {args.hours:g} hours = {args.hours * count:g} chip-hours'
+        lines.append(f'at most {limit} each time it starts')
+    record = {'tokens': tokens, 'steps': steps, 'batch': batch, 'length': length, 'flops': flops}
+    record |= {'chip': chip, 'chips': count, 'mfu': mfu, 'hours': hours, 'limit_hours': args.hours}
+    print(json.dumps(record) if args.json else '\n'.join(f'cost: {line}' for line in lines))
 
 
 def parse_slice(name: str) -> tuple[str, int]:
     """The chip and the number of chips: 'v5p-32' is 32 cores, and so 16 chips, of v5p."""
-    by_slice = {in_slices: (chip, per_chip) for chip, (in_slices, per_chip) in chips.SLICES.items()}
+    by_slice = {in_slices: (chip, per_chip) for chip, (in_slices, per_chip) in SLICES.items()}
     kind, _, size = name.partition('-')
     known = kind in by_slice and re.fullmatch('[1-9][0-9]*', size)
     check(bool(known), '--slice', name, f'must be one of {", ".join(by_slice)} with its size, such as v5litepod-16')
@@ -89,21 +89,3 @@ def read_mfu(text: str) -> float:
         return statistics.median(measured)
     check(0 < mfu <= 1, '--mfu', mfu, 'must be above 0 and at most 1')
     return mfu
-
-
-def report(record: dict) -> list[str]:
-    """The lines for people."""
-    updates = f'{record["steps"]:,} updates of {record["batch"]} x {record["length"]}'
-    lines = [f'{record["tokens"]:,} tokens in {updates}, {record["flops"]:.3g} FLOPs']
-    if record['chip'] == CPU:
-        lines.append('the hours are not estimated on a CPU')
-    elif record['hours'] is None:
-        lines.append('name an --mfu for the hours')
-    else:
-        amount = f'{record["hours"]:.2f} hours on {record["chips"]} x {record["chip"]}'
-        training = f'for training alone at an MFU of {record["mfu"]:.4g}'
-        lines.append(f'{amount}, {record["chip_hours"]:.1f} chip-hours, {training}')
-    if record['limit_hours'] is not None:
-        limit = f'{record["chips"]} chips x {record["limit_hours"]:g} hours = {record["limit_chip_hours"]:g} chip-hours'
-        lines.append(f'at most {limit} each time it starts')
-    return lines

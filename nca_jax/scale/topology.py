@@ -4,7 +4,6 @@ It needs no TPU, only the package `libtpu`, whose compiler runs on any x86 machi
 """
 
 import dataclasses
-import functools
 import importlib.util
 import math
 import os
@@ -29,12 +28,9 @@ class DoesNotFitError(Exception):
     """The compiler refused a program: it needs `needed` bytes on each chip (None: unknown) of `limit`."""
 
     def __init__(self, program: str, needed: float | None, limit: float):
-        super().__init__(program, needed, limit)
+        amount = 'more than' if needed is None else f'{needed / GIB:.2f} GiB of'
+        super().__init__(f'the {program} needs {amount} the {limit / GIB:.2f} GiB of HBM that it may use on each chip')
         self.program, self.needed, self.limit = program, needed, limit
-
-    def __str__(self) -> str:
-        needed = 'more than' if self.needed is None else f'{self.needed / GIB:.2f} GiB of'
-        return f'the {self.program} needs {needed} the {self.limit / GIB:.2f} GiB of HBM that it may use on each chip'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +53,6 @@ def check_name(name: str) -> None:
         raise UserError("the TPU compiler is not installed: pip install 'libtpu==0.0.42.*' (the extra `tpu` has it)")
 
 
-@functools.cache
 def open_slice(name: str) -> Slice:
     """The slice of a name that `check_name` accepts.
 
