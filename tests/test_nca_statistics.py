@@ -43,13 +43,6 @@ def test_entropy_of_known_distributions(rng):
     assert abs(6 - corrected) < 0.03
 
 
-def test_tokens_and_their_cells():
-    cells = statistics.cells_of_tokens(np.arange(5**4), 5, 4)
-    assert cells[1].tolist() == [1, 0, 0, 0]
-    assert cells[-5].tolist() == [0, 4, 4, 4]
-    np.testing.assert_array_equal(statistics.tokens_of_cells(cells, 5), np.arange(5**4))
-
-
 def test_information_of_independent_copied_and_half_copied_samples(rng):
     x, y = rng.integers(0, 4, (2, 3, 40_000))
     assert statistics.mutual_information(x, y, 4) == pytest.approx(np.zeros(3), abs=5e-4)
@@ -88,7 +81,7 @@ def test_grids_that_stand_still_tell_nothing_of_other_places(rng):
     cells = frames.reshape(100, 36, 36, 4)
     displaced = statistics.permute_places(cells, 0)
     for distance in (1, 5, 37, 50):
-        found, chance = (statistics.information_by_distance(cells, y, 10, 38, distance) for y in (cells, displaced))
+        found, chance = (statistics.information_by_distance(cells, y, 10, distance) for y in (cells, displaced))
         assert found > 0.4
         assert abs(found - chance) < 0.03
 
@@ -101,7 +94,7 @@ def test_information_along_tokens_is_at_the_copys_distance_only(rng):
     distances = [1, 10, grid, 2 * grid - 1, 2 * grid, 2 * grid + 3]
     displaced = statistics.permute_places(cells, 0)
     found, chance = (
-        np.array([statistics.information_by_distance(cells, later, 8, grid, distance) for distance in distances])
+        np.array([statistics.information_by_distance(cells, later, 8, distance) for distance in distances])
         for later in (cells, displaced)
     )
     entropy = stats.entropy(np.stack([np.bincount(row.ravel(), minlength=4) for row in first]), base=2, axis=1).mean()

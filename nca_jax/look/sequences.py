@@ -1,6 +1,7 @@
 """Samples sequences as a training would see them, and measures them."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,8 +20,6 @@ from nca_jax.progress import Progress, silent
 MIN_COUNT, MIN_COUNT_ALONE = 10, 3
 # A single sequence with fewer such tokens has no fit.
 MIN_RANKS_ALONE = 5
-# Sequences whose own counts are drawn.
-DRAWN = 5
 # Frames and cells of the chart of mutual information.
 CHART = 7
 IN_BAND, UNFILTERED = 'in band', 'unfiltered'
@@ -52,11 +51,7 @@ def sample_sets(config: Config, rules: int | None, sequences: int, progress: Pro
     unfiltered = dataclasses.replace(data, band=(0.0, 1.0), band_by='quantile')
     sets = {}
     for name, of_set in ((IN_BAND, data), (UNFILTERED, unfiltered)):
-        # Two searches take two bars.
-        def search(stage: str, done: int, total: int | None, of: str = name) -> None:
-            progress(f'{stage} {of}', done, total)
-
-        sets[name] = sample(of_set, config.seed, sequences, config.model.length, search)
+        sets[name] = sample(of_set, config.seed, sequences, config.model.length, progress)
         if sets[IN_BAND].bank.candidates == data.rules_per_epoch:
             break
     return sets
@@ -75,14 +70,14 @@ def sample(data: NCAConfig, seed: int, sequences: int, length: int, progress: Pr
     batch = jax.device_get(stream.make_stream(data, seed, 'train', sequences, length, sharding, banks)(0))
     # The last target completes the last grid.
     tokens_SxL = np.concatenate([batch.inputs_BxL, batch.targets_BxL[:, -1:]], 1)[:, : grids * data.tokens_per_grid]
-    frames = patches.decode(data.vocab, tokens_SxL.reshape(-1), data.rule.height, data.rule.width)
-    frames_SxTxYxX = frames.reshape(sequences, grids, *frames.shape[1:])
+    height, width = data.rule.height, data.rule.width
+    frames_SxTxYxX = patches.decode(data.vocab, tokens_SxL, height, width).reshape(sequences, grids, height, width)
     # Without the two delimiters of each grid.
     tokens_SxTxP = tokens_SxL.reshape(sequences, grids, -1)[:, :, 1:-1]
     # The search scores as many frames of a rule.
-    scored = slice(None), slice(data.complexity.frames)
-    scored_tokens_SxL = tokens_SxTxP[scored].reshape(sequences, -1)
-    scores_S = score.scores(data.complexity, frames_SxTxYxX[scored], scored_tokens_SxL)
+    scored = data.complexity.frames
+    scored_tokens_SxL = tokens_SxTxP[:, :scored].reshape(sequences, -1)
+    scores_S = score.scores(data.complexity, frames_SxTxYxX[:, :scored], scored_tokens_SxL)
     return SequenceSet(banks(0), scores_S, tokens_SxTxP, frames_SxTxYxX)
 
 
@@ -93,10 +88,12 @@ def measure(data: NCAConfig, sequences: SequenceSet) -> dict[str, Any]:
     more than is subtracted: these are upper bounds.
     """
     tokens, frames, colours, bank = sequences.tokens_SxTxP, sequences.frames_SxTxYxX, data.rule.colours, sequences.bank
-    cells = statistics.cells_of_tokens(tokens, colours, data.patch**2)
+    # A token's digits are its patch's cells.
+    powers_K = colours ** np.arange(data.patch**2)
+    cells = (tokens[..., None] // powers_K % colours).astype(np.uint8)
     # Cells, not tokens: tokens would keep their frequencies, and with them their law.
-    shuffled = statistics.tokens_of_cells(statistics.shuffle(cells, 2), colours)
-    laws = zipf_laws(tokens, shuffled, sequences.spaced(DRAWN))
+    shuffled = statistics.shuffle(cells, 2).astype(int) @ powers_K
+    laws = zipf_laws(tokens, shuffled)
     by_distance, by_offset = excess_information(data, cells, frames)
     counts_SxC = np.stack([np.bincount(row, minlength=colours) for row in frames.reshape(len(frames), -1)])
     return {
@@ -123,56 +120,40 @@ def measure(data: NCAConfig, sequences: SequenceSet) -> dict[str, Any]:
 
 def excess_information(data: NCAConfig, cells: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mutual information less what chance gives: by distance in tokens, and by frames later and cells aside."""
+
+    def excess(measure: Callable, samples: np.ndarray, chance: np.ndarray, *place: int) -> float:
+        return measure(samples, samples, colours, *place) - measure(samples, chance, colours, *place)
+
     chance_cells, chance_frames = statistics.permute_places(cells, 0), statistics.permute_places(frames, 0)
     colours, grid = data.rule.colours, data.tokens_per_grid
     # Up to three grids and a few tokens, if sequences are that long.
-    by_distance = np.zeros(min(3 * grid + 6, (frames.shape[1] - 1) * grid))
-    for i in range(len(by_distance)):
-        own, chance = (
-            statistics.information_by_distance(cells, later, colours, grid, i + 1) for later in (cells, chance_cells)
-        )
-        by_distance[i] = own - chance
+    most = min(3 * grid + 6, (frames.shape[1] - 1) * grid)
+    distances = range(1, most + 1)
+    by_distance = [excess(statistics.information_by_distance, cells, chance_cells, n) for n in distances]
     # To the right at most half the torus: further away all pairs would count twice.
     by_offset = np.zeros((min(CHART, frames.shape[1]), min(CHART, (data.rule.width + 1) // 2)))
     for dt, dx in np.ndindex(by_offset.shape):
-        own, chance = (
-            statistics.information_by_offset(frames, later, colours, dt, dx) for later in (frames, chance_frames)
-        )
-        by_offset[dt, dx] = own - chance
+        by_offset[dt, dx] = excess(statistics.information_by_offset, frames, chance_frames, dt, dx)
     # A cell tells all of itself.
     by_offset[0, 0] = np.nan
-    return by_distance, by_offset
+    return np.array(by_distance), by_offset
 
 
-def zipf_laws(tokens: np.ndarray, shuffled: np.ndarray, drawn: np.ndarray) -> dict[str, Any]:
+def zipf_laws(tokens: np.ndarray, shuffled: np.ndarray) -> dict[str, Any]:
     """Counts by rank and the Zipf exponent of all sequences (S, ...) together, and its quartiles over single ones.
 
-    Beside them stand those of shuffled cells and, for each sequence, of as many tokens drawn uniformly from as many
-    kinds, since sorted noise has a slope too. `drawn` are the sequences whose own counts are returned.
+    Beside them stand those of shuffled cells, whose slope comes without any dependence between cells.
     """
-    rank_counts, zipf_exponent = statistics.rank_counts, statistics.zipf_exponent
-    own, of_shuffled = ([rank_counts(row) for row in rows] for rows in (tokens, shuffled))
-    generator = np.random.default_rng(0)
-    uniform = [rank_counts(generator.integers(0, len(counts), counts.sum())) for counts in own]
-    counts, counts_shuffled = rank_counts(tokens), rank_counts(shuffled)
-    laws = {
-        'counts': counts,
-        'counts_shuffled': counts_shuffled,
-        'sequence_counts': [own[s] for s in drawn],
-        'sequence_counts_uniform': uniform[drawn[len(drawn) // 2]],
-        'zipf_exponent': zipf_exponent(counts, MIN_COUNT),
-        'zipf_exponent_shuffled': zipf_exponent(counts_shuffled, MIN_COUNT),
-    }
-    exponents_KxS = np.array(
-        [
-            [zipf_exponent(counts, MIN_COUNT_ALONE, MIN_RANKS_ALONE) for counts in sequences]
-            for sequences in (own, of_shuffled, uniform)
-        ]
-    )
-    # Only of sequences whose own tokens have a fit, so that the three can be compared.
-    fitted_KxS = exponents_KxS[:, ~np.isnan(exponents_KxS[0])]
+    laws, exponents_KxS = {}, []
+    for kind, rows in (('', tokens), ('_shuffled', shuffled)):
+        counts = statistics.rank_counts(rows)
+        laws |= {f'counts{kind}': counts, f'zipf_exponent{kind}': statistics.zipf_exponent(counts, MIN_COUNT)}
+        alone = [statistics.rank_counts(row) for row in rows]
+        exponents_KxS.append([statistics.zipf_exponent(row, MIN_COUNT_ALONE, MIN_RANKS_ALONE) for row in alone])
+    # Only of sequences whose own tokens have a fit, so that the two can be compared.
+    fitted_KxS = np.array(exponents_KxS)[:, ~np.isnan(exponents_KxS[0])]
     laws['fitted_sequences'] = fitted_KxS.shape[1]
-    for kind, exponents in zip(('', '_shuffled', '_uniform'), fitted_KxS, strict=True):
+    for kind, exponents in zip(('', '_shuffled'), fitted_KxS, strict=True):
         exponents = exponents[~np.isnan(exponents)]
         quartiles = np.quantile(exponents, (0.25, 0.5, 0.75)) if len(exponents) else None
         laws[f'sequence_zipf_exponent{kind}_quartiles'] = quartiles

@@ -67,34 +67,19 @@ def permute_places(samples: np.ndarray, seed: int) -> np.ndarray:
     return np.take_along_axis(places_SxTxN, order_SxN[:, None], 2).reshape(samples.shape)
 
 
-def cells_of_tokens(tokens: np.ndarray, colours: int, count: int) -> np.ndarray:
-    """The `count` cells of each patch token, along a new last axis."""
-    return (np.asarray(tokens)[..., None] // colours ** np.arange(count) % colours).astype(np.uint8)
-
-
-def tokens_of_cells(cells: np.ndarray, colours: int) -> np.ndarray:
-    """The inverse of `cells_of_tokens`."""
-    return cells.astype(int) @ colours ** np.arange(cells.shape[-1])
-
-
-def information_by_distance(
-    now_SxTxPxK: np.ndarray, later_SxTxPxK: np.ndarray, colours: int, tokens_per_grid: int, distance: int
-) -> float:
+def information_by_distance(now_SxTxPxK: np.ndarray, later_SxTxPxK: np.ndarray, colours: int, distance: int) -> float:
     """Mean mutual information of a cell and the same cell of the patch `distance` tokens later.
 
     `later_SxTxPxK` is the first array again, or has permuted places for what chance gives. NaN if no two patches are
     so far apart.
     """
-    sequences, frames, _, cells = now_SxTxPxK.shape
-    # Delimiters count in the distance and are left out as samples.
-    place_L = np.arange(frames * tokens_per_grid) % tokens_per_grid
-    patch_L = (place_L > 0) & (place_L < tokens_per_grid - 1)
-    both = patch_L[:-distance] & patch_L[distance:]
-    if not both.any():
+    sequences, frames, patches, cells = now_SxTxPxK.shape
+    # The places of patches in a sequence: each grid's two delimiters count in the distance and are no samples.
+    place_N = (np.arange(frames)[:, None] * (patches + 2) + np.arange(patches)).ravel()
+    _, later_N, now_N = np.intersect1d(place_N, place_N + distance, assume_unique=True, return_indices=True)
+    if not len(now_N):
         return float('nan')
-    delimiters = ((0, 0), (0, 0), (1, 1), (0, 0))
-    now, later = (np.pad(part, delimiters).reshape(sequences, -1, cells) for part in (now_SxTxPxK, later_SxTxPxK))
-    x, y = now[:, :-distance][:, both], later[:, distance:][:, both]
+    x, y = now_SxTxPxK.reshape(sequences, -1, cells)[:, now_N], later_SxTxPxK.reshape(sequences, -1, cells)[:, later_N]
     return mutual_information(x.reshape(sequences, -1), y.reshape(sequences, -1), colours).mean()
 
 
