@@ -113,14 +113,11 @@ def test_the_report_has_the_norms_and_survives_json():
     rows = {row['path']: row for row in report}
     out = source['blocks']['attn']['o']['kernel']
     row = rows['blocks/attn/o/kernel']
-    norms = np.linalg.norm(out) * np.array([1, 0.5])
-    np.testing.assert_allclose([row['source_norm'], row['result_norm']], norms, rtol=1e-6)
-    assert rows['embed/table']['source_norm'] is None
-    np.testing.assert_allclose(rows['embed/table']['result_norm'], np.linalg.norm(target['embed']['table']), rtol=1e-6)
+    np.testing.assert_allclose(row['norm'], np.linalg.norm(out) * 0.5, rtol=1e-6)
+    np.testing.assert_allclose(rows['embed/table']['norm'], np.linalg.norm(target['embed']['table']), rtol=1e-6)
     assert json.loads(json.dumps(report)) == report
     lines = graft.lines(report)
-    assert len(lines) == len(report) + 2
-    assert lines[-1] == 'carry: 7 leaves, fresh: 2 leaves, drop: 0 leaves'
+    assert len(lines) == len(report) + 1
     assert next(line for line in lines if line.startswith('blocks/attn/o')).split()[1:3] == ['carry', '0.5']
 
 
@@ -130,8 +127,7 @@ def test_dropped_leaves_are_reported_and_not_carried():
     _, report = transfer(plan, source, target)
     dropped = [row for row in report if row['action'] == 'drop']
     assert {row['path'] for row in dropped} == {'head/kernel', 'head/bias'}
-    assert {(row['source_norm'], row['result_norm']) for row in dropped} == {(None, None)}
-    assert graft.lines(report)[-1].endswith('drop: 2 leaves')
+    assert {row['norm'] for row in dropped} == {None}
     pieces = graft.resolve(graft.parse(plan), source, target, 1, 1)
     assert not any(path.startswith('head') for path in graft.carried(pieces))
 
@@ -178,13 +174,11 @@ def test_other_depths_need_words_for_every_layer():
 @pytest.mark.parametrize(('ours', 'theirs'), [(12, 16), (16, 12)])
 def test_other_padding_carries_the_real_rows_alone(ours, theirs):
     source, target = model(0, padded=theirs, bias=True), model(1, padded=ours, bias=True)
-    result, report = transfer((('head/kernel', 'carry', {'scale': 2.0}), ('.*', 'carry')), source, target)
+    result, _ = transfer((('head/kernel', 'carry', {'scale': 2.0}), ('.*', 'carry')), source, target)
     for path, rows in (('embed/table', np.s_[:SIZE]), ('head/bias', np.s_[:SIZE]), ('head/kernel', np.s_[:, :SIZE])):
         expected = trees.flatten(target)[path].copy()
         expected[rows] = trees.flatten(source)[path][rows] * (2 if path == 'head/kernel' else 1)
         np.testing.assert_array_equal(result[path], expected)
-    row = next(row for row in report if row['path'] == 'embed/table')
-    np.testing.assert_allclose(row['source_norm'], np.linalg.norm(source['embed']['table'][:SIZE]), rtol=1e-6)
 
 
 def test_another_vocabulary_is_refused_even_when_the_padded_shapes_agree():

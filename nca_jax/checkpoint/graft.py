@@ -11,7 +11,6 @@ An entry with `layers` claims layers a..b-1 of the stacked leaves (`blocks/...`)
 is implied: a leaf of either side that no entry accounts for is an error, and so is an entry that claims nothing.
 """
 
-import collections
 import dataclasses
 import itertools
 import math
@@ -41,16 +40,17 @@ Unit = tuple[str, int | None]
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One entry of a plan. Raises ValueError, TypeError or re.error for an impossible one."""
+    """One entry of a plan, or of a resolved plan. Raises ValueError, TypeError or re.error for an impossible one."""
 
-    pattern: str
+    # A regular expression for whole paths. In a resolved plan it is the path of one leaf.
+    path: str
     action: str
     # (a, b) restricts the entry to layers a..b-1 of the stacked leaves.
     layers: tuple[int, int] | None = None
     scale: float = 1.0
 
     def __post_init__(self):
-        re.compile(self.pattern)
+        re.compile(self.path)
         possible = self.action in ACTIONS and (self.action == 'carry' or self.scale == 1.0)
         # True is an int to Python, but no scale.
         possible &= type(self.scale) in (int, float) and math.isfinite(self.scale) and self.scale >= 0
@@ -62,21 +62,11 @@ class Entry:
 
     def claims(self, path: str, layer: int | None) -> bool:
         inside = self.layers is None or (layer is not None and self.layers[0] <= layer < self.layers[1])
-        return inside and re.fullmatch(self.pattern, path) is not None
+        return inside and re.fullmatch(self.path, path) is not None
 
     def to_json(self) -> list[Any]:
         options = {'layers': list(self.layers)} if self.layers else {}
-        return [self.pattern, self.action, options | ({'scale': self.scale} if self.scale != 1.0 else {})]
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """One action on one leaf: on all of it (`layers` None), or on layers a..b-1 of a stacked one."""
-
-    path: str
-    action: str
-    layers: tuple[int, int] | None
-    scale: float
+        return [self.path, self.action, options | ({'scale': self.scale} if self.scale != 1.0 else {})]
 
 
 def parse(plan: Iterable[Any]) -> tuple[Entry, ...]:
@@ -84,11 +74,11 @@ def parse(plan: Iterable[Any]) -> tuple[Entry, ...]:
     entries = []
     for number, words in enumerate(plan):
         try:
-            pattern, action, *rest = words
+            path, action, *rest = words
             (options,) = rest or [{}]
             # A config's dict is no dict, and JSON has lists for tuples.
             options = {name: tuple(value) if name == 'layers' else value for name, value in dict(options).items()}
-            entries.append(Entry(pattern, action, **options))
+            entries.append(Entry(path, action, **options))
         except (TypeError, ValueError, re.error):
             raise UserError(f'plan entry {number} {words!r}: {ENTRY}') from None
     return tuple(entries)
@@ -96,16 +86,16 @@ def parse(plan: Iterable[Any]) -> tuple[Entry, ...]:
 
 def resolve(
     plan: Sequence[Entry], source: trees.Tree, target: trees.Tree, source_vocab_size: int, target_vocab_size: int
-) -> tuple[Piece, ...]:
-    """The plan applied to two parameter trees: the pieces of every target leaf, then what is dropped of the source.
+) -> tuple[Entry, ...]:
+    """The plan applied to two parameter trees: one entry for each piece of a leaf, the target's leaves first.
 
     `source` and `target` are nested dicts (or `{path: leaf}`) of arrays or shape structs. Raises UserError when a leaf
     is not accounted for, when an entry claims nothing, or when a carried leaf differs in shape, vocabulary or dtype.
     """
     source, target = trees.flatten(source), trees.flatten(target)
-    of_source, of_target = _units(source), _units(target)
+    of_source, of_target = _claims(plan, source), _claims(plan, target)
     # The target's units come first, so that what only the source has stands at the report's end.
-    claims = _claims(plan, of_target | of_source)
+    claims = of_target | of_source
     for unit, entry in claims.items():
         _check_claim(unit, entry, unit in of_source, unit in of_target)
     # By identity, since a plan may hold the same entry twice: then the second claims nothing.
@@ -122,19 +112,19 @@ def resolve(
         leaf = source[path] if action == 'drop' else target[path]
         # A leaf in one piece is treated as a whole, stacked or not.
         complete = layers == [None] or len(layers) == leaf.shape[0]
-        pieces.append(Piece(path, action, None if complete else (layers[0], layers[-1] + 1), scale))
-    for path in sorted(carried(pieces)):
-        _check_leaf(path, source[path], target[path], source_vocab_size, target_vocab_size)
+        pieces.append(Entry(path, action, None if complete else (layers[0], layers[-1] + 1), scale))
+        if action == 'carry':
+            _check_leaf(path, source[path], target[path], source_vocab_size, target_vocab_size)
     return tuple(pieces)
 
 
 def carries_layers(plan: Sequence[Entry], target: trees.Tree) -> bool:
     """Whether the plan carries anything of a stacked leaf."""
-    claims = _claims(plan, _units(trees.flatten(target)))
+    claims = _claims(plan, trees.flatten(target))
     return any(entry and entry.action == 'carry' for (_, layer), entry in claims.items() if layer is not None)
 
 
-def carried(pieces: Iterable[Piece]) -> frozenset[str]:
+def carried(pieces: Iterable[Entry]) -> frozenset[str]:
     """The paths of the source leaves that are carried, wholly or in part: no other leaf need be read."""
     return frozenset(piece.path for piece in pieces if piece.action == 'carry')
 
@@ -142,62 +132,55 @@ def carried(pieces: Iterable[Piece]) -> frozenset[str]:
 def graft(
     source: trees.Tree,
     fresh: trees.Tree,
-    pieces: Sequence[Piece],
+    pieces: Sequence[Entry],
     vocab_size: int,
     out_shardings: trees.Tree | None = None,
 ) -> tuple[trees.Tree, list[dict[str, Any]]]:
-    """Parameters of the target's structure, and a report as manifests keep it: one row per piece, with its norms.
+    """Parameters of the target's structure, and a report as manifests keep it: one row per piece, with its norm.
 
     `source` holds at least the `carried` leaves; `fresh` is the target's own initialisation. Tables of another padding
-    give their first `vocab_size` rows. Norms are Euclidean, the source's before scaling; None where nothing is taken.
+    give their first `vocab_size` rows. Norms are Euclidean, of the result; None for what is dropped.
     """
 
-    def apply(source: dict[str, jax.Array], fresh: trees.Tree) -> tuple[trees.Tree, list[tuple]]:
+    def apply(source: dict[str, jax.Array], fresh: trees.Tree) -> tuple[trees.Tree, list[jax.Array | None]]:
         result, norms = trees.flatten(fresh), []
         for piece in pieces:
-            path, source_norm, result_norm = piece.path, None, None
+            if piece.action == 'drop':
+                norms.append(None)
+                continue
             # A leaf's pieces are applied one after another, each to its own layers of the result so far.
             if piece.action == 'carry':
-                result[path], source_norm = _carry(piece, source[path], result[path], vocab_size)
-            if piece.action != 'drop':
-                result_norm = _norm(result[path] if piece.layers is None else result[path][slice(*piece.layers)])
-            norms.append((source_norm, result_norm))
+                result[piece.path] = _carry(piece, source[piece.path], result[piece.path], vocab_size)
+            part = result[piece.path] if piece.layers is None else result[piece.path][slice(*piece.layers)]
+            norms.append(jnp.linalg.norm(part.astype(jnp.float32)))
         return trees.map_with_path(lambda path, _: result[path], fresh), norms
 
     source, paths = trees.flatten(source), carried(pieces)
     # One jitted function with the target's shardings, so no leaf is gathered on a host.
     params, norms = jax.jit(apply, out_shardings=(out_shardings, None))({path: source[path] for path in paths}, fresh)
-    report = []
-    for piece, pair in zip(pieces, jax.device_get(norms), strict=True):
-        source_norm, result_norm = (None if norm is None else float(norm) for norm in pair)
-        report.append(dataclasses.asdict(piece) | {'source_norm': source_norm, 'result_norm': result_norm})
-    return params, report
+    norms = [None if norm is None else float(norm) for norm in jax.device_get(norms)]
+    return params, [dataclasses.asdict(piece) | {'norm': norm} for piece, norm in zip(pieces, norms, strict=True)]
 
 
 def lines(report: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A graft's report as an aligned table, with one line of counts at the end."""
-    cells = [('leaf', 'layers', 'action', 'scale', 'source norm', 'result norm')]
+    """A graft's report as an aligned table."""
+    cells = [('leaf', 'layers', 'action', 'scale', 'norm')]
     for row in report:
         layers = '' if row['layers'] is None else f'{row["layers"][0]}-{row["layers"][1] - 1}'
         scale = f'{row["scale"]:g}' if row['action'] == 'carry' else ''
-        norms = ('' if norm is None else f'{norm:.4g}' for norm in (row['source_norm'], row['result_norm']))
-        cells.append((row['path'], layers, row['action'], scale, *norms))
+        norm = '' if row['norm'] is None else f'{row["norm"]:.4g}'
+        cells.append((row['path'], layers, row['action'], scale, norm))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    table = ['  '.join(map(str.ljust, line, widths)).rstrip() for line in cells]
-    # A leaf in several pieces of one action counts once.
-    leaves = collections.Counter(action for _, action in {(row['path'], row['action']) for row in report})
-    return [*table, ', '.join(f'{action}: {leaves[action]} leaves' for action in ACTIONS)]
+    return ['  '.join(map(str.ljust, line, widths)).rstrip() for line in cells]
 
 
-def _units(leaves: Mapping[str, Any]) -> dict[Unit, None]:
-    """The units of all leaves, by leaf, then by layer: a set that keeps their order."""
-    layers = {path: range(leaf.shape[0]) if path.startswith(STACKED) else [None] for path, leaf in leaves.items()}
-    return dict.fromkeys((path, layer) for path in leaves for layer in layers[path])
-
-
-def _claims(plan: Sequence[Entry], units: Iterable[Unit]) -> dict[Unit, Entry | None]:
-    """The first entry that claims each unit, if one does."""
-    return {unit: next((entry for entry in plan if entry.claims(*unit)), None) for unit in units}
+def _claims(plan: Sequence[Entry], leaves: Mapping[str, Any]) -> dict[Unit, Entry | None]:
+    """The first entry that claims each unit of the leaves, by leaf, then by layer; None where no entry does."""
+    claims = {}
+    for path, leaf in leaves.items():
+        for layer in range(leaf.shape[0]) if path.startswith(STACKED) else [None]:
+            claims[path, layer] = next((entry for entry in plan if entry.claims(path, layer)), None)
+    return claims
 
 
 def _check_claim(unit: Unit, entry: Entry | None, in_source: bool, in_target: bool) -> None:
@@ -232,20 +215,15 @@ def _check_leaf(path: str, source: Any, target: Any, source_vocab_size: int, tar
         raise UserError(f'plan: {path} has shape {source.shape} in the source and {target.shape} in the target')
 
 
-def _carry(piece: Piece, source: jax.Array, target: jax.Array, vocab_size: int) -> tuple[jax.Array, jax.Array]:
-    """The target with the piece's values from the source, and the norm that these have before scaling."""
+def _carry(piece: Entry, source: jax.Array, target: jax.Array, vocab_size: int) -> jax.Array:
+    """The target with the piece's values from the source, times its scale."""
     # The piece fills a box of the target: its own layers, and the real tokens alone where the padding differs.
-    start, limit = [0] * target.ndim, list(target.shape)
+    box = [slice(size) for size in target.shape]
     if piece.layers is not None:
-        start[0], limit[0] = piece.layers
+        box[0] = slice(*piece.layers)
     if piece.path in VOCAB_AXIS and source.shape != target.shape:
-        limit[VOCAB_AXIS[piece.path]] = vocab_size
-    values = jax.lax.slice(source, start, limit)
+        box[VOCAB_AXIS[piece.path]] = slice(vocab_size)
+    values = source[tuple(box)]
     # At scale 1 no arithmetic touches the bits, which it could alter in a NaN.
     scaled = values if piece.scale == 1.0 else values * piece.scale
-    complete = scaled.shape == target.shape
-    return scaled if complete else jax.lax.dynamic_update_slice(target, scaled, start), _norm(values)
-
-
-def _norm(x: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32))))
+    return target.at[tuple(box)].set(scaled)

@@ -74,21 +74,19 @@ def code_version(folder: pathlib.Path) -> dict[str, str | None]:
 
     Both are None when the folder is not part of a git repository: an installed copy, even inside somebody's checkout.
     """
+    commit = _git(folder, 'rev-parse', 'HEAD')
     # Where git ignores the package, as in a .venv inside a checkout, the commit says nothing about it.
-    root = _git(folder, 'rev-parse', '--show-toplevel')
-    if root is None or _git(folder, 'check-ignore', str(folder)) is not None:
+    if commit is None or _git(folder, 'check-ignore', str(folder)) is not None:
         return {'commit': None, 'dirty': None}
-    top, commit = pathlib.Path(root.decode().rstrip('\n')), _git(folder, 'rev-parse', 'HEAD')
     # Binary, so that any changed file counts; untracked notes and results don't.
-    changes = [_git(top, 'diff', '--binary', 'HEAD') or b'']
-    for name in (_git(top, 'ls-files', '--others', '--exclude-standard', '-z', '--', '*.py') or b'').split(b'\0')[:-1]:
-        path = top / os.fsdecode(name)
+    changes = [_git(folder, 'diff', '--binary', 'HEAD') or b'']
+    untracked = _git(folder, 'ls-files', '--others', '--exclude-standard', '-z', '--', ':/*.py') or b''
+    for name in untracked.split(b'\0')[:-1]:
+        path = folder / os.fsdecode(name)
         # It may be a link to nowhere, such as an editor's lock.
         changes += [name, path.read_bytes() if path.is_file() else b'']
-    return {
-        'commit': None if commit is None else commit.decode().strip(),
-        'dirty': hashlib.sha256(b'\0'.join(changes)).hexdigest() if any(changes) else None,
-    }
+    dirty = hashlib.sha256(b'\0'.join(changes)).hexdigest() if any(changes) else None
+    return {'commit': commit.decode().strip(), 'dirty': dirty}
 
 
 def _git(folder: pathlib.Path, *arguments: str) -> bytes | None:

@@ -4,7 +4,6 @@ Orbax never loses a committed step. But it restores a flipped bit without a word
 back to an older step. So each restored leaf is compared with the manifest, and damage leads to the step before.
 """
 
-import asyncio
 import contextlib
 import itertools
 import json
@@ -24,8 +23,6 @@ from nca_jax.checkpoint.manifest import leaf_table
 from nca_jax.errors import UserError
 
 Manifest = dict[str, Any]
-# Pages follow it in a message.
-ORBAX_DETAILS = ' See full TensorStore details'
 T = TypeVar('T')
 
 
@@ -34,19 +31,6 @@ class _Manager(ocp.CheckpointManager):
 
     def reached_preemption(self, step: int) -> bool:
         return False
-
-
-class _Reader(ocp.type_handlers.ArrayHandler):
-    """Orbax's reader of arrays, but when one read fails, it waits for the others before it raises."""
-
-    async def deserialize(self, infos: Any, args: Any = None) -> Any:
-        before = asyncio.all_tasks()
-        try:
-            return await super().deserialize(infos, args)
-        except BaseException:
-            # Orbax would close their event loop, and Python prints a page for each read that ends after its loop.
-            await asyncio.gather(*asyncio.all_tasks() - before, return_exceptions=True)
-            raise
 
 
 class Store(contextlib.AbstractContextManager):
@@ -201,8 +185,9 @@ def _newest(
             # A full disk or a lost process says nothing about the checkpoint, which must not be set aside for it.
             if _is_of_the_machine(error):
                 raise
-            line = ' '.join(str(error).partition(ORBAX_DETAILS)[0].split())
-            damaged[step] = f'step {step}: {line[:200] or type(error).__name__}'
+            # Orbax appends pages to some messages.
+            line = ' '.join(str(error).split())[:200]
+            damaged[step] = f'step {step}: {line or type(error).__name__}'
             continue
         if damaged:
             logging.warning('%s: going back to step %d, since %s', folder, step, '; '.join(damaged.values()))
@@ -237,9 +222,7 @@ def _load(path: epath.Path, choose: Callable[[Manifest], trees.Tree]) -> tuple[t
             item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
         )
         # Not through a Checkpointer: at its barrier the others would wait for a process whose shards are damaged.
-        arrays = ocp.type_handlers.create_type_handler_registry((jax.Array, _Reader()))
-        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=arrays)
-        return handler.restore(path / 'state', args=request), manifest
+        return ocp.PyTreeCheckpointHandler().restore(path / 'state', args=request), manifest
 
     # The checksums are collective, so every process must have read its shards before.
     tree, manifest = distributed.on_all(read, _is_of_the_machine)
