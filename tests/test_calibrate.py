@@ -7,6 +7,7 @@ import errno
 import gzip
 import itertools
 import json
+import os
 import pathlib
 import shlex
 
@@ -376,3 +377,17 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(texts.np, 'memmap', refuse)
     assert run(tmp_path, f'--text={tmp_path / "secret"}') == 2
     assert capsys.readouterr().err.endswith('secret: Permission denied\n')
+
+
+def test_a_folder_below_that_may_not_be_read_is_named(tmp_path, monkeypatch, capsys):
+    def refuse(path):
+        if str(path).endswith('closed'):
+            raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+        return scandir(path)
+
+    scandir = os.scandir
+    (tmp_path / 'texts' / 'closed').mkdir(parents=True)
+    (tmp_path / 'texts' / 'open').write_bytes(b'x' * 10_000)
+    monkeypatch.setattr(os, 'scandir', refuse)
+    assert run(tmp_path, f'--text={tmp_path / "texts"}') == 2
+    assert capsys.readouterr().err.endswith('closed: Permission denied\n')

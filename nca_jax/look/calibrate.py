@@ -11,7 +11,8 @@ Each text is measured in three settings:
 
 A ratio becomes a normalized ratio, 0 for constant tokens and 1 for uniform ones over the text's vocabulary, and then
 the score of automata with the same normalized ratio. The proposed band holds the score of the median window of bytes.
-Bands are the paper's where its thresholds apply, else fifths of unfiltered rules.
+Bands are the paper's where its thresholds apply, else fifths of unfiltered rules. Shares, min, median and max are of
+the rules' scores.
 
 Not covered:
 - Compressed files: their bytes are measured as they are.

@@ -27,10 +27,7 @@ PAPER_BANDS = {
 FIFTHS = {f'q{low}-{low + 20}': (low / 100, (low + 20) / 100) for low in range(0, 100, 20)}
 NOTE = """
 
-Normalized ratio: 0 for constant tokens, 1 for uniform ones over the vocabulary. Score: that of automata with this
-normalized ratio. Shuffled: the same for tokens drawn from the text's frequencies. raw and long are for reference.
-Shares, min, median and max are of the rules' scores. Above 0 or 100 % of rules, no band holds a text: the nearest one
-is proposed."""
+`calibrate --help` explains the rows. Above 0 or 100 % of rules, no band holds a text: the nearest one is proposed."""
 
 
 @dataclasses.dataclass(frozen=True)

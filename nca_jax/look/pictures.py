@@ -119,16 +119,12 @@ def information(measured: Measured, tokens_per_grid: int) -> Figure:
     chance = 'less that of cells in permuted places: an upper bound'
     style.subtitle(axes, f'of a cell and the same one in a later token, {chance}; ticks: one grid', style.LIGHT)
     style.label_ends(axes, [end for end in ends if np.isfinite(end[0])])
-    charts = {
-        name: np.log10(np.maximum(values['information_by_offset'], MIN_BITS)) for name, values in measured.items()
-    }
-    # One scale for both charts, so that their colours compare.
-    high = max(1 + np.log10(MIN_BITS), *(np.nanmax(chart) for chart in charts.values()))
-    for number, (name, chart_TxX) in enumerate(charts.items()):
-        axes = figure.add_subplot(grid[1, number])
-        # Pale enough for dark words.
-        axes.imshow(chart_TxX, cmap='YlGnBu', alpha=0.6, vmin=np.log10(MIN_BITS), vmax=high, aspect='auto')
-        for (dt, dx), bits in np.ndenumerate(measured[name]['information_by_offset']):
+    for number, (name, values) in enumerate(measured.items()):
+        axes, bits_TxX = figure.add_subplot(grid[1, number]), values['information_by_offset']
+        # Up to one bit in all charts, so that their colours compare, and pale enough for dark words.
+        scale = {'vmin': np.log10(MIN_BITS), 'vmax': 0.0, 'alpha': 0.6}
+        axes.imshow(np.log10(np.maximum(bits_TxX, MIN_BITS)), cmap='YlGnBu', aspect='auto', **scale)
+        for (dt, dx), bits in np.ndenumerate(bits_TxX):
             label = 'itself' if np.isnan(bits) else f'{max(0.0, round(bits, 3)):.2g}'
             axes.text(dx, dt, label, ha='center', va='center', fontsize=7)
         axes.set(xlabel='cells to the right', ylabel='frames later', title=f'Between cells, {name}')

@@ -19,9 +19,8 @@ from nca_jax.look import output
 
 NOTE = """
 
-Scores' quantiles are at 5, 50 and 95 %. Entropies, in bits, have Miller and Madow's correction. A Zipf exponent
-describes a slope and shows no power law: that of all sequences depends on their number, and beside each stands what
-comes without any dependence between cells."""
+Scores' quantiles are at 5, 50 and 95 %, entropies in bits. A Zipf exponent describes a slope and shows no power law:
+that of all sequences depends on their number, and beside each stands what comes of shuffled cells."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

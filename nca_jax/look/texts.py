@@ -7,6 +7,7 @@ token and the vocabulary. 360 int32 tokens have 0.022 if they are constant and 0
 
 import collections
 import dataclasses
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,6 @@ MIN_WINDOWS = 10
 LONG_BYTES, LONG_WINDOWS = 2**20, 16
 # Share of a text's bytes that its vocabulary covers. Rare bytes come and go with the choice of windows.
 COVERED = 0.999
-# Random streams that a reference ratio averages: fewer if they are long, since those vary less.
-STREAMS, STREAM_TOKENS = 64, 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,19 +78,31 @@ def read_corpus(name: str) -> np.ndarray:
     if name in BUILT_IN:
         texts = [document.text.encode(errors='surrogatepass') for document in BUILT_IN[name]()]
         return np.frombuffer(b''.join(texts), np.uint8)
-    root, files = Path(name).expanduser(), []
+    root = Path(name).expanduser()
     try:
-        for path in sorted(root.rglob('*')) if root.is_dir() else [root]:
-            # Such as .git, which holds compressed copies of everything.
-            hidden = any(part.startswith('.') for part in path.relative_to(root).parts)
-            # No memory maps an empty file.
-            if not hidden and path.is_file() and path.stat().st_size:
-                files.append(np.memmap(path, np.uint8, 'r'))
+        paths = list_files(root) if root.is_dir() else [root]
+        # No memory maps an empty file.
+        mapped = [np.memmap(path, np.uint8, 'r') for path in paths if path.is_file() and path.stat().st_size]
     except OSError as error:
         raise UserError(f'--text {name}: {error.filename}: {error.strerror}') from None
     allowed = f'must be a file or folder that holds at least one byte, or one of {", ".join(BUILT_IN)}'
-    check(bool(files), '--text', name, allowed)
-    return np.concatenate(files) if len(files) > 1 else files[0]
+    check(bool(mapped), '--text', name, allowed)
+    return np.concatenate(mapped) if len(mapped) > 1 else mapped[0]
+
+
+def list_files(root: Path) -> list[Path]:
+    """All files below a folder, sorted by path, except hidden ones. Raises OSError for a folder that can't be read."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    paths = []
+    # By itself os.walk leaves out what it can't read.
+    for folder, below, names in os.walk(root, onerror=fail):
+        # os.walk descends into what stays in `below`: not .git, which holds compressed copies of everything.
+        below[:] = [name for name in below if not name.startswith('.')]
+        paths += [Path(folder, name) for name in names if not name.startswith('.')]
+    return sorted(paths)
 
 
 def measure_text(config: NCAConfig, name: str, windows: int, seed: int) -> dict[str, Ratios]:
@@ -171,4 +182,6 @@ def drawn_ratio(
 
 
 def streams(tokens: int) -> int:
-    return max(2, min(STREAMS, STREAM_TOKENS // tokens))
+    """The number of random streams that a reference ratio averages."""
+    # Fewer if they are long, since those vary less.
+    return max(2, min(64, 100_000 // tokens))
