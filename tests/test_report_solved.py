@@ -148,7 +148,7 @@ def test_one_seed_has_the_interval_over_problems_and_says_so(tmp_path):
 
 
 def picture_of(study):
-    return solved.pass_at_k(study, next(iter(study.solved)), style.LIGHT)
+    return solved.pass_at_k(study, next(iter(study.solved)))
 
 
 def findings_of(study):
@@ -270,7 +270,7 @@ def test_tasks_and_chance_stand_beside_the_scores(tmp_path):
     left = picture_of(study).axes[0]
     guessing = next(line for line in left.lines if line.get_linestyle() == '--')
     assert guessing.get_ydata()[0] == pytest.approx(25.0)
-    assert {'guessing', 'nca', 'scratch'} <= {text.get_text() for text in left.texts}
+    assert {'guessing', 'nca', 'scratch'} == {text.get_text() for text in left.get_legend().texts}
 
 
 def test_scores_at_the_bottom_are_warned_about(tmp_path):
@@ -438,7 +438,7 @@ def test_a_baseline_that_was_only_asked_problems(tmp_path):
 def test_curves_by_k_show_means_and_paired_gains(tmp_path):
     study = write_pairs(tmp_path, FINALS)
     left, right = picture_of(study).axes
-    blue = style.arm_colours(study.arms, 'scratch', style.LIGHT)['nca']
+    blue = style.arm_colours(study.arms, 'scratch')['nca']
     mean = next(line for line in left.lines if line.get_color() == blue)
     assert mean.get_xdata().tolist() == [1, 2, 4]
     assert mean.get_ydata()[[0, 2]] == pytest.approx([13.1666667, 31.0])
@@ -456,7 +456,7 @@ def test_an_arm_keeps_its_colour(tmp_path):
         write_run(tmp_path / f'text-{arm}', arm, records=TEXT)
     study = write_pairs(tmp_path, FINALS)
     assert study.arms == ['scratch', 'dyck', 'nca']
-    colours = style.arm_colours(study.arms, 'scratch', style.LIGHT)
-    curves = losses.learning_curves(study, style.LIGHT).axes[0].lines
+    colours = style.arm_colours(study.arms, 'scratch')
+    curves = losses.learning_curves(study).axes[0].lines
     assert colours['nca'] in {line.get_color() for line in picture_of(study).axes[0].lines}
     assert colours['nca'] in {line.get_color() for line in curves}

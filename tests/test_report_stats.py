@@ -10,7 +10,7 @@ import pytest
 from scipy import integrate
 from scipy import stats as scipy_stats
 
-from nca_jax.report import losses, stats, style
+from nca_jax.report import losses, stats
 
 GAINS = (0.067, 0.075, 0.106)
 PUBLISHED = Path(__file__).parent / 'golden' / 'published_openwebtext.json'
@@ -153,12 +153,3 @@ def test_curves_meet_where_both_were_evaluated():
     tokens, gain = stats.difference_curve(one, other)
     assert tokens.tolist() == [2, 4]
     assert gain.tolist() == pytest.approx([-0.2, -0.2])
-
-
-def test_labels_are_moved_apart_by_as_little_as_needed():
-    assert style.spread([0.0, 5.0, 1.0], gap=1.0) == pytest.approx([0.0, 5.0, 1.0])
-    assert style.spread([2.0, 2.0, 9.0], gap=1.0) == pytest.approx([1.5, 2.5, 9.0])
-    placed = style.spread([0.3, 0.1, 0.2, 0.15], gap=1.0)
-    assert np.diff(np.sort(placed)).min() == pytest.approx(1.0)
-    assert np.argsort(placed).tolist() == [1, 3, 2, 0]
-    assert np.mean(placed) == pytest.approx(np.mean([0.3, 0.1, 0.2, 0.15]))

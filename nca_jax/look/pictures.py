@@ -41,10 +41,10 @@ def draw_sequences(data: NCAConfig, sets: Mapping[str, Any], measured: Measured)
     frames = min(next(iter(blocks.values()))[0].shape[1], data.complexity.frames)
     score, (low, high) = style.score_name(data.complexity.measure), data.band
     note = f'{score} of the sequence shown, first {frames} frames; band by {data.band_by}: {low:g} to {high:g}'
-    with matplotlib.rc_context(style.settings(style.LIGHT)):
+    with matplotlib.rc_context(fname=style.SHEET):
         return {
             'trajectories.gif': animation(blocks, data.rule.colours, note),
-            'trajectories.png': style.png(figures.film_strips(blocks, data.rule.colours, note, style.LIGHT)),
+            'trajectories.png': style.png(figures.film_strips(blocks, data.rule.colours, note)),
             'rank_frequency.png': style.png(rank_frequency(measured, data.vocab.start)),
             'information.png': style.png(information(measured, data.tokens_per_grid)),
         }
@@ -54,17 +54,17 @@ def animation(blocks: Blocks, colours: int, note: str) -> bytes:
     """A GIF of trajectories, a row for each set, each below its score; all have the same number of frames."""
     width, row_height = 2 * MARGIN + SHOWN * (SIDE + GAP) - GAP, TITLE + LABEL + SIDE + GAP
     height = len(blocks) * row_height + FOOT
-    paper = Image.new('RGB', (width, height), style.LIGHT.paper)
+    paper = Image.new('RGB', (width, height), style.PAPER)
     pen, title_font, small = ImageDraw.Draw(paper), ImageFont.load_default(14), ImageFont.load_default(11)
     places = {}
     for top, (title, (frames_RxTxYxX, scores_R)) in zip(range(0, height, row_height), blocks.items(), strict=False):
-        pen.text((MARGIN, top + 6), title, style.LIGHT.ink, title_font)
+        pen.text((MARGIN, top + 6), title, style.INK, title_font)
         y = top + TITLE + LABEL
         for index, (frames_TxYxX, score) in enumerate(zip(frames_RxTxYxX, scores_R, strict=True)):
             x = MARGIN + index * (SIDE + GAP)
-            pen.text((x, y - 15), f'{score:.2f}', style.LIGHT.muted, small)
+            pen.text((x, y - 15), f'{score:.2f}', style.MUTED, small)
             places[x, y] = frames_TxYxX
-    pen.text((MARGIN, height - 22), f'above each: {note}', style.LIGHT.muted, small)
+    pen.text((MARGIN, height - 22), f'above each: {note}', style.MUTED, small)
     palette, count, images = style.cell_colours(colours), len(frames_TxYxX), []
     # The paper holds all that never moves, and is drawn once.
     for t in range(count):
@@ -74,7 +74,7 @@ def animation(blocks: Blocks, colours: int, note: str) -> bytes:
             image.paste(cells.resize((SIDE, SIDE), Image.Resampling.NEAREST), place)
         # A bar of the time, without which Pillow would merge equal frames.
         end = MARGIN + (t + 1) * (width - 2 * MARGIN) // count
-        ImageDraw.Draw(image).rectangle((MARGIN, height - 6, end, height - 4), style.LIGHT.muted)
+        ImageDraw.Draw(image).rectangle((MARGIN, height - 6, end, height - 4), style.MUTED)
         images.append(image)
     buffer = io.BytesIO()
     images[0].save(buffer, 'gif', save_all=True, append_images=images[1:], duration=FRAME_MS, loop=0)
@@ -93,9 +93,9 @@ def rank_frequency(measured: Measured, tokens: int) -> Figure:
         plot(values['counts'], color=colour, linewidth=2, label=f'{name}, all {values["tokens"]:,} tokens')
         plot(values['counts_shuffled'], color=colour, linewidth=1.2, linestyle='dotted')
     label = 'slope -1, about that of language'
-    plot(1 / np.arange(1, tokens + 1), color=style.LIGHT.muted, linewidth=1, linestyle='dashed', label=label)
-    axes.set(xscale='log', yscale='log', xlabel='rank', ylabel='share of tokens', title='All sequences together')
-    style.subtitle(axes, 'dotted: cells shuffled within each sequence', style.LIGHT)
+    plot(1 / np.arange(1, tokens + 1), color=style.MUTED, linewidth=1, linestyle='dashed', label=label)
+    axes.set(xscale='log', yscale='log', xlabel='rank', ylabel='share of tokens')
+    style.label(axes, 'All sequences together', 'dotted: cells shuffled within each sequence')
     # The words have the lines' colours and need no samples of them.
     axes.legend(loc='lower left', frameon=False, labelcolor='linecolor', handlelength=0, markerscale=0)
     return figure
@@ -106,19 +106,16 @@ def information(measured: Measured, tokens_per_grid: int) -> Figure:
     figure = Figure(figsize=(figures.WIDTH, 6.4))
     grid = figure.add_gridspec(2, 2, left=0.09, right=0.88, top=0.9, bottom=0.08, hspace=0.5, wspace=0.3)
     axes = figure.add_subplot(grid[0, :])
-    ends = []
     for (name, values), colour in zip(measured.items(), SET_COLOURS, strict=False):
         bits = np.maximum(values['information_by_distance'], MIN_BITS)
-        axes.plot(1 + np.arange(len(bits)), bits, color=colour, linewidth=1.4)
-        ends.append((bits[-1], name, colour))
+        axes.plot(1 + np.arange(len(bits)), bits, color=colour, linewidth=1.4, label=name)
     axes.set(yscale='log', xlabel='distance in tokens', ylabel='bits per cell')
-    axes.set_title('Mutual information along the sequence')
     axes.xaxis.set_major_locator(ticker.MultipleLocator(tokens_per_grid))
     axes.yaxis.set(major_locator=ticker.FixedLocator(style.LOG_TICKS), minor_locator=ticker.NullLocator())
     axes.yaxis.set_major_formatter('{x:g}')
     chance = 'less that of cells in permuted places: an upper bound'
-    style.subtitle(axes, f'of a cell and the same one in a later token, {chance}; ticks: one grid', style.LIGHT)
-    style.label_ends(axes, [end for end in ends if np.isfinite(end[0])])
+    note = f'of a cell and the same one in a later token, {chance}; ticks: one grid'
+    style.label(axes, 'Mutual information along the sequence', note)
     for number, (name, values) in enumerate(measured.items()):
         axes, bits_TxX = figure.add_subplot(grid[1, number]), values['information_by_offset']
         # Up to one bit in all charts, so that their colours compare, and pale enough for dark words.
@@ -127,10 +124,10 @@ def information(measured: Measured, tokens_per_grid: int) -> Figure:
         for (dt, dx), bits in np.ndenumerate(bits_TxX):
             label = 'itself' if np.isnan(bits) else f'{max(0.0, round(bits, 3)):.2g}'
             axes.text(dx, dt, label, ha='center', va='center', fontsize=7)
-        axes.set(xlabel='cells to the right', ylabel='frames later', title=f'Between cells, {name}')
+        axes.set(xlabel='cells to the right', ylabel='frames later')
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        style.subtitle(axes, 'bits, less those of permuted places: an upper bound', style.LIGHT)
+        style.label(axes, f'Between cells, {name}', 'bits, less those of permuted places: an upper bound')
     return figure
 
 
@@ -144,28 +141,28 @@ def score_histograms(data: NCAConfig, record: Mapping[str, Any]) -> bytes:
 
     def histogram(axes: Axes, scores: np.ndarray, colour: str, bands: set[str]) -> None:
         percent = np.full(len(scores), 100 / len(scores))
-        axes.hist(scores, edges, weights=percent, color=colour, edgecolor=style.LIGHT.paper, linewidth=0.8)
+        axes.hist(scores, edges, weights=percent, color=colour, edgecolor=style.PAPER, linewidth=0.8)
         axes.grid(visible=False, axis='x')
         for name in bands:
             # The outer bands reach beyond all scores.
             low, high = max(0, record['bands'][name]['low']), min(record['bands'][name]['high'], edges[-1])
             axes.axvspan(low, high, color=colour, alpha=0.18, linewidth=0, zorder=0)
 
-    with matplotlib.rc_context(style.settings(style.LIGHT)):
+    with matplotlib.rc_context(fname=style.SHEET):
         figure = Figure(figsize=(figures.WIDTH, 0.95 + 1.75 * (1 + len(windows))), layout='constrained')
         top, *panels = figure.subplots(1 + len(windows), sharex=True)
-        histogram(top, scores_R, style.LIGHT.muted, {text['band'] for text in texts.values()})
-        top.set(title=f'Rules of family {data.rule.family}, {data.rule.colours} colours', ylabel='% of rules')
-        style.subtitle(top, f'{len(scores_R):,} of them, before filtering; shaded: proposed bands', style.LIGHT)
+        histogram(top, scores_R, style.MUTED, {text['band'] for text in texts.values()})
+        top.set_ylabel('% of rules')
+        rules = f'Rules of family {data.rule.family}, {data.rule.colours} colours'
+        style.label(top, rules, f'{len(scores_R):,} of them, before filtering; shaded: proposed bands')
         for axes, (name, scores), colour in zip(panels, windows.items(), itertools.cycle(style.ARMS), strict=False):
             histogram(axes, scores, colour, {texts[name]['band']})
-            # The end of a long path tells more than its beginning; a $ is no formula.
-            axes.set_title(name[-90:], parse_math=False)
-            axes.set(ylabel='% of windows')
+            axes.set_ylabel('% of windows')
             counted = f'{len(scores):,} windows on the scale of the rules'
-            style.subtitle(axes, f'{counted}; dashed: their median; shaded: band {texts[name]["band"]}', style.LIGHT)
+            # The end of a long path tells more than its beginning.
+            style.label(axes, name[-90:], f'{counted}; dashed: their median; shaded: band {texts[name]["band"]}')
             score = texts[name]['settings']['bytes']['score']
-            axes.axvline(score, color=style.LIGHT.ink, linewidth=1.2, linestyle=style.DASHES)
+            axes.axvline(score, color=style.INK, linewidth=1.2, linestyle=style.DASHES)
         xlabel = f"{data.complexity.measure} ratio; of texts: bytes, on the automata's scale"
         panels[-1].set(xlim=(0, edges[-1]), xlabel=xlabel)
         return style.png(figure)

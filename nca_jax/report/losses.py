@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from nca_jax.report import figures, page, stats, style, tables, words
+from nca_jax.report import figures, page, stats, tables, words
 from nca_jax.report.study import Study
 
 # By arm, for those that share a seed with the baseline.
@@ -137,17 +137,16 @@ def findings(study: Study, comparisons: Comparisons) -> list[str]:
     return sentences + words.uncompared(study.text, baseline)
 
 
-def learning_curves(study: Study, theme: style.Theme) -> Figure:
+def learning_curves(study: Study) -> Figure:
     """Held-out loss against tokens, mean and 95 % interval over seeds; beside it the paired gain over the baseline."""
     # Without the evaluation before training: a logarithmic axis has no zero.
     curves = {arm: {seed: run.curve(1) for seed, run in by_seed.items()} for arm, by_seed in study.text.items()}
     figure = figures.levels_and_gains(
         study,
-        theme,
         levels={arm: stats.mean_curve(list(by_seed.values())) for arm, by_seed in curves.items()},
         scores={arm: {seed: (x, -y) for seed, (x, y) in by_seed.items()} for arm, by_seed in curves.items()},
         title='Held-out loss',
-        units=('nats per token', 'nats per token'),
+        unit='nats per token',
         note='mean and 95 % interval over seeds',
         # The last three quarters of training set the scale: early differences are large and say little.
         scale_from=0.25,

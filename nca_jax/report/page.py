@@ -24,12 +24,11 @@ class Note(str):
 
 
 class Picture(NamedTuple):
-    """A figure as PNG in both themes; Markdown shows the light one from the file `name`.png."""
+    """A figure as PNG, in Markdown the file `name`.png."""
 
     name: str
     caption: str
-    light: bytes
-    dark: bytes
+    png: bytes
 
     title = property(lambda self: self.name.replace('_', ' '))
 
@@ -39,14 +38,10 @@ Block = str | Picture
 
 
 def picture(name: str, caption: str, draw: Callable[..., Figure], *args: Any) -> Picture:
-    """The figure that draw(*args, theme) returns, in both themes."""
-    images = []
-    # The page follows the reader's dark mode, and Markdown shows the light one.
-    for theme in (style.LIGHT, style.DARK):
-        # Matplotlib reads its settings while it makes a figure's parts, so that each theme draws anew.
-        with matplotlib.rc_context(style.settings(theme)):
-            images.append(style.png(draw(*args, theme)))
-    return Picture(name, caption, *images)
+    """The figure that draw(*args) returns in the report's style."""
+    # Matplotlib reads its settings while it makes a figure's parts, and again while it draws them.
+    with matplotlib.rc_context(fname=style.SHEET):
+        return Picture(name, caption, style.png(draw(*args)))
 
 
 def suffix(name: str, alone: bool) -> str:
@@ -75,12 +70,11 @@ def as_html(title: str, blocks: Sequence[Block]) -> str:
     parts = []
     for block in blocks:
         match block:
-            case Picture(_, caption, light, dark):
-                parts.append(
-                    f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{_uri(dark)}">'
-                    f'<img alt="{html.escape(block.title)}" src="{_uri(light)}"></picture>'
-                    f'<figcaption>{parser.renderInline(caption)}</figcaption></figure>'
-                )
+            case Picture(_, caption, png):
+                # Within the page, so that it can be sent as one file.
+                source = 'data:image/png;base64,' + base64.b64encode(png).decode()
+                image = f'<img alt="{html.escape(block.title)}" src="{source}">'
+                parts.append(f'<figure>{image}<figcaption>{parser.renderInline(caption)}</figcaption></figure>')
             case Note():
                 parts.append(f'<div class="note">{parser.render(block)}</div>')
             case _:
@@ -91,8 +85,3 @@ def as_html(title: str, blocks: Sequence[Block]) -> str:
                 parts.append(f'<div class="scroll">{text}</div>' if '<table>' in text else text)
     template = string.Template(TEMPLATE.read_text('utf-8'))
     return template.substitute(title=html.escape(title), body='\n'.join(parts))
-
-
-def _uri(png: bytes) -> str:
-    # Within the page, so that it can be sent as one file.
-    return 'data:image/png;base64,' + base64.b64encode(png).decode()

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from nca_jax.report import figures, page, stats, style, tables, words
+from nca_jax.report import figures, page, stats, tables, words
 from nca_jax.report.runs import BENCHMARK, Run, ks
 from nca_jax.report.study import Group, Study, members
 
@@ -171,7 +171,7 @@ def findings(study: Study, gains: Mapping[str, Gains]) -> list[str]:
     return sentences
 
 
-def pass_at_k(study: Study, benchmark: str, theme: style.Theme) -> Figure:
+def pass_at_k(study: Study, benchmark: str) -> Figure:
     """pass@k against k by arm, mean and 95 % interval; beside it the paired gain over the baseline at each k."""
     group = study.solved[benchmark]
     numbers = all_ks(group)
@@ -181,14 +181,13 @@ def pass_at_k(study: Study, benchmark: str, theme: style.Theme) -> Figure:
     one_seed = '; one seed: over problems' if any(len(by_seed) == 1 for by_seed in group.values()) else ''
     figure = figures.levels_and_gains(
         study,
-        theme,
         levels={arm: (numbers, [level(of_arm, f'pass@{k}') for k in numbers]) for arm, of_arm in results.items()},
         scores={
             arm: {seed: (numbers, [100 * run.solved[f'pass@{k}'] for k in numbers]) for seed, run in by_seed.items()}
             for arm, by_seed in group.items()
         },
         title='Problems solved in k answers',
-        units=('pass@k, %', 'percentage points'),
+        unit='% of problems',
         note=f'mean and 95 % interval over seeds{one_seed}',
         guessing=[100 * chances[f'chance_pass@{k}'] for k in numbers if f'chance_pass@{k}' in chances],
     )

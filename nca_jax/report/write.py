@@ -20,7 +20,7 @@ def write(folders: Sequence[str | Path], out: Path, baseline: str | None) -> Non
     files.make_folder(out, '--out')
     for block in blocks:
         if isinstance(block, page.Picture):
-            files.write(out / f'{block.name}.png', block.light)
+            files.write(out / f'{block.name}.png', block.png)
     files.write(out / 'report.md', page.as_markdown(blocks))
     files.write(out / 'report.html', page.as_html(TITLE, blocks))
     # Findings come last: the end of the output is what a terminal shows.
