@@ -17,8 +17,7 @@ from nca_jax.config import Config
 from nca_jax.data import controls, corpora, dyck, streams, text, tokenizer
 from nca_jax.data.preparation import prepare_text
 from nca_jax.errors import check
-from nca_jax.evals.held_out import accuracy_scores, make_evaluator, text_scores
-from nca_jax.evals.nca_grid import grid_scores
+from nca_jax.evals.held_out import accuracy_scores, grid_scores, make_evaluator, text_scores
 from nca_jax.folders import RECORD, checkpoints
 from nca_jax.nca import stream as nca_stream
 from nca_jax.nca.bank import write_examples

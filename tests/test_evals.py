@@ -10,8 +10,7 @@ import pytest
 
 from nca_jax import mesh as meshes
 from nca_jax.batch import Vocab, to_batch
-from nca_jax.evals.held_out import accuracy_scores, make_evaluator, text_scores
-from nca_jax.evals.nca_grid import grid_scores
+from nca_jax.evals.held_out import accuracy_scores, grid_scores, make_evaluator, text_scores
 from nca_jax.model import transformer
 from nca_jax.nca import patches
 from tests.test_model import CONFIG

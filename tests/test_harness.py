@@ -26,7 +26,7 @@ from nca_jax.decode import decoder
 from nca_jax.decode.sampling import Sampling
 from nca_jax.errors import FieldError, UserError
 from nca_jax.evals import harness, requests
-from nca_jax.evals.requests import Generation, Model, Window
+from nca_jax.evals.requests import Model
 from nca_jax.model import transformer
 from nca_jax.report.tables import NONE
 from tests.runs import load_program
@@ -95,9 +95,9 @@ def test_likelihoods_are_sums_over_the_whole_sequence():
     """In the order of the requests, though the longest are read first; some contexts are cut."""
     assert any(len(context) + len(continuation) > 41 for context, continuation in pairs())
     expected = [naive(model(), *pair) for pair in pairs()]
-    for likelihood, (nats, greedy) in zip(requests.likelihoods(model(), pairs()), expected, strict=True):
-        assert likelihood.nats == pytest.approx(nats, rel=1e-4)
-        assert likelihood.greedy is greedy
+    for (found, is_greedy), (nats, greedy) in zip(requests.likelihoods(model(), pairs()), expected, strict=True):
+        assert found == pytest.approx(nats, rel=1e-4)
+        assert is_greedy is greedy
     assert 0 < sum(greedy for _, greedy in expected) < 30
 
 
@@ -105,47 +105,31 @@ def test_a_likelihood_depends_on_no_other_request():
     together = requests.likelihoods(model(), pairs())
     for number in (0, 7):
         (alone,) = requests.likelihoods(model(), [pairs()[number]])
-        assert alone.nats == pytest.approx(together[number].nats, rel=1e-5)
+        assert alone[0] == pytest.approx(together[number][0], rel=1e-5)
 
 
 def test_long_continuations_are_read_in_windows():
     """100 tokens of which 40 fit: each is predicted once, from as many as fit before it."""
     tokens = np.random.default_rng(1).integers(0, 300, 100).tolist()
-    likelihood, empty = requests.likelihoods(model(), [([0], tokens), ([0, 1], [])])
+    (nats, is_greedy), empty = requests.likelihoods(model(), [([0], tokens), ([0, 1], [])])
     parts = naive(model(), [0], tokens[:40])[0], naive(model(), tokens[:40], tokens[40:80])[0]
     last = naive(model(), tokens[:80], tokens[80:])[0]
-    assert likelihood.nats == pytest.approx(sum(parts) + last, rel=1e-4)
-    assert likelihood.greedy is False
+    assert nats == pytest.approx(sum(parts) + last, rel=1e-4)
+    assert is_greedy is False
     assert empty == (0.0, True)
     greedy = likeliest(model(), [5], 40)
-    assert requests.likelihoods(model(), [([5], greedy)])[0].greedy is True
+    assert requests.likelihoods(model(), [([5], greedy)])[0][1] is True
     wrong = [(greedy[0] + 1) % 300, *greedy[1:]]
     wrong += likeliest(model(), wrong, 1)  # so that it is the first window alone that is wrong
-    assert requests.likelihoods(model(), [([5], wrong)])[0].greedy is False
+    assert requests.likelihoods(model(), [([5], wrong)])[0][1] is False
 
 
 def test_windows_by_hand():
-    assert requests.windows([9], range(5), 5) == [Window([9, 0, 1, 2, 3, 4], 5)]
-    assert requests.windows([7, 8, 9], range(3), 4) == [Window([8, 9, 0, 1, 2], 3)]
-    three = [Window([9, 0, 1, 2, 3], 4), Window([3, 4, 5, 6, 7], 4), Window([5, 6, 7, 8, 9], 2)]
+    assert requests.windows([9], range(5), 5) == [([9, 0, 1, 2, 3, 4], 5)]
+    assert requests.windows([7, 8, 9], range(3), 4) == [([8, 9, 0, 1, 2], 3)]
+    three = [([9, 0, 1, 2, 3], 4), ([3, 4, 5, 6, 7], 4), ([5, 6, 7, 8, 9], 2)]
     assert requests.windows([7, 9], range(10), 4) == three
     assert requests.windows([9], [], 4) == []
-
-
-def test_a_pair_has_the_tokens_of_the_whole():
-    def text(tokens):
-        return model().tokenizer.decode(tokens, skip_special_tokens=False)
-
-    before, after = requests.encode_pair(model(), 'def f1(x):\n    return  ', 'x * 17')
-    assert (text(before), text(after)) == ('def f1(x):\n    return', '  x * 17')
-    assert before + after == model().encode('def f1(x):\n    return  x * 17')
-    for context in ('', '  '):
-        assert requests.encode_pair(model(), context, 'x') == ([model().end], model().encode(f'{context}x'))
-    assert requests.encode_pair(model(), 'x', '') == (model().encode('x'), [])
-    both = next(text for text in map(text, ([token] for token in range(257, 300))) if text.isalpha() and len(text) == 2)
-    assert len(model().encode(both)) == 1
-    assert requests.encode_pair(model(), *both) == (model().encode(both[0]), model().encode(both[1]))
-    assert model().encode('<|endoftext|>') != [model().end]
 
 
 @pytest.mark.parametrize('length', [1, 31, 32, 33, 64, 65, 99, 100])
@@ -179,23 +163,16 @@ def test_requests_of_different_kinds():
     assert not set(found) & set(other)
 
 
-def test_what_fits_of_a_context():
-    tokens = list(range(100))
-    assert requests.fitting(tokens, 12, length=40) == tokens[-28:]
-    assert requests.fitting(tokens, 30, length=40) == tokens[-20:]
-    assert requests.fitting(tokens[:5], 39, length=40) == tokens[:5]
-
-
 @pytest.mark.parametrize(
     ('options', 'expected'),
     [
-        ({}, Generation(GREEDY, (), 256)),
-        ({'until': '\n', 'max_gen_toks': 5}, Generation(GREEDY, ('\n',), 5)),
-        ({'until': ['a', '', 'b'], 'max_new_tokens': 7, 'num_beams': 1}, Generation(GREEDY, ('a', 'b'), 7)),
-        ({'do_sample': False, 'temperature': 0.7, 'max_tokens': None}, Generation(GREEDY, (), 256)),
-        ({'temperature': 0.5, 'top_p': 0.9}, Generation(Sampling(0.5, 0.9, 0), (), 256)),
-        ({'do_sample': True, 'top_k': -1}, Generation(Sampling(1.0, 1.0, 0), (), 256)),
-        ({'do_sample': True, 'temperature': 0.0}, Generation(GREEDY, (), 256)),
+        ({}, (GREEDY, (), 256)),
+        ({'until': '\n', 'max_gen_toks': 5}, (GREEDY, ('\n',), 5)),
+        ({'until': ['a', '', 'b'], 'max_new_tokens': 7, 'num_beams': 1}, (GREEDY, ('a', 'b'), 7)),
+        ({'do_sample': False, 'temperature': 0.7, 'max_new_tokens': None}, (GREEDY, (), 256)),
+        ({'temperature': 0.5, 'top_p': 0.9}, (Sampling(0.5, 0.9, 0), (), 256)),
+        ({'do_sample': True, 'top_k': -1}, (Sampling(1.0, 1.0, 0), (), 256)),
+        ({'do_sample': True, 'temperature': 0.0}, (GREEDY, (), 256)),
     ],
 )
 def test_what_tasks_ask_for(options, expected):
@@ -336,7 +313,8 @@ def harness_command(folder: pathlib.Path, *arguments: str) -> subprocess.Complet
 
 def right(found: Model, row: dict) -> float:
     """1 where the answer is the likeliest of the choices."""
-    nats = [naive(found, *requests.encode_pair(found, row['context'], choice))[0] for choice in row['choices']]
+    lm = requests.make_lm(found)
+    nats = [naive(found, *lm._encode_pair(row['context'], choice))[0] for choice in row['choices']]
     return float(np.argmax(nats) == row['answer'])
 
 
@@ -409,32 +387,37 @@ def test_what_the_harness_cannot_run(trained, tmp_path, capsys):
 
 
 @pytest.mark.full
-def test_windows_and_pairs_are_the_harnesses():
-    """Of lm_eval.utils and of its TemplateLM, which the models of Hugging Face share."""
-    from lm_eval.api.model import TemplateLM
+def test_windows_are_the_harnesses():
     from lm_eval.utils import get_rolling_token_windows
 
     for size in range(1, 30):
         for length in (1, 2, 5, 10):
             rolling = get_rolling_token_windows(list(range(size)), prefix_token=99, max_seq_len=length, context_len=1)
-            expected = [Window([*inputs, targets[-1]], len(targets)) for inputs, targets in rolling]
+            expected = [([*inputs, targets[-1]], len(targets)) for inputs, targets in rolling]
             assert requests.windows([99], range(size), length) == expected
 
-    class Theirs(TemplateLM):
-        eot_token_id = 0
-        _loglikelihood_tokens = loglikelihood_rolling = generate_until = None
 
-        def tok_encode(self, string, add_special_tokens=None, **kwargs):
-            return model().encode(string)
+@pytest.mark.full
+def test_a_pair_has_the_tokens_of_the_whole():
+    """White space goes with the continuation, which is encoded apart where one token spans both."""
+    from lm_eval.api.instance import Instance
 
-    Theirs.__abstractmethods__ = frozenset()
-    draw = np.random.default_rng(0)
-    for _ in range(300):
-        start, middle = draw.integers(0, 900), draw.integers(1, 60)
-        context, continuation = TEXT[start : start + middle], TEXT[start + middle : start + middle + 20]
-        if context.strip():
-            before, after = Theirs()._encode_pair(context, continuation)
-            assert requests.encode_pair(model(), context, continuation) == (
-                before,
-                after or model().encode(continuation),
-            )
+    encode, end = model().encode, model().end
+    spanning = next(
+        text
+        for text in (model().tokenizer.decode([token]) for token in range(257, 300))
+        if text.isalpha() and len(text) == 2
+    )
+    assert len(encode(spanning)) == 1
+    expected = {
+        ('def f1(x):\n    return  ', 'x * 17'): (encode('def f1(x):\n    return'), encode('  x * 17')),
+        ('', 'x'): ([end], encode('x')),
+        ('  ', 'x'): ([end], encode('  x')),
+        tuple(spanning): (encode(spanning[0]), encode(spanning[1])),
+    }
+    instances = [Instance('loglikelihood', {}, texts, 0) for texts in [*expected, ('x', '')]]
+    *found, empty = requests.make_lm(model()).loglikelihood(instances)
+    assert empty == (0.0, True)
+    for (nats, greedy), (before, after) in zip(found, expected.values(), strict=True):
+        assert (pytest.approx(nats, rel=1e-4), greedy) == naive(model(), before, after)
+    assert encode('<|endoftext|>') != [end]

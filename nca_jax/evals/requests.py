@@ -5,7 +5,7 @@ import functools
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +29,7 @@ from nca_jax.progress import Progress, silent
 CHUNK = 32
 # A continuation has at most so many tokens where its task doesn't say: the harness's own default.
 MAX_TOKENS = 256
-# Tasks name that limit in any of these ways; the first one given counts.
-LIMITS = ('max_gen_toks', 'max_new_tokens', 'max_tokens', 'max_completion_tokens')
-KNOWN = {*LIMITS, 'until', 'do_sample', 'temperature', 'top_p', 'top_k', 'num_beams'}
+KNOWN = {'max_gen_toks', 'max_new_tokens', 'until', 'do_sample', 'temperature', 'top_p', 'top_k', 'num_beams'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,70 +48,42 @@ class Model:
 
     @property
     def end(self) -> int:
-        # It stands before a text without context, as it does in training.
+        # It begins a text, as it does in training.
         return bpe.end_of_text(self.tokenizer)
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
 
-class Window(NamedTuple):
-    """Tokens that the model reads at once. The last `scored` of them are predicted from those before."""
-
-    tokens: list[int]
-    scored: int
-
-
-class Likelihood(NamedTuple):
-    """The log-probability of a continuation in nats, and whether greedy decoding would write it."""
-
-    nats: float
-    greedy: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """How a continuation is written."""
-
-    sampling: Sampling
-    # It ends before the first of these strings.
-    until: tuple[str, ...]
-    max_tokens: int
-
-
 def make_lm(model: Model, progress: Progress = silent) -> Any:
-    """The model as an lm_eval.api.model.LM, which lm_eval.simple_evaluate takes."""
-    from lm_eval.api.model import LM
+    """The model as an lm_eval.api.model.TemplateLM, which lm_eval.simple_evaluate takes."""
+    from lm_eval.api.model import TemplateLM
 
-    class NcaLM(LM):
-        def loglikelihood(self, requests) -> list[tuple[float, bool]]:
-            pairs = [encode_pair(model, *request.args) for request in requests]
+    class NcaLM(TemplateLM):
+        # It stands before a text without context.
+        eot_token_id = model.end
+
+        def tok_encode(self, string: str, **kwargs) -> list[int]:
+            return model.encode(string)
+
+        def _loglikelihood_tokens(self, requests, **kwargs) -> list[tuple[float, bool]]:
+            # A context of white space has no tokens, since they go with the continuation. Where one token spans both,
+            # the continuation has none of its own and is encoded apart.
+            pairs = [(before or [model.end], after or model.encode(texts[1])) for texts, before, after in requests]
             return likelihoods(model, pairs, progress)
 
-        def loglikelihood_rolling(self, requests) -> list[float]:
+        def loglikelihood_rolling(self, requests, **kwargs) -> list[float]:
             pairs = [([model.end], model.encode(*request.args)) for request in requests]
-            return [likelihood.nats for likelihood in likelihoods(model, pairs, progress)]
+            return [nats for nats, _ in likelihoods(model, pairs, progress)]
 
-        def generate_until(self, requests) -> list[str]:
+        def generate_until(self, requests, **kwargs) -> list[str]:
             return continuations(model, [request.args for request in requests], progress)
 
     return NcaLM()
 
 
-def encode_pair(model: Model, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """The tokens of both, as they are in the joint text; without context the continuation follows the end of text."""
-    # White space goes with the continuation: most tokenizers join it to the word that follows.
-    kept = context.rstrip()
-    continuation = context[len(kept) :] + continuation
-    if not kept:
-        return [model.end], model.encode(continuation)
-    before = model.encode(kept)
-    # Where one token spans both, the continuation has none of its own and is encoded apart.
-    return before, model.encode(kept + continuation)[len(before) :] or model.encode(continuation)
-
-
-def windows(context: Sequence[int], continuation: Sequence[int], length: int) -> list[Window]:
-    """Windows for a model of `length`, which predict each token of the continuation once, after the context.
+def windows(context: Sequence[int], continuation: Sequence[int], length: int) -> list[tuple[list[int], int]]:
+    """What a model of `length` reads to predict each token of the continuation once: (tokens, how many are predicted).
 
     - A continuation that fits has one window, with the end of the context that fits too.
     - A longer one has several: the first holds the last token of the context alone and the others are full, as in
@@ -122,39 +92,41 @@ def windows(context: Sequence[int], continuation: Sequence[int], length: int) ->
     if not continuation:
         return []
     if len(continuation) <= length:
-        return [Window([*context, *continuation][-(length + 1) :], len(continuation))]
+        return [([*context, *continuation][-(length + 1) :], len(continuation))]
     tokens, result = [context[-1], *continuation], []
     for start in range(0, len(continuation), length):
         end = min(start + length, len(continuation))
-        result.append(Window(tokens[end - length : end + 1], end - start))
+        result.append((tokens[end - length : end + 1], end - start))
     return result
 
 
 def likelihoods(
     model: Model, pairs: Sequence[tuple[list[int], list[int]]], progress: Progress = silent
-) -> list[Likelihood]:
-    """The likelihood of each continuation after its context, both as tokens; (0, True) of an empty one."""
-    parts = [(number, window) for number, pair in enumerate(pairs) for window in windows(*pair, model.config.length)]
+) -> list[tuple[float, bool]]:
+    """The log-probability in nats of each continuation after its context, and whether greedy decoding would write it.
+
+    Both come as tokens; an empty continuation has (0, True).
+    """
+    parts = [(number, *window) for number, pair in enumerate(pairs) for window in windows(*pair, model.config.length)]
     # The longest come first, so that a batch holds windows of similar length.
-    parts.sort(key=lambda part: -len(part[1].tokens))
+    parts.sort(key=lambda part: -len(part[1]))
     nats, greedy = [0.0] * len(pairs), [True] * len(pairs)
     for start in range(0, len(parts), model.rows):
         batch = parts[start : start + model.rows]
         # Padded to few lengths, so that few programs are compiled.
-        length = min(model.config.length, bucket(len(batch[0][1].tokens) - 1))
+        length = min(model.config.length, bucket(len(batch[0][1]) - 1))
         tokens_BxL1 = np.zeros((model.rows, length + 1), np.int32)
-        for row, (_, window) in enumerate(batch):
-            tokens_BxL1[row, : len(window.tokens)] = window.tokens
+        for row, (_, tokens, _) in enumerate(batch):
+            tokens_BxL1[row, : len(tokens)] = tokens
         with meshes.use(model.mesh):
             placed = jax.device_put(tokens_BxL1, meshes.batch_sharding(model.mesh))
             nll_BxL, likeliest_BxL = jax.device_get(_score(model.config, model.vocab, model.params, placed))
-        for row, (number, window) in enumerate(batch):
-            last = len(window.tokens) - 1
-            scored = slice(last - window.scored, last)
-            nats[number] -= float(np.sum(nll_BxL[row, scored], dtype=np.float64))
-            greedy[number] &= bool(likeliest_BxL[row, scored].all())
+        for row, (number, tokens, predicted) in enumerate(batch):
+            last = slice(len(tokens) - 1 - predicted, len(tokens) - 1)
+            nats[number] -= float(np.sum(nll_BxL[row, last], dtype=np.float64))
+            greedy[number] &= bool(likeliest_BxL[row, last].all())
         progress('scored', start + len(batch), len(parts))
-    return [Likelihood(*both) for both in zip(nats, greedy, strict=True)]
+    return list(zip(nats, greedy, strict=True))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -165,8 +137,11 @@ def _score(config: ModelConfig, vocab: Vocab, params: dict, tokens_BxL1: jax.Arr
     return cross_entropy(logits_BxLxV, targets_BxL), jnp.argmax(logits_BxLxV, axis=-1) == targets_BxL
 
 
-def parse_options(options: Mapping[str, Any]) -> Generation:
-    """A task's generation_kwargs, greedy unless they ask for samples. Raises FieldError for what isn't supported."""
+def parse_options(options: Mapping[str, Any]) -> tuple[Sampling, tuple[str, ...], int]:
+    """A task's generation_kwargs: how to sample, the strings before which an answer ends, and its most tokens.
+
+    Greedy unless they ask for samples. Raises FieldError for what isn't supported.
+    """
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         check(name in KNOWN, f'generation_kwargs.{name}', given[name], f'must be one of {", ".join(sorted(KNOWN))}')
@@ -177,9 +152,9 @@ def parse_options(options: Mapping[str, Any]) -> Generation:
     temperature = float(given.get('temperature', 1.0)) if sampled else 0.0
     # Some tasks write -1 for all.
     sampling = Sampling(temperature, float(given.get('top_p', 1.0)), max(0, given.get('top_k', 0)))
-    max_tokens = int(next((given[name] for name in LIMITS if name in given), MAX_TOKENS))
-    check(max_tokens > 0, f'generation_kwargs.{LIMITS[0]}', max_tokens, 'must be positive')
-    return Generation(sampling, tuple(filter(None, [until] if isinstance(until, str) else until)), max_tokens)
+    max_tokens = int(given.get('max_gen_toks', given.get('max_new_tokens', MAX_TOKENS)))
+    check(max_tokens > 0, 'generation_kwargs.max_gen_toks', max_tokens, 'must be positive')
+    return sampling, tuple(filter(None, [until] if isinstance(until, str) else until)), max_tokens
 
 
 def continuations(model: Model, requests: Sequence[tuple[str, Mapping]], progress: Progress = silent) -> list[str]:
@@ -189,40 +164,37 @@ def continuations(model: Model, requests: Sequence[tuple[str, Mapping]], progres
     for number, (context, options) in enumerate(requests):
         groups[parse_options(options)][context].append(number)
     texts: dict[int, str] = {}
-    for generation, numbers_of in groups.items():
-        for number, text in _continue(model, generation, numbers_of):
+    for way, numbers_of in groups.items():
+        for number, text in _continue(model, *way, numbers_of):
             texts[number] = text
             progress('answers', len(texts), len(requests))
     return [texts[number] for number in range(len(requests))]
 
 
-def _continue(model: Model, generation: Generation, numbers_of: Mapping[str, list[int]]) -> Iterator[tuple[int, str]]:
+def _continue(
+    model: Model, sampling: Sampling, until: tuple[str, ...], max_tokens: int, numbers_of: Mapping[str, list[int]]
+) -> Iterator[tuple[int, str]]:
     """(number of a request, its text) as soon as it has ended; `numbers_of` has the requests of each context."""
-    prompts, length, short = [], model.config.length, 0
+    prompts, length = [], model.config.length
     for context, numbers in numbers_of.items():
-        tokens = fitting(model.encode(context) or [model.end], generation.max_tokens, length)
-        limit = min(generation.max_tokens, length - len(tokens))
-        short += (limit < generation.max_tokens) * len(numbers)
+        # The end of the context that leaves room for the answer, or for half of the length where that is less.
+        tokens = (model.encode(context) or [model.end])[-(length - min(max_tokens, length // 2)) :]
+        limits = [min(max_tokens, length - len(tokens))] * len(numbers)
         # Samples depend on the context itself, not on what else is asked.
-        name = int(keys.crc32(context))
-        prompts.append(Prompt(np.array(tokens), name, range(len(numbers)), [limit] * len(numbers)))
-    if short:
-        count, room = sum(map(len, numbers_of.values())), f'fewer than {generation.max_tokens} tokens'
-        print(f'warning: {short} of {count} answers have room for {room} in length {length}', file=sys.stderr)
+        prompts.append(Prompt(np.array(tokens), int(keys.crc32(context)), range(len(numbers)), limits))
+    limits = [limit for prompt in prompts for limit in prompt.limits]
+    if short := sum(limit < max_tokens for limit in limits):
+        room = f'room for fewer than {max_tokens} tokens in length {length}'
+        print(f'warning: {short} of {len(limits)} answers have {room}', file=sys.stderr)
     pieces = bpe.pieces(model.tokenizer)
     # Adopted tables may have rows that are no tokens.
     pieces += [b''] * (model.vocab.size - len(pieces))
-    stops = make_stops([model.end], generation.until, pieces)
+    stops = make_stops([model.end], until, pieces)
     # Prompts differ, so rows share none.
     layout = DecodeConfig(rows=model.rows, share=1, chunk=CHUNK)
-    decode = make_decoder(model.config, model.vocab, model.mesh, layout, generation.sampling, stops)
+    decode = make_decoder(model.config, model.vocab, model.mesh, layout, sampling, stops)
     groups = list(numbers_of.values())
     for answer in decode(model.params, prompts, model.seed):
         text = model.tokenizer.decode(answer.tokens.tolist())
         # The last token may hold more than the stop string.
-        yield groups[answer.prompt][answer.sample], cut(text, generation.until)
-
-
-def fitting(context: list[int], max_tokens: int, length: int) -> list[int]:
-    """The end of the context that leaves room for `max_tokens`, or for half of the length where that is less."""
-    return context[-(length - min(max_tokens, length // 2)) :]
+        yield groups[answer.prompt][answer.sample], cut(text, until)
