@@ -117,17 +117,6 @@ def test_protocol_4(tmp_path):
     assert torch_zip.load(write(tmp_path, program)) == {'x': {}}
 
 
-def test_a_view_reads_its_own_numbers_alone(tmp_path, monkeypatch):
-    """And all of its storage, piece by piece, for the checksum."""
-    sizes, read = [], zipfile.ZipExtFile.read
-    monkeypatch.setattr(torch_zip, 'PIECE', 4)
-    monkeypatch.setattr(zipfile.ZipExtFile, 'read', lambda file, size=-1: sizes.append(size) or read(file, size))
-    view = torch_zip.load(write(tmp_path, model(tensor(number(2), numbers(2), numbers(1)))))['x']
-    sizes.clear()
-    assert view.read().tolist() == [2, 3]
-    assert sizes == [4, 4, 8, 4, 4, 4]
-
-
 OWNED = 'owned-by-a-checkpoint'
 CALL = group(text(f'touch {OWNED}')) + REDUCE
 HOSTILE = {

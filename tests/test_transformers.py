@@ -15,7 +15,6 @@ from nca_jax.batch import Vocab
 from nca_jax.checkpoint.store import read_manifest
 from nca_jax.data import tokenizer as bpe
 from nca_jax.errors import UserError
-from nca_jax.hf import folder as folders_of_hf
 from nca_jax.hf import llama as hf
 from nca_jax.hf import torch_zip
 from nca_jax.model import transformer
@@ -103,7 +102,7 @@ def test_random_weights_give_the_same_logits(tmp_path, changes):
     for dtype in ('float32', 'bfloat16'):
         folder = tmp_path / dtype
         folder.mkdir()
-        folders_of_hf.write_weights(folder, params, vocab, jax.numpy.dtype(dtype))
+        hf.write_weights(folder, params, vocab, jax.numpy.dtype(dtype))
         (folder / 'config.json').write_text(json.dumps(hf.to_config(llama, vocab, None, dtype)))
     tokens_BxL = rng.integers(0, 77, (3, 10))
     assert_logits(their_logits(tmp_path / 'float32', tokens_BxL), logits(llama, params, tokens_BxL, vocab))

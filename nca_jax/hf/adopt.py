@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import json
 import pathlib
-from typing import Any
 
 from nca_jax import files
 from nca_jax.errors import check
@@ -39,16 +38,17 @@ def run(args: argparse.Namespace) -> None:
 
     from nca_jax import folders, trees
     from nca_jax.batch import Vocab
+    from nca_jax.checkpoint.manifest import environment, leaf_table
     from nca_jax.checkpoint.store import Store
     from nca_jax.data import tokenizer as bpe
-    from nca_jax.hf import folder, llama, release
+    from nca_jax.hf import llama, release
     from nca_jax.stages import STAGES
 
     check(args.stage in STAGES, '--stage', args.stage, f'must be one of {", ".join(STAGES)}')
     with files.new_folder(args.out, '--out') as out:
         if args.source.is_dir():
             check(args.heads is None, '--heads', args.heads, "is only for a file; a folder's config.json says it")
-            source = folder.read(args.source)
+            source = llama.read_folder(args.source)
         else:
             check(args.heads is not None, '--heads', args.heads, 'must be given for a file, which does not say it')
             source = release.read(args.source, args.heads)
@@ -58,46 +58,35 @@ def run(args: argparse.Namespace) -> None:
         check(size is not None and 0 < size <= source.rows, '--vocab-size', size, allowed)
         vocab = Vocab(size)
         params = llama.imported(source.model, source.read, vocab, jnp.dtype(args.param_dtype))
-        record = describe(source, args, vocab, params)
+        model, tokenizer = {field: getattr(source.model, field) for field in llama.SHARED}, source.tokenizer
+        # Equal weights have one identity; their source doesn't matter.
+        content = [model, vocab.size, leaf_table(params)]
+        # As a run's, but with no more of a config than what the weights show, and nothing was evaluated.
+        record = {
+            'name': args.source.resolve().name,
+            'arm': 'adopted',
+            'stage': args.stage,
+            'evaluator': '',
+            'seed': 0,
+            'identity': hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+            'config': {'model': model},
+            'parent': None,
+            'data': {'adopted': source.format} | ({'tokenizer': bpe.identity(tokenizer)} if tokenizer else {}),
+            'vocab_size': vocab.size,
+            'parameters': trees.count(params),
+            'tokens_per_step': 0,
+            'stop': 0,
+            **environment(),
+        }
         with Store(folders.checkpoints(out), keep=1) as store:
             # A child reads it as it reads any parent: a checkpoint of step 0.
             store.save(0, {'params': params}, record | {'tokens': 0}, wait=True)
-        if source.tokenizer is not None:
-            source.tokenizer.save(str(out / bpe.FILE))
+        if tokenizer:
+            tokenizer.save(str(out / bpe.FILE))
         folders.write_record(out, record)
     print(f'{args.source}: {source.format}, {trees.count(params):,} parameters as {args.param_dtype}')
     print(f'tables: {vocab.size:,} of {source.rows:,} rows, padded to {vocab.padded:,}')
-    print(f'tokenizer: {"none that a stage can read" if source.tokenizer is None else bpe.FILE}')
-    model = record['config']['model'] | {'param_dtype': args.param_dtype}
-    print('a run that starts from it has ' + ' '.join(f'--config.model.{name}={model[name]}' for name in PRINTED))
+    print(f'tokenizer: {bpe.FILE if tokenizer else "none that a stage can read"}')
+    fields = model | {'param_dtype': args.param_dtype}
+    print('a run that starts from it has ' + ' '.join(f'--config.model.{name}={fields[name]}' for name in PRINTED))
     print(args.out)
-
-
-def describe(source: Any, args: argparse.Namespace, vocab: Any, params: dict[str, Any]) -> dict[str, Any]:
-    """The content of run.json and the manifest: that of a run, but with llama.SHARED alone for a config."""
-    from nca_jax import trees
-    from nca_jax.checkpoint.manifest import environment, leaf_table
-    from nca_jax.data import tokenizer as bpe
-    from nca_jax.hf import llama
-
-    model = {field: getattr(source.model, field) for field in llama.SHARED}
-    # Equal weights have one identity; their source doesn't matter.
-    content = [model, vocab.size, leaf_table(params)]
-    tokenizer = {} if source.tokenizer is None else {'tokenizer': bpe.identity(source.tokenizer)}
-    return {
-        'name': args.source.resolve().name,
-        'arm': 'adopted',
-        'stage': args.stage,
-        # Nothing was evaluated.
-        'evaluator': '',
-        'seed': 0,
-        'identity': hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
-        'config': {'model': model},
-        'parent': None,
-        'data': {'adopted': source.format, **tokenizer},
-        'vocab_size': vocab.size,
-        'parameters': trees.count(params),
-        'tokens_per_step': 0,
-        'stop': 0,
-        **environment(),
-    }

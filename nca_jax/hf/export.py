@@ -35,20 +35,20 @@ def run(args: argparse.Namespace) -> None:
     from nca_jax.checkpoint.store import read_manifest, restore_params, saved_params
     from nca_jax.data.tokenizer import load_of_run
     from nca_jax.folders import checkpoints
-    from nca_jax.hf import folder, llama
+    from nca_jax.hf import llama
 
     manifest = read_manifest(checkpoints(args.run), args.step)
     model, vocab = llama.model_config(manifest['config']['model']), Vocab(manifest['vocab_size'])
     tokenizer = load_of_run(args.run, manifest, args.tokenizer)
     with files.new_folder(args.out, '--out') as out:
         # First, since it refuses what the format can't hold before any weights are read.
-        folder.write_config(out, model, vocab, tokenizer, args.dtype)
+        llama.write_config(out, model, vocab, tokenizer, args.dtype)
         one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         layout = dict.fromkeys(saved_params(manifest, args.weights), one_device)
         if not layout:
             raise UserError(f'--weights={args.weights}: {args.run} kept no average of its weights (optimizer.ema=None)')
         params, manifest = restore_params(checkpoints(args.run), args.step, layout, args.weights)
-        folder.write_weights(out, params, vocab, jax.numpy.dtype(args.dtype))
+        llama.write_weights(out, params, vocab, jax.numpy.dtype(args.dtype))
     parameters = f'{trees.count(params):,} parameters ({args.weights}) as {args.dtype}'
     print(f'{args.run}, step {manifest["step"]}: {parameters}')
     print(f'tables: {vocab.size:,} rows, without the {vocab.padded - vocab.size} of padding')

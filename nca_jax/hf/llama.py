@@ -1,10 +1,12 @@
-"""The same model under Hugging Face's names: parameters and config of LlamaForCausalLM, out and in.
+"""The same model as Hugging Face's LlamaForCausalLM, out and in: a folder of config.json, safetensors and a tokenizer.
 
-One table, TENSORS, says for both directions where each parameter goes. Nothing here reads or writes a file: tensors of
-Hugging Face's are NumPy arrays by name.
+One table, TENSORS, says for both directions where each parameter goes.
 """
 
+import contextlib
+import json
 import math
+import pathlib
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,11 +14,14 @@ from typing import Any, NamedTuple
 import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from nca_jax import trees
+from nca_jax import files, trees
 from nca_jax.batch import Vocab
 from nca_jax.checkpoint.graft import STACKED, VOCAB_AXIS
+from nca_jax.data import tokenizer as bpe
 from nca_jax.errors import UserError, check
 from nca_jax.model import transformer
 from nca_jax.model.config import InitConfig, ModelConfig
@@ -37,12 +42,9 @@ SHARED = (*FIELDS.values(), 'head_bias')
 # This model has no other values.
 FIXED = {'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False}
 # LlamaConfig's own, for fields that a config.json may leave out.
-DEFAULTS = {
-    'max_position_embeddings': 2048,
-    'rope_theta': 1e4,
-    'rms_norm_eps': 1e-6,
-    'tie_word_embeddings': False,
-}
+DEFAULTS = {'max_position_embeddings': 2048, 'rope_theta': 1e4, 'rms_norm_eps': 1e-6, 'tie_word_embeddings': False}
+# safetensors' names of the dtypes that are read.
+DTYPES = ('F32', 'F16', 'BF16')
 
 # Our path, Hugging Face's name, and how many of our first axes (of one layer) are inputs of a projection: theirs are
 # (out, in), with heads and head width as one axis. 0 stands for arrays that both lay out alike.
@@ -173,10 +175,7 @@ def from_config(given: Mapping[str, Any], place: object) -> tuple[ModelConfig, i
     """The model of a config.json, and the rows of its tables. UserError names a field that this model can't have."""
     config = DEFAULTS | given
     try:
-        architecture = config.get('model_type')
-        check(
-            architecture == 'llama', 'model_type', architecture, "must be 'llama', the only architecture that is read"
-        )
+        check(config.get('model_type') == 'llama', 'model_type', config.get('model_type'), "must be 'llama'")
         # transformers 5 writes the rotary base into rope_parameters.
         for field in ('rope_scaling', 'rope_parameters'):
             rope = config.get(field) or {}
@@ -198,3 +197,61 @@ def from_config(given: Mapping[str, Any], place: object) -> tuple[ModelConfig, i
     except UserError as error:
         raise UserError(f'{place}: {error}') from None
     return model, config['vocab_size']
+
+
+def write_config(
+    folder: pathlib.Path, model: ModelConfig, vocab: Vocab, tokenizer: Tokenizer | None, dtype: str
+) -> None:
+    """Writes everything but the weights. Raises UserError for a head with a bias."""
+    end = None if tokenizer is None else bpe.end_of_text(tokenizer)
+    contents = {'config.json': to_config(model, vocab, end, dtype)}
+    if tokenizer is not None:
+        tokenizer.save(str(folder / bpe.FILE))
+        contents['tokenizer_config.json'] = {
+            'tokenizer_class': 'PreTrainedTokenizerFast',
+            'model_max_length': model.length,
+            'model_input_names': ['input_ids', 'attention_mask'],
+            'clean_up_tokenization_spaces': False,
+            **dict.fromkeys(('bos_token', 'eos_token', 'unk_token'), bpe.END_OF_TEXT),
+        }
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + '\n')
+
+
+def write_weights(folder: pathlib.Path, params: trees.Tree, vocab: Vocab, dtype: np.dtype) -> None:
+    file = folder / 'model.safetensors'
+    # transformers reads a file only if its format is 'pt'. PyTorch and NumPy lay out arrays alike.
+    save_file(dict(exported(params, vocab, dtype)), file, metadata={'format': 'pt'})
+    # safetensors closes its files to other users.
+    file.chmod(folder.stat().st_mode & 0o666)
+
+
+def read_folder(folder: pathlib.Path) -> WeightSource:
+    """A folder that LlamaForCausalLM.save_pretrained wrote, or export. UserError for any other."""
+    config = folder / 'config.json'
+    model, rows = from_config(files.read_json(config), config)
+    # Views of the files: a tensor is read where it's needed, so that memory never holds all of them twice.
+    pieces = {}
+    # Large weights lie in several files. Each has its own table of contents, so their index isn't needed.
+    for file in sorted(folder.glob('model*.safetensors')):
+        try:
+            with safe_open(str(file), framework='numpy') as tensors:
+                found = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(f'{file}: not a whole safetensors file ({error})') from None
+        for name, piece in found.items():
+            # Others are quantized: their numbers aren't the weights.
+            allowed = f'must be {", ".join(DTYPES)}'
+            check(piece.get_dtype() in DTYPES, f'{file}: dtype of {name}', piece.get_dtype(), allowed)
+            if name in pieces:
+                raise UserError(f'{file}: {name} is in another file too')
+            pieces[name] = piece
+    shapes = {name: tuple(piece.get_shape()) for name, piece in pieces.items()}
+    check_tensors(tensor_shapes(model, rows), shapes, folder)
+    tokenizer = None
+    # Folders may have none, and many published ones aren't byte-level; the weights are of use without them.
+    with contextlib.suppress(UserError):
+        tokenizer = bpe.load(str(folder / bpe.FILE))
+    # Tables with more rows than tokens may be padded, which only the user knows.
+    tokens = rows if tokenizer is None or tokenizer.get_vocab_size() == rows else None
+    return WeightSource('Hugging Face folder', model, rows, tokens, lambda name: pieces[name][:], tokenizer)

@@ -4,8 +4,6 @@ import pathlib
 import re
 from collections.abc import Mapping
 
-import numpy as np
-
 from nca_jax.errors import UserError, check
 from nca_jax.hf import llama, torch_zip
 from nca_jax.model.config import ModelConfig
@@ -31,12 +29,11 @@ def read(file: pathlib.Path, heads: int) -> llama.WeightSource:
     model, rows = model_config(shapes, heads, file)
     expected = {rename(name): shape for name, shape in llama.tensor_shapes(model, rows).items()}
     llama.check_tensors(expected, shapes, file)
-
-    def read_tensor(name: str) -> np.ndarray:
-        return tensors[rename(name)].read()
-
     # The release's tables have more rows than its vocabulary has tokens, and no file says how many.
-    return llama.WeightSource('checkpoint of PyTorch', model, rows, None, read_tensor, None)
+    tokens = None
+    return llama.WeightSource(
+        'checkpoint of PyTorch', model, rows, tokens, lambda name: tensors[rename(name)].read(), tokenizer=None
+    )
 
 
 def rename(name: str) -> str:

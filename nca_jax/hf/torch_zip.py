@@ -27,7 +27,6 @@ from nca_jax.errors import UserError
 # In bytes; 1.6B parameters with the moments of Adam take 0.1 MB. Reading takes time and memory of its length.
 MAX_PICKLE = 1 << 23
 MAX_DIMENSIONS = 8
-PIECE = 1 << 20
 STORAGES = {
     'FloatStorage': np.float32,
     'DoubleStorage': np.float64,
@@ -80,27 +79,14 @@ class Tensor:
     def dtype(self) -> np.dtype:
         return self.storage.dtype
 
-    @property
-    def reach(self) -> int:
-        """How many numbers from `offset` on it lies in; 0 without elements."""
-        spans = [(size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True)]
-        return 1 + sum(spans) if math.prod(self.shape) else 0
-
     def read(self) -> np.ndarray:
         """Its numbers, read-only. UserError if the file is damaged."""
-        width, stored = self.dtype.itemsize, self.storage
-        with _refusals(stored.file), zipfile.ZipFile(stored.file) as archive, archive.open(stored.member) as file:
-            # What isn't needed is read in pieces, not skipped: zipfile compares the checksum when it has read all, and
-            # newer Pythons give that up after a seek. So memory holds this tensor alone.
-            before = self.offset * width
-            for start in range(0, before, PIECE):
-                file.read(min(PIECE, before - start))
-            content = file.read(self.reach * width)
-            while file.read(PIECE):
-                pass
-        strides = [stride * width for stride in self.strides]
-        numbers = np.frombuffer(content, self.dtype)
-        return np.lib.stride_tricks.as_strided(numbers, self.shape, strides, writeable=False)
+        stored = self.storage
+        # The whole storage, since zipfile compares the checksum at its end. Parameters have storages of their own.
+        with _refusals(stored.file), zipfile.ZipFile(stored.file) as archive:
+            numbers = np.frombuffer(archive.read(stored.member), self.dtype)
+        strides = [stride * self.dtype.itemsize for stride in self.strides]
+        return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, strides, writeable=False)
 
 
 def load(path: Path) -> Any:
@@ -113,7 +99,7 @@ def load(path: Path) -> Any:
         members, length = {}, path.stat().st_size
         for info in archive.infolist():
             # All lie in one folder, named after the file.
-            _, _, name = info.filename.partition('/')
+            name = info.filename.partition('/')[2]
             _demand(name not in members, f'has two files named {name!r}')
             # Anything else could grow without bound as it's read.
             stored = info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size
@@ -133,15 +119,13 @@ def _refusals(path: Path) -> Iterator[None]:
     """Turns what zipfile and the machine raise about a file into a UserError that names it."""
     try:
         yield
-    except UserError as error:
-        raise UserError(f'{path}: {error}') from None
     except OSError as error:
         raise UserError(f'{path}: {error.strerror or error}') from None
     # For encrypted and other odd members zipfile raises RuntimeError.
     except (zipfile.BadZipFile, RuntimeError) as error:
         old = 'a file from before PyTorch 1.6 must be loaded and saved anew'
         raise UserError(f'{path}: not a whole zip file ({error}); {old}') from None
-    # A pickle that pops an empty stack, names a memo that isn't there, or ends in the middle.
+    # Demands, and a pickle that pops an empty stack, names a memo that isn't there, or ends in the middle.
     except (ValueError, LookupError, TypeError, EOFError, struct.error) as error:
         raise UserError(f'{path}: not a checkpoint that torch.save wrote: {error}') from None
 
@@ -150,7 +134,7 @@ def _demand(ok: bool, wrong: str) -> None:
     # Messages quote values only once they are known to be numbers or strings: a few bytes of pickle make tuples in
     # tuples that no time suffices to print, or to hash.
     if not ok:
-        raise UserError(wrong)
+        raise ValueError(wrong)
 
 
 class _Machine:
@@ -201,12 +185,13 @@ class _Machine:
                     # Nested tuples would take exponential time to hash.
                     _demand(isinstance(key, str | int | float | None), f'a dict has a {type(key).__name__} as a key')
                     self._top(dict)[key] = value
-            case 'GLOBAL':
-                push(_global(argument))
-            case 'STACK_GLOBAL':
-                attribute, module = pop(), pop()
-                _demand(isinstance(module, str) and isinstance(attribute, str), 'names an object not by strings')
-                push(_global(f'{module} {attribute}'))
+            case 'GLOBAL' | 'STACK_GLOBAL':
+                if name == 'STACK_GLOBAL':
+                    attribute, module = pop(), pop()
+                    _demand(isinstance(module, str) and isinstance(attribute, str), 'names an object not by strings')
+                    argument = f'{module} {attribute}'
+                _demand(argument in GLOBALS, f'refused, it names {argument[:100]!r}, which no dict of tensors needs')
+                push(Global(argument))
             case 'BINPERSID':
                 push(self._storage(pop()))
             case 'REDUCE':
@@ -217,7 +202,7 @@ class _Machine:
                 pop()
                 self._top(dict)
             case _:
-                raise UserError(f'its data.pkl has the opcode {name}, which no dict of tensors needs')
+                raise ValueError(f'its data.pkl has the opcode {name}, which no dict of tensors needs')
 
     def _since_mark(self) -> list[Any]:
         mark = self._marks.pop()
@@ -240,12 +225,7 @@ class _Machine:
                 wrong = f'data/{key} has {info.file_size} bytes, not those of {size} numbers of {dtype}'
                 _demand(size * dtype.itemsize == info.file_size, wrong)
                 return Storage(self._path, info.filename, size, dtype)
-        raise UserError('refers to a storage that it lacks')
-
-
-def _global(name: str) -> Global:
-    _demand(name in GLOBALS, f'refused, it names {name[:100]!r}, which no dict of tensors needs')
-    return Global(name)
+        raise ValueError('refers to a storage that it lacks')
 
 
 def _call(function: Any, arguments: Any) -> Any:
@@ -258,14 +238,15 @@ def _call(function: Any, arguments: Any) -> Any:
             (Storage() as storage, offset, tuple(shape), tuple(strides), _, _),
         ):
             counts = all(type(number) is int and number >= 0 for number in (offset, *shape, *strides))
-            _demand(
-                counts and len(shape) == len(strides) <= MAX_DIMENSIONS, 'a tensor has an odd offset, shape or strides'
-            )
-            tensor = Tensor(storage, offset, shape, strides)
+            counts = counts and len(shape) == len(strides) <= MAX_DIMENSIONS
+            _demand(counts, 'a tensor has an odd offset, shape or strides')
+            # How many numbers from the offset on it lies in; 0 without elements.
+            spans = [(length - 1) * stride for length, stride in zip(shape, strides, strict=True)]
+            reach = 1 + sum(spans) if math.prod(shape) else 0
             # Strides of 0 repeat numbers: a tensor larger than its storage could take memory that no file has.
-            inside = offset + tensor.reach <= storage.size and math.prod(shape) <= storage.size
+            inside = offset + reach <= storage.size and math.prod(shape) <= storage.size
             extent = f'offset {offset}, shape {shape} and strides {strides}'
             _demand(inside, f'a tensor of {extent} is larger than its storage of {storage.size} numbers')
-            return tensor
+            return Tensor(storage, offset, shape, strides)
     name = function.name if isinstance(function, Global) else type(function).__name__
-    raise UserError(f'refused, it calls {name} in an odd way')
+    raise ValueError(f'refused, it calls {name} in an odd way')
