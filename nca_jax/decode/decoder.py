@@ -4,7 +4,6 @@ A row that has finished begins the next answer to its group's prompt, and a grou
 The host deals answers to rows (`schedule`), the devices read and write tokens (`programs`).
 """
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -74,12 +73,13 @@ def make_decoder(
     def decode(params: dict, prompts: Sequence[Prompt], seed: int) -> Iterator[Answer]:
         longest, slots = _sizes(config, prompts)
         schedule, slot = Schedule(prompts, batch.rows, batch.share), 0
-        with _on(mesh):
+        # The loop forbids silent transfers; here they are small and meant: prompts, the state of rows, numbers.
+        with meshes.use(mesh), jax.transfer_guard_host_to_device('allow'):
             layers, stops = by_layer(params), replicate(next_SxV)
             caches = programs.empty_caches(config, groups, bucket(longest))
         read = _read(config, vocab, layers, prompts, together)
         while True:
-            with _on(mesh):
+            with meshes.use(mesh), jax.transfer_guard_host_to_device('allow'):
                 was_live = schedule.rows.live_B.any()
                 for group, source in schedule.fill():
                     if source is None:
@@ -111,7 +111,7 @@ def _read(
 ) -> Iterator[tuple[programs.Caches, int]]:
     """The cache of each prompt in turn, as (caches, row): `together` are read when the first of them is needed."""
     # All but the last token, which the answer's first step reads.
-    tokens = [prompt.tokens[:-1] for prompt in prompts if len(prompt.samples)]
+    tokens = [prompt.tokens[:-1] for prompt in prompts]
     for start in range(0, len(tokens), together):
         part = tokens[start : start + together]
         # Padded on the right and below, to few shapes.
@@ -122,20 +122,11 @@ def _read(
         yield from ((caches, row) for row in range(len(part)))
 
 
-@contextlib.contextmanager
-def _on(mesh: jax.sharding.Mesh) -> Iterator[None]:
-    # The loop forbids silent transfers; here they are small and meant: prompts, the state of rows, numbers.
-    with meshes.use(mesh), jax.transfer_guard_host_to_device('allow'):
-        yield
-
-
 def _sizes(config: ModelConfig, prompts: Sequence[Prompt]) -> tuple[int, int]:
     """Tokens of the longest prompt's cache and of the longest answer."""
-    prompts = [prompt for prompt in prompts if len(prompt.samples)]
     for prompt in prompts:
-        most = max(prompt.limits)
-        allowed = f'must leave room for an answer of {most} in length {config.length}'
-        check(len(prompt.tokens) + most <= config.length, 'prompt length', len(prompt.tokens), allowed)
+        allowed = f'must leave room for an answer of {max(prompt.limits)} in length {config.length}'
+        check(len(prompt.tokens) + max(prompt.limits) <= config.length, 'prompt length', len(prompt.tokens), allowed)
     longest = max((len(prompt.tokens) - 1 for prompt in prompts), default=0)
     return longest, max((max(prompt.limits) for prompt in prompts), default=1)
 

@@ -29,10 +29,10 @@ Caches = tuple[Cache, ...]
 
 def layer_shardings(config: ModelConfig, vocab: Vocab, mesh: jax.sharding.Mesh) -> dict:
     """Shardings of decoding's weights: split over tensor alone, since every step reads all of them."""
-    axes, rules = transformer.logical_axes(config, vocab), dict(meshes.RULES)
+    axes, rules = transformer.logical_axes(config, vocab), [rule for rule in meshes.RULES if rule[1] == 'tensor']
 
     def over_tensor(names: Sequence[str]) -> jax.NamedSharding:
-        return jax.NamedSharding(mesh, jax.P(*('tensor' if rules[name] == 'tensor' else None for name in names)))
+        return jax.NamedSharding(mesh, nn.logical_to_mesh_axes(names, rules))
 
     # A layer of its own has lost the first axis, along which the layers are stacked.
     layer = jax.tree.map(lambda names: over_tensor(names[1:]), axes['blocks'])

@@ -38,7 +38,18 @@ def choose(sampling: Sampling, logits_BxV: jax.Array, uniform_B: jax.Array) -> j
     """A token (B,) for each row of logits; `uniform_B` in [0, 1) decides. Masked logits are never chosen."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
-    return invert(kept(sampling, logits_BxV), uniform_B)
+    # The token at which the running sum of p first exceeds uniform * sum(p). It is summed in blocks, so that rounding
+    # doesn't grow with V and no long scan is needed.
+    p_BxV, block = kept(sampling, logits_BxV), 32
+    p_BxNxK = jnp.pad(p_BxV, ((0, 0), (0, -p_BxV.shape[-1] % block))).reshape(p_BxV.shape[0], -1, block)
+    block_BxN = jnp.sum(p_BxNxK, axis=-1)
+    end_BxN = jnp.cumsum(block_BxN, axis=-1)
+    target_B = uniform_B * end_BxN[:, -1]
+    number_B = _first_above(end_BxN, target_B, block_BxN)
+    chosen_BxK = jnp.take_along_axis(p_BxNxK, number_B[:, None, None], axis=1)[:, 0]
+    before_B = jnp.take_along_axis(end_BxN - block_BxN, number_B[:, None], axis=1)[:, 0]
+    within_B = _first_above(before_B[:, None] + jnp.cumsum(chosen_BxK, axis=-1), target_B, chosen_BxK)
+    return (number_B * block + within_B).astype(jnp.int32)
 
 
 def kept(sampling: Sampling, logits_BxV: jax.Array) -> jax.Array:
@@ -72,21 +83,6 @@ def _likeliest(p_BxV: jax.Array, weight_BxV: jax.Array, limit_B: jax.Array) -> j
     return jnp.where(bits_BxV >= least_B[:, None], p_BxV, 0)
 
 
-def invert(p_BxV: jax.Array, uniform_B: jax.Array) -> jax.Array:
-    """The token at which the running sum of p first exceeds uniform * sum(p); one of p = 0 is never chosen."""
-    # Summed in blocks, so that rounding doesn't grow with V and no long scan is needed.
-    block = 32
-    p_BxNxK = jnp.pad(p_BxV, ((0, 0), (0, -p_BxV.shape[-1] % block))).reshape(p_BxV.shape[0], -1, block)
-    block_BxN = jnp.sum(p_BxNxK, axis=-1)
-    end_BxN = jnp.cumsum(block_BxN, axis=-1)
-    target_B = uniform_B * end_BxN[:, -1]
-    number_B = _first_above(end_BxN, target_B, block_BxN)
-    chosen_BxK = jnp.take_along_axis(p_BxNxK, number_B[:, None, None], axis=1)[:, 0]
-    before_B = jnp.take_along_axis(end_BxN - block_BxN, number_B[:, None], axis=1)[:, 0]
-    within_B = _first_above(before_B[:, None] + jnp.cumsum(chosen_BxK, axis=-1), target_B, chosen_BxK)
-    return (number_B * block + within_B).astype(jnp.int32)
-
-
 def _first_above(sums_BxN: jax.Array, target_B: jax.Array, p_BxN: jax.Array) -> jax.Array:
     """The first index at which the sum exceeds the target."""
     possible_BxN = p_BxN > 0
@@ -100,10 +96,8 @@ def make_stops(tokens: Sequence[int], strings: Sequence[str], pieces: Sequence[b
     """The automaton next_SxV that ends answers: the state after each token in each state.
 
     Token t stands for the bytes pieces[t]. State 0 has read nothing of a stop string. The last state has read one of
-    the stop tokens or a stop string, which may end within a token. Raises ValueError for an empty string.
+    the stop tokens or a stop string, which may end within a token. No string may be empty.
     """
-    if not all(strings):
-        raise ValueError('a stop string is empty')
     next_Sx256 = _aho_corasick([string.encode() for string in strings])
     longest = max(map(len, pieces), default=0)
     byte_VxK = np.array([list(piece.ljust(longest, b'\0')) for piece in pieces], np.int64).reshape(len(pieces), longest)

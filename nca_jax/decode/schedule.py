@@ -14,7 +14,7 @@ class Prompt(NamedTuple):
     tokens: np.ndarray
     # Names the prompt in the keys of its samples.
     number: int
-    # The numbers of the answers, and the most tokens of each, at least one.
+    # The numbers of the answers, at least one, and the most tokens of each, at least one.
     samples: Sequence[int]
     limits: Sequence[int]
 
@@ -57,7 +57,7 @@ class Schedule:
         # Tokens in each group's cache: all of its prompt but the last, with which its rows begin.
         self.lengths_Q = np.zeros(rows // share, np.int32)
         self._prompts, self._share = prompts, share
-        self._unread = deque(i for i, prompt in enumerate(prompts) if len(prompt.samples))
+        self._unread = iter(range(len(prompts)))
         # The samples and limits that no row has begun, by prompt.
         self._waiting = [deque(zip(prompt.samples, prompt.limits, strict=True)) for prompt in prompts]
         self._prompt_of: list[int | None] = [None] * (rows // share)
@@ -71,19 +71,16 @@ class Schedule:
     def fill(self) -> Iterator[tuple[int, int | None]]:
         """Gives work to every idle row while any is left, and yields the groups that need another cache.
 
-        Each comes as (group, source): a group that has the cache already, or None for the next unread prompt. Prompts
-        are read in their order, without those that want no answer.
+        Each comes as (group, source): a group that has the cache already, or None for the next prompt in order.
         """
-        for group in range(len(self._prompt_of)):
+        for group, prompt in enumerate(self._prompt_of):
             rows = range(group * self._share, (group + 1) * self._share)
             idle = [row for row in rows if not self.rows.live_B[row]]
-            prompt = self._prompt_of[group]
             if len(idle) == self._share and (prompt is None or not self._waiting[prompt]):
                 # No row needs this group's cache any more. Unread prompts come first: splitting one prompt over groups
                 # only pays at the end.
-                if self._unread:
-                    prompt, source = self._unread.popleft(), None
-                else:
+                prompt, source = next(self._unread, None), None
+                if prompt is None:
                     # Then the prompt with the most answers waiting, from a group that has its cache.
                     waiting = {g: len(self._waiting[p]) for g, p in enumerate(self._prompt_of) if p is not None}
                     source = max(waiting, key=waiting.get, default=None)
