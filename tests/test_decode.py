@@ -12,9 +12,8 @@ import scipy.stats
 
 from nca_jax import mesh as meshes
 from nca_jax.decode import programs
-from nca_jax.decode.decoder import DecodeConfig, make_decoder
+from nca_jax.decode.decoder import DecodeConfig, Prompt, make_decoder
 from nca_jax.decode.sampling import Sampling, kept, make_stops
-from nca_jax.decode.schedule import Prompt, idle_rows
 from nca_jax.errors import FieldError
 from nca_jax.model import transformer
 from tests.test_model import CONFIG, VOCAB, logits, params, tokens
@@ -50,7 +49,7 @@ def test_a_token_at_a_time_equals_the_whole_sequence():
     for step in range(4):
         position_B = prompt_B + step
         token_B = tokens()[jnp.arange(4), position_B]
-        rows = idle_rows(4)._replace(token_B=token_B, position_B=position_B, written_B=jnp.full(4, step))
+        rows = programs.idle_rows(4)._replace(token_B=token_B, position_B=position_B, written_B=jnp.full(4, step))
         found, ring = stepped(params(), caches, prompt_B, ring, step, rows)
         np.testing.assert_allclose(found, expected[jnp.arange(4), position_B], rtol=1e-4, atol=1e-5)
 

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
+from nca_jax.decode.decoder import Prompt, Schedule
 from nca_jax.decode.sampling import cut, make_stops
-from nca_jax.decode.schedule import Prompt, Schedule
 
 
 def play(prompts: list[Prompt], rows: int, share: int) -> tuple[dict[tuple[int, int], int], int]:

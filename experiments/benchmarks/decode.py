@@ -21,9 +21,8 @@ from experiments import common as experiment
 from experiments.benchmarks import common
 from nca_jax import mesh as meshes
 from nca_jax.batch import Vocab
-from nca_jax.decode.decoder import DecodeConfig, make_decoder
+from nca_jax.decode.decoder import DecodeConfig, Prompt, make_decoder
 from nca_jax.decode.sampling import Sampling, make_stops
-from nca_jax.decode.schedule import Prompt
 from nca_jax.hf import llama as hf
 from nca_jax.model import transformer
 from nca_jax.model.config import InitConfig, ModelConfig

@@ -6,16 +6,17 @@ keeps the keys and values of its own answer in a ring, and at one step all rows 
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nca_jax import keys
 from nca_jax import mesh as meshes
 from nca_jax.batch import Vocab
 from nca_jax.decode.sampling import Sampling, choose
-from nca_jax.decode.schedule import Rows
 from nca_jax.model import transformer
 from nca_jax.model.attention import Cache, causal_attention, shared_attention
 from nca_jax.model.config import ModelConfig
@@ -25,6 +26,28 @@ CACHE_AXES = ('batch', 'heads', 'length', 'head')
 
 # One cache for each layer: separate arrays, which the loop can update in place.
 Caches = tuple[Cache, ...]
+
+
+class Rows(NamedTuple):
+    """The state of each row besides its cache."""
+
+    # The last token, not read yet, and its position.
+    token_B: np.ndarray
+    position_B: np.ndarray
+    # Tokens of the answer so far, and at most.
+    written_B: np.ndarray
+    limit_B: np.ndarray
+    # State of the automaton of `make_stops`.
+    stop_B: np.ndarray
+    live_B: np.ndarray
+    # The prompt's number and the sample's, for the key.
+    number_B: np.ndarray
+    sample_B: np.ndarray
+
+
+def idle_rows(count: int) -> Rows:
+    dtypes = (*(np.int32,) * 5, bool, np.uint32, np.uint32)
+    return Rows(*(np.zeros(count, dtype) for dtype in dtypes))
 
 
 def layer_shardings(config: ModelConfig, vocab: Vocab, mesh: jax.sharding.Mesh) -> dict:

@@ -122,9 +122,8 @@ def _aho_corasick(strings: Sequence[bytes]) -> np.ndarray:
             text = prefix + bytes([byte])
             if not text.endswith(tuple(strings)):
                 # The longest suffix that may still become a stop string; b'' always is one.
-                next_Sx256[state[prefix], byte] = next(
-                    state[text[i:]] for i in range(len(text) + 1) if text[i:] in state
-                )
+                suffixes = (text[i:] for i in range(len(text) + 1))
+                next_Sx256[state[prefix], byte] = next(state[suffix] for suffix in suffixes if suffix in state)
     return next_Sx256
 
 

@@ -16,9 +16,8 @@ from nca_jax import keys
 from nca_jax import mesh as meshes
 from nca_jax.batch import Vocab
 from nca_jax.data import tokenizer as bpe
-from nca_jax.decode.decoder import DecodeConfig, bucket, make_decoder
+from nca_jax.decode.decoder import DecodeConfig, Prompt, bucket, make_decoder
 from nca_jax.decode.sampling import Sampling, cut, make_stops
-from nca_jax.decode.schedule import Prompt
 from nca_jax.errors import check
 from nca_jax.model import transformer
 from nca_jax.model.config import ModelConfig

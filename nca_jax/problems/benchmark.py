@@ -18,9 +18,8 @@ from tokenizers import Tokenizer
 from nca_jax import distributed, files, keys
 from nca_jax.checkpoint.manifest import leaf_table
 from nca_jax.data import tokenizer as bpe
-from nca_jax.decode.decoder import DecodeConfig, make_decoder
+from nca_jax.decode.decoder import Answer, DecodeConfig, Prompt, make_decoder
 from nca_jax.decode.sampling import Sampling, cut, make_stops
-from nca_jax.decode.schedule import Answer, Prompt
 from nca_jax.errors import check
 from nca_jax.model.config import ModelConfig
 from nca_jax.problems import humaneval, passk
