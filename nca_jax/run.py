@@ -229,13 +229,14 @@ def open_writer(
 
 
 def load_model(
-    folder: pathlib.Path, mesh: jax.sharding.Mesh, weights: str = 'params'
+    folder: pathlib.Path, mesh: jax.sharding.Mesh, weights: str = 'params', step: int | None = None
 ) -> tuple[ModelConfig, Vocab, dict, dict[str, Any]]:
     """The model of a run or of adopted weights: (config, vocabulary, parameters or their 'ema', manifest).
 
-    The config is for reading: no dropout, and what runs on every platform.
+    From the newest checkpoint unless a step is named. The config is for reading: no dropout, and what runs on every
+    platform.
     """
-    manifest = read_manifest(folders.checkpoints(folder))
+    manifest = read_manifest(folders.checkpoints(folder), step)
     model, saved = manifest['config']['model'], saved_params(manifest, weights)
     if not saved:
         raise UserError(f'{folder}: kept no average of its weights (its optimizer.ema is None)')

@@ -102,8 +102,7 @@ def test_random_weights_give_the_same_logits(tmp_path, changes):
     for dtype in ('float32', 'bfloat16'):
         folder = tmp_path / dtype
         folder.mkdir()
-        hf.write_weights(folder, params, vocab, jax.numpy.dtype(dtype))
-        (folder / 'config.json').write_text(json.dumps(hf.to_config(llama, vocab, None, dtype)))
+        hf.write_folder(folder, llama, vocab, params, None, dtype)
     tokens_BxL = rng.integers(0, 77, (3, 10))
     assert_logits(their_logits(tmp_path / 'float32', tokens_BxL), logits(llama, params, tokens_BxL, vocab))
     half = transformers.LlamaForCausalLM.from_pretrained(tmp_path / 'bfloat16', dtype='auto')

@@ -13,7 +13,6 @@ import argparse
 import pathlib
 
 from nca_jax import files
-from nca_jax.errors import UserError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,25 +29,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import jax
 
+    from nca_jax import mesh as meshes
     from nca_jax import trees
-    from nca_jax.batch import Vocab
-    from nca_jax.checkpoint.store import read_manifest, restore_params, saved_params
     from nca_jax.data.tokenizer import load_of_run
-    from nca_jax.folders import checkpoints
     from nca_jax.hf import llama
+    from nca_jax.run import load_model
 
-    manifest = read_manifest(checkpoints(args.run), args.step)
-    model, vocab = llama.model_config(manifest['config']['model']), Vocab(manifest['vocab_size'])
-    tokenizer = load_of_run(args.run, manifest, args.tokenizer)
+    one_device = meshes.make_mesh(meshes.MeshConfig(1, 1, 1), jax.devices()[:1])
     with files.new_folder(args.out, '--out') as out:
-        # First, since it refuses what the format can't hold before any weights are read.
-        llama.write_config(out, model, vocab, tokenizer, args.dtype)
-        one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        layout = dict.fromkeys(saved_params(manifest, args.weights), one_device)
-        if not layout:
-            raise UserError(f'--weights={args.weights}: {args.run} kept no average of its weights (optimizer.ema=None)')
-        params, manifest = restore_params(checkpoints(args.run), args.step, layout, args.weights)
-        llama.write_weights(out, params, vocab, jax.numpy.dtype(args.dtype))
+        model, vocab, params, manifest = load_model(args.run, one_device, args.weights, args.step)
+        tokenizer = load_of_run(args.run, manifest, args.tokenizer)
+        llama.write_folder(out, model, vocab, params, tokenizer, args.dtype)
     parameters = f'{trees.count(params):,} parameters ({args.weights}) as {args.dtype}'
     print(f'{args.run}, step {manifest["step"]}: {parameters}')
     print(f'tables: {vocab.size:,} rows, without the {vocab.padded - vocab.size} of padding')

@@ -199,10 +199,10 @@ def from_config(given: Mapping[str, Any], place: object) -> tuple[ModelConfig, i
     return model, config['vocab_size']
 
 
-def write_config(
-    folder: pathlib.Path, model: ModelConfig, vocab: Vocab, tokenizer: Tokenizer | None, dtype: str
+def write_folder(
+    folder: pathlib.Path, model: ModelConfig, vocab: Vocab, params: trees.Tree, tokenizer: Tokenizer | None, dtype: str
 ) -> None:
-    """Writes everything but the weights. Raises UserError for a head with a bias."""
+    """Writes config.json, the weights and the tokenizer. Raises UserError for a head with a bias."""
     end = None if tokenizer is None else bpe.end_of_text(tokenizer)
     contents = {'config.json': to_config(model, vocab, end, dtype)}
     if tokenizer is not None:
@@ -216,12 +216,9 @@ def write_config(
         }
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content, indent=2) + '\n')
-
-
-def write_weights(folder: pathlib.Path, params: trees.Tree, vocab: Vocab, dtype: np.dtype) -> None:
     file = folder / 'model.safetensors'
     # transformers reads a file only if its format is 'pt'. PyTorch and NumPy lay out arrays alike.
-    save_file(dict(exported(params, vocab, dtype)), file, metadata={'format': 'pt'})
+    save_file(dict(exported(params, vocab, jnp.dtype(dtype))), file, metadata={'format': 'pt'})
     # safetensors closes its files to other users.
     file.chmod(folder.stat().st_mode & 0o666)
 
