@@ -23,8 +23,8 @@ def get_config(arg: str = '') -> ConfigDict:
         **tasks.WORDS,
     )
     if words.path:
-        # At most 350 training rows a task; a task with fewer than 100 is left out.
-        problems = tasks.problems('bigbench', words.path, train_rows=350, least_rows=100, valid_rows=16)
+        # At most 350 training rows a task.
+        problems = tasks.problems('bigbench', words.path, train_rows=350, valid_rows=16)
     else:
         problems = tasks.problems('choices', size=(500, 0), valid_rows=16)
     benchmark = tasks.benchmark(

@@ -41,7 +41,6 @@ def problems(task: str, path: str = '', *, size: tuple[int, int] = (0, 0), **fie
             'task': task,
             'path': path,
             'train_rows': 0,
-            'least_rows': 0,
             'valid_rows': 64,
             'size': size,
         }

@@ -34,7 +34,6 @@ ASKED = BenchmarkConfig(
         task='gsm8k',
         path=str(GOLDEN),
         train_rows=0,
-        least_rows=0,
         valid_rows=2,
         size=(0, 0),
     ),
@@ -160,7 +159,7 @@ def choices() -> Problems:
         Problem('a/1', 'q', 'red', ('red', 'blue'), 4, 'a'),
         Problem('b/0', 'r', 'x', ('x',), 5, 'b'),
     )
-    return Problems({'train': (), 'valid': (), 'test': test}, {}, bpe())
+    return Problems({'train': (), 'valid': (), 'test': test}, 0, bpe())
 
 
 def test_bigbench_scores_are_those_computed_by_hand(tmp_path):
@@ -195,7 +194,7 @@ def solutions() -> dict[str, str]:
 def programs(tmp_path: pathlib.Path, run_code: bool, texts) -> dict:
     """HumanEval's first three problems with given answers."""
     asked = dataclasses.replace(ASKED.problems, task='humaneval', path='')
-    three = Problems({'train': (), 'valid': (), 'test': humaneval.read('')[:3]}, {}, bpe())
+    three = Problems({'train': (), 'valid': (), 'test': humaneval.read('')[:3]}, 0, bpe())
     found = evaluator(tmp_path, three, problems=asked, shots=0, samples=2, run_code=run_code)
     found(params(), 5)
     (file,) = (path for path in tmp_path.glob('step-5-*.jsonl') if '.' not in path.stem)

@@ -22,7 +22,7 @@ from nca_jax.problems.sets import ProblemsConfig, load_problems
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'gsm8k'
 LENGTH, BATCH = 512, 8
-PROBLEMS = ProblemsConfig('gsm8k', str(GOLDEN), train_rows=0, least_rows=0, valid_rows=2, size=(0, 0))
+PROBLEMS = ProblemsConfig('gsm8k', str(GOLDEN), train_rows=0, valid_rows=2, size=(0, 0))
 
 
 @pytest.fixture(scope='module')
@@ -198,7 +198,7 @@ def test_problems_that_are_too_long_are_left_out_and_counted(config, prepared):
     length = sizes[-3] - 1
     assert len(instruct.fitting(prepared, 'train', length)) == 8
     valid = 2 - len(instruct.fitting(prepared, 'valid', length))
-    said = f'10 train, 2 valid, 8 test problems; left out: 0 small tasks, 0 repeated, 2 train and {valid} valid'
+    said = f'10 train, 2 valid, 8 test problems; left out: 0 repeated, 2 train and {valid} valid'
     assert instruct.describe(prepared, length) == f'{said} longer than {length}'
     owns = [examples(prepared, t)[-1].id for t, _ in rows(make(config, prepared, length=length)(0))]
     assert len(set(owns)) == 8
@@ -252,10 +252,10 @@ def test_training_problems_that_test_has_are_left_out_and_counted(config, tmp_pa
     (tmp_path / 'test.jsonl').write_text('\n'.join(test))
     found = prepare(changed(config, path=str(tmp_path)))
     assert {split: len(each) for split, each in found.splits.items()} == {'train': 10, 'valid': 2, 'test': 8}
-    assert found.left_out == {'small tasks': 0, 'repeated': 3}
+    assert found.repeated == 3
 
 
-def test_tasks_are_capped_and_small_ones_left_out(choices):
+def test_tasks_are_capped(choices):
     config, prepared = choices
     assert collections.Counter(p.task for p in prepared.splits['train']) == dict.fromkeys(
         ('largest', 'parity', 'next_number', 'category', 'first_letter', 'last_letter'), 60 - 16 - 2
@@ -265,8 +265,6 @@ def test_tasks_are_capped_and_small_ones_left_out(choices):
     counts = collections.Counter(p.task for p in found.splits['train'])
     assert list(counts.values()) == [20] * 6
     assert set(found.splits['train']) < set(prepared.splits['train'])
-    with pytest.raises(UserError, match=r'^least_rows = 45: no task has as many training problems: '):
-        prepare(changed(config, least_rows=45))
     said = r'^config.data.shots = 20: must leave shots for task category, which has 20 training problems'
     with pytest.raises(UserError, match=said):
         make(changed(capped, shots=(0, 20)), found)
@@ -368,7 +366,7 @@ def test_evaluation_shots_depend_on_the_seed_and_the_problem_alone(choices):
             ('shots', (2, 1)),
             ('shots', (-1, 1)),
         ),
-        *(('loss_on', 'answer'), ('train_rows', -1), ('least_rows', -1)),
+        *(('loss_on', 'answer'), ('train_rows', -1)),
         *(('valid_rows', 0), ('size', (1, 0))),
     ],
 )

@@ -15,7 +15,7 @@ TEXT = text_records((4.0, 2.5), (100, 200))
 
 def asked(task='gsm_symbolic', samples=4, **fields):
     """config.benchmark as run.json has it."""
-    problems = {'task': task, 'path': '', 'train_rows': 0, 'least_rows': 0}
+    problems = {'task': task, 'path': '', 'train_rows': 0}
     problems |= {'valid_rows': 64, 'size': [64, 200]}
     sampling = {'temperature': 0.6, 'top_p': 1.0, 'top_k': 0}
     batch = {'rows': 256, 'share': 8, 'chunk': 32}

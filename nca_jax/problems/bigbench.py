@@ -14,18 +14,10 @@ from nca_jax.problems.problem import Problem, Sides, distinct, is_text
 # The English tasks of BIG-bench Lite with at least 100 training rows, which the paper (arXiv 2603.10055) tunes on, by
 # the names of their folders in BIG-bench.
 LITE = (
-    'bbq_lite_json',
-    'formal_fallacies_syllogisms_negation',
-    'logic_grid_puzzle',
-    'logical_deduction',
-    'operators',
-    'play_dialog_same_or_different',
-    'strange_stories',
-    'strategyqa',
-    'symbol_interpretation',
-    'vitaminc_fact_verification',
-    'winowhy',
-)
+    'bbq_lite_json', 'formal_fallacies_syllogisms_negation', 'logic_grid_puzzle', 'logical_deduction', 'operators',
+    'play_dialog_same_or_different', 'strange_stories', 'strategyqa', 'symbol_interpretation',
+    'vitaminc_fact_verification', 'winowhy',
+)  # fmt: skip
 # One row in five of a task is for evaluation, and no fewer than 16.
 TEST_SHARE, LEAST_TEST = 5, 16
 

@@ -43,17 +43,18 @@ def judged(
         return files.read_records(out)
 
     passed = {(line['task_id'], line['sample']): line['passed'] for line in distributed.first(verdicts)}
+    rows = [
+        record | {'correct': [passed.get((record['id'], sample)) for sample in range(len(record['texts']))]}
+        for record in records
+    ]
     # Nobody has judged them, or a judge was stopped halfway.
-    if len(passed) < len(programs):
+    if any(None in row['correct'] for row in rows):
         if distributed.is_first():
             command = ['python', '-m', 'nca_jax', 'judge', str(samples), '--allow-code']
             command += [f'--problems={problems}'] if problems else []
             print(f'not judged yet: {shlex.join(command)}, then the same run once more', file=sys.stderr)
         return None
-    return [
-        record | {'correct': [passed[record['id'], sample] for sample in range(len(record['texts']))]}
-        for record in records
-    ]
+    return rows
 
 
 def _file(path: str) -> Path | None:

@@ -42,9 +42,8 @@ def describe(prepared: Problems, length: int) -> str:
     """One line: counts of problems by split, and of those left out and why."""
     counts = {split: len(problems) for split, problems in prepared.splits.items()}
     splits = ', '.join(f'{count} {split}' for split, count in counts.items())
-    left = ', '.join(f'{count} {reason}' for reason, count in prepared.left_out.items())
     long = ' and '.join(f'{counts[s] - len(fitting(prepared, s, length))} {s}' for s in ('train', 'valid'))
-    return f'{splits} problems; left out: {left}, {long} longer than {length}'
+    return f'{splits} problems; left out: {prepared.repeated} repeated, {long} longer than {length}'
 
 
 def make_stream(

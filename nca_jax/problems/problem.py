@@ -87,8 +87,8 @@ class Problems:
     """Problems by split (train, valid, test), sorted by task; within a task any prefix is a random sample."""
 
     splits: dict[str, tuple[Problem, ...]]
-    # Counts of small tasks, and of problems that repeat a prompt.
-    left_out: dict[str, int]
+    # How many were left out since another one has the same prompt.
+    repeated: int
     tokenizer: Tokenizer
 
     @functools.cached_property

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
-from nca_jax.errors import UserError, check
+from nca_jax.errors import check
 from nca_jax.problems import bigbench, gsm8k, humaneval, made
 from nca_jax.problems.bigbench import same_text
 from nca_jax.problems.gsm8k import same_number
@@ -47,8 +47,6 @@ class ProblemsConfig:
     path: str
     # Training problems of a task at most, 0 for all.
     train_rows: int
-    # Tasks with fewer training problems are left out.
-    least_rows: int
     # Training problems of a task that are kept for the held-out loss, so that test problems choose nothing.
     valid_rows: int
     # (train, test) problems of each task that are made. For choices (rows, 0), of which a fifth is test's.
@@ -61,7 +59,7 @@ class ProblemsConfig:
         if self.task != CODE:
             allowed = f"must be '': {self.task} is made" if any(sized) else f'must be the folder of {self.task}'
             check(bool(self.path) != any(sized), 'path', self.path, allowed)
-        for field, least in (('train_rows', 0), ('least_rows', 0), ('valid_rows', 1)):
+        for field, least in (('train_rows', 0), ('valid_rows', 1)):
             check(getattr(self, field) >= least, field, getattr(self, field), f'must be {least} or more')
         allowed = f'must be ({", ".join("1 or more" if given else "0" for given in sized)})'
         check(min(self.size) >= 0 and tuple(map(bool, self.size)) == sized, 'size', self.size, allowed)
@@ -72,22 +70,14 @@ def load_problems(config: ProblemsConfig, tokenizer: Tokenizer) -> Problems:
     source = SOURCES[config.task]
     sides = source.load(config.size if any(source.sized) else config.path)
     splits: dict[str, list[Problem]] = {'train': [], 'valid': [], 'test': []}
-    small, repeated = {}, 0
+    repeated = 0
     for task in sorted({problem.task for side in sides for problem in side}):
         # Test keeps all that it has; train leaves out what test has, so that nothing tested was learnt.
         test, train = ([problem for problem in side if problem.task == task] for side in (sides.test, sides.train))
         unique_test, unique = distinct(test), distinct(train, besides=sides.test)
         repeated += len(train) - len(unique) + len(test) - len(unique_test)
-        # A small task leaves test as well: nothing was tuned for it.
-        if len(unique) < config.least_rows:
-            small[task] = len(unique)
-            continue
         # `distinct` has shuffled them, so these are random samples.
         splits['valid'] += unique[: config.valid_rows]
         splits['train'] += unique[config.valid_rows :][: config.train_rows or None]
         splits['test'] += unique_test
-    if not splits['test']:
-        have = ', '.join(f'{task} {count}' for task, count in small.items())
-        raise UserError(f'least_rows = {config.least_rows}: no task has as many training problems: {have}')
-    counts = {'small tasks': len(small), 'repeated': repeated}
-    return Problems({split: tuple(problems) for split, problems in splits.items()}, counts, tokenizer)
+    return Problems({split: tuple(problems) for split, problems in splits.items()}, repeated, tokenizer)

@@ -49,6 +49,8 @@ def refusal(attempt: Callable[[], object]) -> int:
     """Returns the error number that an attempt ends with, 0 if it succeeds."""
     try:
         attempt()
+    except MemoryError:
+        return errno.ENOMEM
     except OSError as error:
         return error.errno
     return 0
@@ -85,12 +87,8 @@ def children(paths: Sequence[str]) -> dict[str, set[str]]:
 
 def memory_and_files(limits: layers.Limits) -> Iterator[Probe]:
     """Probes memory, files, and how many bytes and names the private folder takes, and that it holds no programs."""
-    try:
-        bytearray((limits.memory_mb + 64) * layers.MIB)
-    except MemoryError:
-        pass
-    else:
-        yield 'limit of memory', False
+    too_much = (limits.memory_mb + 64) * layers.MIB
+    yield 'limit of memory', refusal(lambda: bytearray(too_much)) == errno.ENOMEM
     opened = [os.open('large', os.O_CREAT | os.O_RDWR)]
     os.unlink('large')
     yield 'limit of file size', refusal(lambda: os.pwrite(opened[0], b'x', limits.file_mb * layers.MIB)) == errno.EFBIG
@@ -104,10 +102,8 @@ def memory_and_files(limits: layers.Limits) -> Iterator[Probe]:
 
     def fill_bytes() -> None:
         for number in range(limits.disk_mb + 1):
-            with open(f'bytes{number}', 'wb', buffering=0) as file:
-                # A first write may be cut short by the end of the space; then the second one raises.
-                if file.write(bytes(layers.MIB)) < layers.MIB:
-                    file.write(bytes(layers.MIB))
+            with open(f'bytes{number}', 'wb') as file:
+                os.posix_fallocate(file.fileno(), 0, layers.MIB)
 
     def fill_names() -> None:
         for number in range(limits.inodes + 1):
