@@ -136,9 +136,7 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
         if kinds[-1] is Ellipsis:
             kinds = kinds[:1] * len(value)
         check(len(kinds) == len(value), path, tuple(value), f'must have {len(kinds)} entries')
-        return tuple(
-            _convert(inner, item, f'{path}[{i}]') for i, (inner, item) in enumerate(zip(kinds, value, strict=True))
-        )
+        return tuple(_convert(kinds[i], item, f'{path}[{i}]') for i, item in enumerate(value))
     if kind is float and type(value) is int:
         return float(value)
     check(type(value) is kind, path, value, f'must be {kind.__name__}, not {type(value).__name__}')

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -55,15 +56,14 @@ def new_folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
     with as_user_error(f'{flag}={path}'):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f'{flag}={path}: is there already and not empty; name a new folder')
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent)
-    with scratch:
-        # Inside, because the scratch folder itself is closed to other users.
-        new = pathlib.Path(scratch.name, path.name)
-        new.mkdir()
-        yield new
+        scratch = path.with_name(f'.{path.name}.{os.getpid()}')
+        scratch.mkdir(parents=True)
+    try:
+        yield scratch
         with as_user_error(f'{flag}={path}'):
-            new.replace(path)
+            scratch.replace(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def make_folder(path: pathlib.Path, flag: str) -> None:

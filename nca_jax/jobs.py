@@ -124,8 +124,7 @@ def make_jobs(module: ModuleType, chain: list[str], file: pathlib.Path, out: pat
 
 def train_all(todo: list[Job], workers: int, cores: list[int]) -> int:
     """Keeps `workers` runs going until none is left. A failure or a signal stops the others, which save first."""
-    waiting, running, free = list(todo), [], list(cores)
-    interrupted: list[int] = []
+    waiting, running, free, interrupted = list(todo), [], list(cores), []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: interrupted.append(number))
     total = sum(job.tokens for job in todo)
