@@ -54,8 +54,9 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
     with contextlib.ExitStack() as stack:
         stack.enter_context(folders.owned(folder, identity))
         data_clock = time.perf_counter()
-        with bars() if first else contextlib.nullcontext(silent) as progress:
-            program = build(config, mesh, folder, progress)
+        # One display for the whole run: of its data, its updates and its answers.
+        progress = stack.enter_context(bars()) if first else silent
+        program = build(config, mesh, folder, progress)
         distributed.agree(json.dumps(program.data, sort_keys=True), 'the data')
         folders.check_data(folder, program.data)
         start_clock = time.perf_counter()
@@ -64,7 +65,7 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
         state, lineage = start(config, program, store, parent, print if first else lambda line: None)
         about, step = describe(config, program, identity, lineage), int(state.step)
         evaluated_before = distributed.first(lambda: evaluated(folder, step))
-        writer = stack.enter_context(contextlib.closing(open_writer(config, program, folder, about, step)))
+        writer = stack.enter_context(contextlib.closing(open_writer(config, program, folder, about, step, progress)))
         loop.train(
             state,
             program,
@@ -216,7 +217,7 @@ def describe(config: Config, program: Program, identity: str, lineage: dict | No
 
 
 def open_writer(
-    config: Config, program: Program, folder: pathlib.Path, about: dict[str, Any], step: int
+    config: Config, program: Program, folder: pathlib.Path, about: dict[str, Any], step: int, progress: Progress
 ) -> MetricWriter | SilentWriter:
     """Opens the run's metrics, after its record and its stage's example files are written. Only process 0 writes."""
     if not distributed.is_first():
@@ -225,7 +226,7 @@ def open_writer(
     stages.STAGES[config.stage].write_examples(config.data, config.seed, folder)
     title = f'{config.name}/{config.arm}/{config.seed}'
     tracker = Wandb(about, folder) if config.track == 'wandb' else None
-    return MetricWriter(folder, step, program.timetable.stop, title, tracker)
+    return MetricWriter(folder, step, program.timetable.stop, title, tracker, progress)
 
 
 def load_model(

@@ -89,7 +89,7 @@ def _text(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progres
     scores = text_scores(valid.bytes)
     evaluator = make_evaluator(config.model, prepared.vocab, mesh, valid.stream, valid.steps, scores)
     hashes = {'text': prepared.identity, 'tokenizer': prepared.tokenizer_identity}
-    answers, answer_hashes = _benchmark(config, prepared.tokenizer, mesh, folder, {})
+    answers, answer_hashes = _benchmark(config, prepared.tokenizer, mesh, folder, progress, {})
     return Data(prepared.vocab, stream, {'perplexity': evaluator} | answers, hashes | answer_hashes)
 
 
@@ -123,7 +123,7 @@ def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, pro
     prepared = distributed.first(load)
     check_vocab(prepared.vocab.size, 'config.data.tokenizer', data.tokenizer)
     hashes = {'problems': prepared.identity, 'tokenizer': tokenizer.identity(bpe)}
-    answers, answer_hashes = _benchmark(config, bpe, mesh, folder, {data.problems: prepared})
+    answers, answer_hashes = _benchmark(config, bpe, mesh, folder, progress, {data.problems: prepared})
     hashes |= answer_hashes
     if data.problems.task == CODE:
         return Data(prepared.vocab, None, answers, hashes)
@@ -163,6 +163,7 @@ def _benchmark(
     bpe: Tokenizer,
     mesh: jax.sharding.Mesh,
     folder: pathlib.Path,
+    progress: Progress,
     loaded: Mapping[ProblemsConfig, Problems],
 ) -> tuple[dict[str, Evaluator], dict[str, str]]:
     """(evaluators, hashes) of the config's benchmark; `loaded` holds the problems that the stage itself has read."""
@@ -172,7 +173,8 @@ def _benchmark(
     prepared = loaded.get(chosen.problems)
     if prepared is None:
         prepared = distributed.first(lambda: load_problems(chosen.problems, bpe))
-    evaluator = benchmark.make_evaluator(chosen, prepared, config.model, mesh, config.seed, folder / 'answers')
+    answers = folder / 'answers'
+    evaluator = benchmark.make_evaluator(chosen, prepared, config.model, mesh, config.seed, answers, progress)
     return {'benchmark': evaluator}, {'benchmark': prepared.identity}
 
 

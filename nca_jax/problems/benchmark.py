@@ -1,7 +1,6 @@
 """How many of a benchmark's problems a model solves: answers are sampled, graded and counted (arXiv 2603.10055)."""
 
 import collections
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -25,7 +24,7 @@ from nca_jax.model.config import ModelConfig
 from nca_jax.problems import humaneval, passk
 from nca_jax.problems.problem import Problem, Problems
 from nca_jax.problems.sets import CODE, SOURCES, ProblemsConfig
-from nca_jax.progress import bars, silent
+from nca_jax.progress import Progress, silent
 from nca_jax.sandbox import pool
 
 
@@ -70,6 +69,7 @@ def make_evaluator(
     mesh: jax.sharding.Mesh,
     seed: int,
     folder: Path,
+    progress: Progress = silent,
 ) -> Callable[[dict, int], dict]:
     """`evaluate(params, step)` -> `passk.metrics` of the test problems, and the counts of `ask`.
 
@@ -102,7 +102,9 @@ def make_evaluator(
             samples, limits = range(config.samples), [config.max_tokens] * config.samples
             prompts = [Prompt(tokens, int(keys.crc32(problem.id)), samples, limits) for problem, tokens in missing]
             problems = [problem for problem, _ in missing]
-            records |= write_records(config, prepared.tokenizer, problems, decode(params, prompts, seed), file)
+            records |= write_records(
+                config, prepared.tokenizer, problems, decode(params, prompts, seed), file, progress
+            )
         rows = [records[problem.id] for problem, _ in questions]
         # A program is right if it passes its tests, which need a sandbox.
         if config.problems.task == CODE:
@@ -142,7 +144,12 @@ def ask(config: BenchmarkConfig, prepared: Problems, length: int, seed: int) -> 
 
 
 def write_records(
-    config: BenchmarkConfig, tokenizer: Tokenizer, problems: Sequence[Problem], answers: Iterable[Answer], file: Path
+    config: BenchmarkConfig,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    answers: Iterable[Answer],
+    file: Path,
+    progress: Progress,
 ) -> dict[str, dict[str, Any]]:
     """Returns the problems' records by id, and appends each to the file as soon as its samples are there."""
     end, is_right = bpe.end_of_text(tokenizer), SOURCES[config.problems.task].is_right
@@ -151,8 +158,7 @@ def write_records(
     # The other processes decode the same answers and keep them in memory alone.
     first = distributed.is_first()
     distributed.first(lambda: first and files.cut_partial_line(file))
-    shown = bars() if first else contextlib.nullcontext(silent)
-    with open(file if first else os.devnull, 'a') as stream, shown as progress:
+    with open(file if first else os.devnull, 'a') as stream:
         for count, answer in enumerate(answers, 1):
             problem, own = problems[answer.prompt], texts[answer.prompt]
             # A stop string may end within a token, so the text is cut, not the tokens.

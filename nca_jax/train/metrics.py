@@ -21,6 +21,7 @@ import tensorboardX
 
 from nca_jax import files
 from nca_jax.errors import NotFiniteError, UserError
+from nca_jax.progress import Progress, silent
 from nca_jax.scale import chips
 from nca_jax.train.step import Metrics, TrainState
 from nca_jax.train.timetable import Timetable
@@ -103,6 +104,7 @@ class Logger:
                 f'step {step}: {values}; its batch is stream({step - 1}). Checkpoints are of earlier steps; '
                 'a lower optimizer.lr or a clip may help.'
             )
+        self._writer.advance(step)
         now = step, time.perf_counter(), self._waited
         if in_flight:
             self._reads.append(now)
@@ -130,8 +132,16 @@ def memory() -> dict[str, float]:
 class MetricWriter:
     """Owns the folder's `metrics.jsonl`, its TensorBoard files and the tracker, and prints a line for each record."""
 
-    def __init__(self, folder: pathlib.Path, step: int, stop: int, title: str, tracker: 'Wandb | None' = None):
-        self._title, self._stop, self._tracker, self._done = title, stop, tracker, False
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        step: int,
+        stop: int,
+        title: str,
+        tracker: 'Wandb | None' = None,
+        progress: Progress = silent,
+    ):
+        self._title, self._stop, self._tracker, self._progress, self._done = title, stop, tracker, progress, False
         path = folder / 'metrics.jsonl'
         # Records past `step`, the checkpoint that training resumes from, are cut off: the file reads as if the run
         # had never stopped.
@@ -162,6 +172,10 @@ class MetricWriter:
                 line += f', {datetime.timedelta(seconds=round(seconds))} left'
             print(line, flush=True)
 
+    def advance(self, step: int) -> None:
+        """Says that `step` updates are done."""
+        self._progress('updates', step, self._stop)
+
     def sync(self) -> None:
         """Returns when everything written so far would survive a power cut."""
         os.fsync(self._file.fileno())
@@ -178,7 +192,7 @@ class SilentWriter:
 
     def write(self, *_) -> None: ...
 
-    sync = close = write
+    advance = sync = close = write
 
 
 def evaluated(folder: pathlib.Path, step: int) -> frozenset[str]:
