@@ -84,7 +84,7 @@ class ModelConfig:
         if self.attention == 'splash':
             check(self.length % 128 == 0, 'length', self.length, "must be a multiple of 128 for attention 'splash'")
         if self.attention == 'cudnn':
-            # The head widths that it takes differ by version and GPU: `attention.check_cudnn` tries.
+            # The head widths that it takes differ by version and GPU; compilation tells.
             check(self.dtype == 'bfloat16', 'dtype', self.dtype, "must be bfloat16 for attention 'cudnn'")
 
     @property

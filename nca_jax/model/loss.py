@@ -42,38 +42,26 @@ def sum_cross_entropy(
 ) -> jax.Array:
     """The sum of weights * nll, float32, over the logits `logits_of(x, head)` of `chunks` pieces of the length.
 
-    Differentiable in x and head, not in the weights.
+    Differentiable in x and head, not in the weights. Without differentiation it costs as much.
     """
-    total, _ = jax.lax.scan(
-        lambda total, piece: (total + _sum_piece(logits_of, head, *piece), None),
-        jnp.zeros(()),
-        _pieces(chunks, x_BxLxD, targets_BxL, weights_BxL),
-    )
-    return total
-
-
-def _pieces(chunks: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Arrays (B, L, ...) as (chunks, B, M, ...) with M = L / chunks."""
-    return tuple(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]).swapaxes(0, 1) for x in arrays)
-
-
-def _sum_piece(logits_of, head, x_BxMxD, targets_BxM, weights_BxM):
-    return jnp.sum(cross_entropy(logits_of(x_BxMxD, head), targets_BxM) * weights_BxM)
+    return _sum_forward(logits_of, chunks, x_BxLxD, head, targets_BxL, weights_BxL)[0]
 
 
 def _sum_forward(logits_of, chunks, x_BxLxD, head, targets_BxL, weights_BxL):
+    def sum_piece(head, x_BxMxD, targets_BxM, weights_BxM):
+        return jnp.sum(cross_entropy(logits_of(x_BxMxD, head), targets_BxM) * weights_BxM)
+
     # Each piece's gradient is taken while its logits exist, and only the gradient is kept: with several pieces the
     # (B, L, V) logits never exist, and the backward pass recomputes nothing.
-    value_and_grad = jax.value_and_grad(_sum_piece, argnums=(1, 2))
-
     def add(carry, piece):
         total, head_gradient = carry
-        loss, (piece_gradient, x_gradient_BxMxD) = value_and_grad(logits_of, head, *piece)
+        loss, (piece_gradient, x_gradient_BxMxD) = jax.value_and_grad(sum_piece, argnums=(0, 1))(head, *piece)
         return (total + loss, jax.tree.map(jnp.add, head_gradient, piece_gradient)), x_gradient_BxMxD
 
     start = jnp.zeros(()), jax.tree.map(jnp.zeros_like, head)
-    pieces = _pieces(chunks, x_BxLxD, targets_BxL, weights_BxL)
-    (total, head_gradient), x_gradient = jax.lax.scan(add, start, pieces)
+    # (B, L, ...) becomes (chunks, B, M, ...) with M = L / chunks.
+    pieces = (x.reshape(len(x), chunks, -1, *x.shape[2:]).swapaxes(0, 1) for x in (x_BxLxD, targets_BxL, weights_BxL))
+    (total, head_gradient), x_gradient = jax.lax.scan(add, start, tuple(pieces))
     return total, (head_gradient, x_gradient.swapaxes(0, 1).reshape(x_BxLxD.shape))
 
 
