@@ -27,7 +27,7 @@ FRAME_MS = 160
 
 # Frames (R, T, Y, X) and scores (R) by title.
 Blocks = Mapping[str, tuple[np.ndarray, np.ndarray]]
-# The records of `sequences.measure` by the name of the set.
+# `sequences.measure` of each set by name.
 Measured = Mapping[str, Mapping[str, Any]]
 
 

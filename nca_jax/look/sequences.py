@@ -1,4 +1,7 @@
-"""Samples sequences as a training would see them, and measures them."""
+"""Samples sequences as a training would see them, and measures them. All information is in bits.
+
+Letters beside the README's: S sequences, N samples of a sequence, K cells of a patch.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,11 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy import optimize, stats
 
 from nca_jax import mesh as meshes
 from nca_jax.config import Config
 from nca_jax.errors import check
-from nca_jax.look import statistics
 from nca_jax.nca import patches, score, stream
 from nca_jax.nca.bank import Bank
 from nca_jax.nca.config import NCAConfig
@@ -92,7 +95,7 @@ def measure(data: NCAConfig, sequences: SequenceSet) -> dict[str, Any]:
     powers_K = colours ** np.arange(data.patch**2)
     cells = (tokens[..., None] // powers_K % colours).astype(np.uint8)
     # Cells, not tokens: tokens would keep their frequencies, and with them their law.
-    shuffled = statistics.shuffle(cells, 2).astype(int) @ powers_K
+    shuffled = shuffle(cells, 2).astype(int) @ powers_K
     laws = zipf_laws(tokens, shuffled)
     by_distance, by_offset = excess_information(data, cells, frames)
     counts_SxC = np.stack([np.bincount(row, minlength=colours) for row in frames.reshape(len(frames), -1)])
@@ -108,8 +111,8 @@ def measure(data: NCAConfig, sequences: SequenceSet) -> dict[str, Any]:
         'change_rate': score.change_rate(frames.swapaxes(0, 1)),
         'static_share': (frames == frames[:, :1]).all((1, 2, 3)).mean(),
         'distinct_tokens': len(laws['counts']),
-        'token_entropy': statistics.entropy(laws['counts']),
-        'cell_entropy': statistics.entropy(counts_SxC).mean(),
+        'token_entropy': entropy(laws['counts']),
+        'cell_entropy': entropy(counts_SxC).mean(),
         'next_frame_information': by_offset[1, 0],
         'information_by_offset': by_offset,
         # From distance 1 on.
@@ -124,16 +127,15 @@ def excess_information(data: NCAConfig, cells: np.ndarray, frames: np.ndarray) -
     def excess(measure: Callable, samples: np.ndarray, chance: np.ndarray, *place: int) -> float:
         return measure(samples, samples, colours, *place) - measure(samples, chance, colours, *place)
 
-    chance_cells, chance_frames = statistics.permute_places(cells, 0), statistics.permute_places(frames, 0)
+    chance_cells, chance_frames = permute_places(cells, 0), permute_places(frames, 0)
     colours, grid = data.rule.colours, data.tokens_per_grid
     # Up to three grids and a few tokens, if sequences are that long.
-    most = min(3 * grid + 6, (frames.shape[1] - 1) * grid)
-    distances = range(1, most + 1)
-    by_distance = [excess(statistics.information_by_distance, cells, chance_cells, n) for n in distances]
+    distances = range(1, 1 + min(3 * grid + 6, (frames.shape[1] - 1) * grid))
+    by_distance = [excess(information_by_distance, cells, chance_cells, n) for n in distances]
     # To the right at most half the torus: further away all pairs would count twice.
     by_offset = np.zeros((min(CHART, frames.shape[1]), min(CHART, (data.rule.width + 1) // 2)))
     for dt, dx in np.ndindex(by_offset.shape):
-        by_offset[dt, dx] = excess(statistics.information_by_offset, frames, chance_frames, dt, dx)
+        by_offset[dt, dx] = excess(information_by_offset, frames, chance_frames, dt, dx)
     # A cell tells all of itself.
     by_offset[0, 0] = np.nan
     return np.array(by_distance), by_offset
@@ -146,10 +148,9 @@ def zipf_laws(tokens: np.ndarray, shuffled: np.ndarray) -> dict[str, Any]:
     """
     laws, exponents_KxS = {}, []
     for kind, rows in (('', tokens), ('_shuffled', shuffled)):
-        counts = statistics.rank_counts(rows)
-        laws |= {f'counts{kind}': counts, f'zipf_exponent{kind}': statistics.zipf_exponent(counts, MIN_COUNT)}
-        alone = [statistics.rank_counts(row) for row in rows]
-        exponents_KxS.append([statistics.zipf_exponent(row, MIN_COUNT_ALONE, MIN_RANKS_ALONE) for row in alone])
+        counts = rank_counts(rows)
+        laws |= {f'counts{kind}': counts, f'zipf_exponent{kind}': zipf_exponent(counts, MIN_COUNT)}
+        exponents_KxS.append([zipf_exponent(rank_counts(row), MIN_COUNT_ALONE, MIN_RANKS_ALONE) for row in rows])
     # Only of sequences whose own tokens have a fit, so that the two can be compared.
     fitted_KxS = np.array(exponents_KxS)[:, ~np.isnan(exponents_KxS[0])]
     laws['fitted_sequences'] = fitted_KxS.shape[1]
@@ -158,3 +159,84 @@ def zipf_laws(tokens: np.ndarray, shuffled: np.ndarray) -> dict[str, Any]:
         quartiles = np.quantile(exponents, (0.25, 0.5, 0.75)) if len(exponents) else None
         laws[f'sequence_zipf_exponent{kind}_quartiles'] = quartiles
     return laws
+
+
+def rank_counts(tokens: np.ndarray) -> np.ndarray:
+    """The counts of the distinct tokens, the highest first."""
+    return np.sort(np.unique(tokens, return_counts=True)[1])[::-1]
+
+
+def entropy(counts: np.ndarray) -> np.ndarray:
+    """Entropy along the last axis, with Miller and Madow's correction for its bias."""
+    occurring = (counts > 0).sum(-1)
+    return stats.entropy(counts, base=2, axis=-1) + (occurring - 1) / (2 * np.log(2) * counts.sum(-1))
+
+
+def zipf_exponent(counts: np.ndarray, least: float, ranks: int = 2) -> float:
+    """Maximum-likelihood exponent a of frequency ~ rank^-a, over ranks with at least `least` occurrences.
+
+    counts: as of `rank_counts`. NaN with fewer than `ranks` such ranks. The exponent describes a slope; every finite
+    sample has one, whatever its law.
+    """
+    # Lower counts are in order because they were sorted, not because of their law.
+    counts = counts[counts >= least]
+    if len(counts) < ranks:
+        return float('nan')
+    log_rank = np.log(np.arange(1, len(counts) + 1))
+    # The likelihood is highest where the law's mean log rank is the sample's.
+    mean = np.average(log_rank, weights=counts)
+    return optimize.brentq(lambda a: np.average(log_rank, weights=np.exp(-a * log_rank)) - mean, -1, 50)
+
+
+def mutual_information(x: np.ndarray, y: np.ndarray, size: int) -> np.ndarray:
+    """Mutual information of the observed x and y (S, ...), both in 0..size-1, within each row, (S).
+
+    Its bias is about (size - 1)^2 / 2N nats for N independent samples: subtract that of permuted samples.
+    """
+    rows = len(x)
+    # One bincount for all rows: each row's pairs have numbers of their own.
+    pair_SxN = (np.arange(rows)[:, None] * size + x.reshape(rows, -1)) * size + y.reshape(rows, -1)
+    joint = np.bincount(pair_SxN.ravel(), minlength=rows * size * size).reshape(rows, size, size)
+    counts = joint.sum(2), joint.sum(1), joint.reshape(rows, -1)
+    of_x, of_y, of_both = (stats.entropy(table, base=2, axis=1) for table in counts)
+    # Rounding may take it below zero.
+    return np.maximum(0.0, of_x + of_y - of_both)
+
+
+def shuffle(samples: np.ndarray, seed: int) -> np.ndarray:
+    """All values of each sequence (axis 0) in a random order: the same counts without any dependence."""
+    rows_SxN = samples.reshape(len(samples), -1)
+    return np.random.default_rng(seed).permuted(rows_SxN, axis=1).reshape(samples.shape)
+
+
+def permute_places(samples: np.ndarray, seed: int) -> np.ndarray:
+    """The places of each sequence (S, T, ...) in a random order, the same in all its frames.
+
+    Each place keeps its values over time, so that slow cells are still alike by chance, but neighbours are lost.
+    """
+    places_SxTxN = samples.reshape(*samples.shape[:2], -1)
+    order_SxN = np.tile(np.arange(places_SxTxN.shape[2]), (len(samples), 1))
+    order_SxN = np.random.default_rng(seed).permuted(order_SxN, axis=1)
+    return np.take_along_axis(places_SxTxN, order_SxN[:, None], 2).reshape(samples.shape)
+
+
+def information_by_distance(now_SxTxPxK: np.ndarray, later_SxTxPxK: np.ndarray, colours: int, distance: int) -> float:
+    """Mean mutual information of a cell and the same cell of the patch `distance` tokens later.
+
+    `later_SxTxPxK` is the first array again, or has permuted places for what chance gives. NaN if no two patches are
+    so far apart.
+    """
+    _, frames, patches, _ = now_SxTxPxK.shape
+    # The places of patches in a sequence: each grid's two delimiters count in the distance and are no samples.
+    place_N = (np.arange(frames)[:, None] * (patches + 2) + np.arange(patches)).ravel()
+    _, later_N, now_N = np.intersect1d(place_N, place_N + distance, assume_unique=True, return_indices=True)
+    if not len(now_N):
+        return float('nan')
+    x, y = (part.reshape(len(part), frames * patches, -1) for part in (now_SxTxPxK, later_SxTxPxK))
+    return mutual_information(x[:, now_N], y[:, later_N], colours).mean()
+
+
+def information_by_offset(now_SxTxYxX: np.ndarray, later_SxTxYxX: np.ndarray, colours: int, dt: int, dx: int) -> float:
+    """Like `information_by_distance`, between a cell and the one dt frames later and dx cells to the right (torus)."""
+    frames = now_SxTxYxX.shape[1]
+    return mutual_information(now_SxTxYxX[:, : frames - dt], np.roll(later_SxTxYxX[:, dt:], -dx, 3), colours).mean()
