@@ -14,7 +14,7 @@ from nca_jax import mesh as meshes
 from nca_jax.batch import Batch, Vocab, check_vocab
 from nca_jax.checkpoint.store import read_manifest
 from nca_jax.config import Config
-from nca_jax.data import controls, corpora, dyck, streams, text, tokenizer
+from nca_jax.data import controls, corpora, streams, text, tokenizer
 from nca_jax.data.preparation import prepare_text
 from nca_jax.errors import check
 from nca_jax.evals.held_out import accuracy_scores, grid_scores, make_evaluator, text_scores
@@ -82,12 +82,11 @@ def _text(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progres
     check(not config.data.cache or cache != own, 'config.data.cache', config.data.cache, 'must not be the --workdir')
     # Process 0 prepares, the others then read what it made.
     prepared = distributed.first(lambda: prepare_text(config.data, folder / 'text', progress))
+    distributed.first(lambda: _keep_tokenizer(prepared.tokenizer, folder))
     check_vocab(prepared.vocab.size, 'config.data.tokenizer', config.data.tokenizer)
-    stream = text.make_stream(prepared, config.seed, 'train', config.train.batch, length, sharding)
-    windows = evaluation.batch * evaluation.batches
-    valid = text.make_eval_range(prepared, 'valid', evaluation.batch, length, windows, sharding)
-    scores = text_scores(valid.bytes)
-    evaluator = make_evaluator(config.model, prepared.vocab, mesh, valid.stream, valid.steps, scores)
+    stream = text.make_stream(prepared, config.seed, config.train.batch, length, sharding)
+    valid, size = text.make_eval_stream(prepared, evaluation.batch, length, evaluation.batches, sharding)
+    evaluator = make_evaluator(config.model, prepared.vocab, mesh, valid, evaluation.batches, text_scores(size))
     hashes = {'text': prepared.identity, 'tokenizer': prepared.tokenizer_identity}
     answers, answer_hashes = _benchmark(config, prepared.tokenizer, mesh, folder, progress, {})
     return Data(prepared.vocab, stream, {'perplexity': evaluator} | answers, hashes | answer_hashes)
@@ -99,6 +98,12 @@ def _text_vocabulary(config: Config) -> Vocab:
         return Vocab(tokenizer.load(data.tokenizer).get_vocab_size())
     # Published corpora use GPT-2's tokenizer. For any other corpus one of data.vocab_size tokens is trained.
     return Vocab(corpora.GPT2_VOCAB if data.corpus in corpora.RECIPES else data.vocab_size)
+
+
+def _keep_tokenizer(bpe: Tokenizer, folder: pathlib.Path) -> None:
+    """Writes the tokenizer, at a run's beginning, to where later stages and commands look for it."""
+    if distributed.is_first() and not (folder / RECORD).exists():
+        files.write(folder / tokenizer.FILE, bpe.to_str())
 
 
 # Problems with known answers.
@@ -207,7 +212,7 @@ def _computed(
     return Data(data.vocab, train, {'held_out': evaluator}, {})
 
 
-def _closing(data: dyck.DyckConfig) -> dict[str, Callable]:
+def _closing(data: controls.DyckConfig) -> dict[str, Callable]:
     return {'close': lambda targets_BxL: targets_BxL >= data.kinds}
 
 
@@ -231,7 +236,7 @@ class Stage:
 STAGES = {
     'nca': Stage(NCAConfig, _nca, _check_nca, write_examples=write_examples),
     'text': Stage(text.TextConfig, _text, vocabulary=_text_vocabulary, has_tokenizer=True),
-    'dyck': Stage(dyck.DyckConfig, functools.partial(_computed, dyck.sequences, subsets=_closing)),
+    'dyck': Stage(controls.DyckConfig, functools.partial(_computed, controls.dyck_sequences, subsets=_closing)),
     'copy': Stage(controls.CopyConfig, functools.partial(_computed, controls.copy_sequences), _check_copy),
     'noise': Stage(controls.NoiseConfig, functools.partial(_computed, controls.noise_sequences)),
     'instruct': Stage(instruct.InstructConfig, _instruct, _check_instruct, _instruct_vocabulary, has_tokenizer=True),

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from nca_jax import distributed
-from nca_jax.data import dyck, streams
+from nca_jax.data import controls, streams
 from nca_jax.errors import UserError
 from nca_jax.nca import score, stream
 from tests.test_nca_bank import CONFIG
 
-BRACKETS = functools.partial(dyck.sequences, dyck.DyckConfig(3, 4, 0.5, shuffle=False), 41)
+BRACKETS = functools.partial(controls.dyck_sequences, controls.DyckConfig(3, 4, 0.5, shuffle=False), 41)
 EPOCHS, STEPS, BATCH, LENGTH = 2, (0, 1), 8, 40  # ten rules an epoch: step 1 is in both
 
 

@@ -121,7 +121,7 @@ def test_a_folder_is_its_files_in_order(tmp_path):
 
 def test_corpora_that_need_no_file(monkeypatch):
     monkeypatch.setitem(
-        texts.BUILT_IN, 'python_docs', lambda: [texts.python.Document('ü', 'a'), texts.python.Document('b', 'b')]
+        texts.BUILT_IN, 'python_docs', lambda: [texts.documents.Document('ü', 'a'), texts.documents.Document('b', 'b')]
     )
     assert texts.read_corpus('python_docs').tobytes() == 'üb'.encode()
     assert texts.BUILT_IN.keys() == {'python_stdlib', 'python_docs'}

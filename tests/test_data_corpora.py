@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from nca_jax import cli
-from nca_jax.data import corpora, preparation, python, text
+from nca_jax.data import corpora, documents, preparation, text
 from nca_jax.errors import UserError
 from nca_jax.progress import silent
 
@@ -27,19 +27,19 @@ def config(**changes):
 
 
 def test_the_standard_library_is_whole_and_without_tests():
-    documents = {document.name: document.text for document in python.sources()}
-    assert list(documents) == sorted(documents)
-    assert {'argparse.py', 'asyncio/base_events.py', 'json/decoder.py', 'unittest/mock.py'} <= documents.keys()
-    assert not [name for name in documents if {'test', 'tests', 'idle_test', 'site-packages'} & set(name.split('/'))]
+    found = {document.name: document.text for document in documents.sources()}
+    assert list(found) == sorted(found)
+    assert {'argparse.py', 'asyncio/base_events.py', 'json/decoder.py', 'unittest/mock.py'} <= found.keys()
+    assert not [name for name in found if {'test', 'tests', 'idle_test', 'site-packages'} & set(name.split('/'))]
     with open(sys.modules['argparse'].__file__, encoding='utf-8') as source:
-        assert documents['argparse.py'] == source.read()
-    assert sum(map(len, documents.values())) > 8_000_000
+        assert found['argparse.py'] == source.read()
+    assert sum(map(len, found.values())) > 8_000_000
 
 
 @pytest.mark.full
 def test_the_standard_library_prepares_to_the_byte(tmp_path):
     """All of it: the documents' bytes are those of the shards and of the tokens."""
-    rows = preparation.scan(python.sources(), silent)
+    rows = preparation.scan(documents.sources(), silent)
     found = preparation.prepare_text(config(cache=str(tmp_path / 'cache')), 'unused')
     _, first = np.unique(rows['digest'], return_index=True)
     assert found.train.bytes + found.valid.bytes == rows['bytes'][first].sum()
@@ -49,10 +49,10 @@ def test_the_standard_library_prepares_to_the_byte(tmp_path):
 
 
 def test_python_docs_are_prose_of_the_library_and_the_dependencies(monkeypatch):
-    some = python._library_files()[:20]
-    monkeypatch.setattr(python, '_library_files', lambda: list(some))
-    monkeypatch.setattr(python, 'DEPENDENCIES', ('absl-py',))
-    found = {document.name: document.text for document in python.docstrings.__wrapped__()}
+    some = documents._library_files()[:20]
+    monkeypatch.setattr(documents, '_library_files', lambda: list(some))
+    monkeypatch.setattr(documents, 'DEPENDENCIES', ('absl-py',))
+    found = {document.name: document.text for document in documents.docstrings.__wrapped__()}
     assert found['pydoc/lambda'].strip()
     assert found['_collections_abc.py'].startswith('_collections_abc\n\nAbstract Base Classes')
     assert '\n\n_collections_abc.Set\n\nA set is a finite' in found['_collections_abc.py']
@@ -61,13 +61,13 @@ def test_python_docs_are_prose_of_the_library_and_the_dependencies(monkeypatch):
 
 @pytest.mark.full
 def test_python_docs_are_whole():
-    found = {document.name: document.text for document in python.docstrings()}
+    found = {document.name: document.text for document in documents.docstrings()}
     assert {'jax/_src/lax/lax.py', 'numpy/lib/_function_base_impl.py', 'argparse.py', 'pydoc/lambda'} <= found.keys()
     assert sum(map(len, found.values())) > 5_000_000
 
 
 def test_tests_of_dependencies_are_left_out():
-    names = {file.as_posix() for _, file in python._package_files('optax')}
+    names = {name for name, _ in documents._package_files('optax')}
     assert 'optax/_src/transform.py' in names
     assert not [name for name in names if name.endswith('_test.py')]
 
@@ -75,8 +75,8 @@ def test_tests_of_dependencies_are_left_out():
 def test_docstrings_carry_their_qualified_names():
     source = '"""Top."""\nclass A:\n    """Of A."""\n    async def f(self):\n        "Of f."\n        def g(): "G."\n'
     expected = ('m\n\nTop.\n', 'm.A\n\nOf A.\n', 'm.A.f\n\nOf f.\n', 'm.A.f.g\n\nG.\n')
-    assert python._docstrings(source, 'm') == '\n\n'.join(expected)
-    assert python._docstrings('x = 1\n', 'm') == ''
+    assert documents._docstrings(source, 'm') == '\n\n'.join(expected)
+    assert documents._docstrings('x = 1\n', 'm') == ''
 
 
 class NcaToyTexts(tfds.core.GeneratorBasedBuilder):

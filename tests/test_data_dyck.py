@@ -10,8 +10,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import stats
 
 from nca_jax import keys
-from nca_jax.data import dyck, streams
-from nca_jax.data.dyck import DyckConfig
+from nca_jax.data import controls, streams
+from nca_jax.data.controls import DyckConfig
 from nca_jax.errors import UserError
 
 PAPER = DyckConfig(kinds=64, depth=16, p_open=0.5, shuffle=False)
@@ -34,7 +34,7 @@ ids = [f'{c.kinds}-{c.depth}-{c.p_open}{"-shuffle" * c.shuffle}' for c in CONFIG
 
 @functools.cache
 def rows_of(config: DyckConfig) -> np.ndarray:
-    make = jax.jit(lambda: dyck.sequences(config, LENGTH, jax.random.split(jax.random.key(1), ROWS)))
+    make = jax.jit(lambda: controls.dyck_sequences(config, LENGTH, jax.random.split(jax.random.key(1), ROWS)))
     tokens_RxL, first_loss_at_R = make()
     assert tokens_RxL.shape == (ROWS, LENGTH)
     assert not first_loss_at_R.any()
@@ -105,7 +105,7 @@ def test_shuffle_closes_every_open_bracket_as_often(config):
 def test_random_words_are_jaxs_own():
     keys_R = jax.random.split(jax.random.key(5), 7)
     expected = [jax.random.bits(key, (33,)) for key in keys_R]
-    np.testing.assert_array_equal(dyck._random(keys_R, 33), np.stack(expected, axis=1))
+    np.testing.assert_array_equal(controls._random(keys_R, 33), np.stack(expected, axis=1))
 
 
 def test_successive_draws_are_independent():
@@ -136,7 +136,7 @@ def sharding(devices: int) -> NamedSharding:
 
 
 def make(config=PAPER, seed=0, split='train', batch=8, length=30, devices=1, name='dyck'):
-    sequences = functools.partial(dyck.sequences, config, length + 1)
+    sequences = functools.partial(controls.dyck_sequences, config, length + 1)
     return streams.make_computed_stream(sequences, name, seed, split, batch, length, sharding(devices))
 
 
@@ -187,7 +187,7 @@ def test_the_loops_mesh_and_transfer_guard_change_nothing():
 def test_a_row_has_the_key_of_its_number():
     """What makes a row independent of all others: it is made alone from (seed, name, split, number)."""
     key = keys.key(0, 'dyck', 'train', 8 * 3 + 5)
-    tokens_1xL1, _ = dyck.sequences(PAPER, 31, key[None])
+    tokens_1xL1, _ = controls.dyck_sequences(PAPER, 31, key[None])
     batch = make()(3)
     np.testing.assert_array_equal(tokens_1xL1[0, :-1], batch.inputs_BxL[5])
 

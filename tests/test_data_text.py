@@ -34,8 +34,8 @@ def sharding(devices):
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
 
 
-def make(prepared, devices=1, seed=0, split='train', batch=BATCH, length=LENGTH):
-    return text.make_stream(prepared, seed, split, batch, length, sharding(devices))
+def make(prepared, devices=1, seed=0, batch=BATCH, length=LENGTH):
+    return text.make_stream(prepared, seed, batch, length, sharding(devices))
 
 
 def test_reading_crosses_shards(prepared):
@@ -90,7 +90,7 @@ def test_devices_do_not_change_a_batch(prepared):
 def test_a_mesh_with_other_axes_holds_the_same_rows(prepared):
     mesh = jax.make_mesh((2, 2, 2), ('data', 'fsdp', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 3)
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(('data', 'fsdp')))
-    batch = text.make_stream(prepared, 0, 'train', BATCH, LENGTH, place)(3)
+    batch = text.make_stream(prepared, 0, BATCH, LENGTH, place)(3)
     np.testing.assert_array_equal(batch.targets_BxL, make(prepared)(3).targets_BxL)
 
 
@@ -122,21 +122,26 @@ def test_batches_are_made_under_the_transfer_guard(prepared):
         stream(0)
 
 
-def test_an_evaluation_range_is_spread_evenly_and_scores_each_window_once(prepared):
-    for windows, chosen in ((8, range(8)), (5, (0, 1, 3, 4, 6)), (1, (0,))):
-        found = text.make_eval_range(prepared, 'valid', BATCH, LENGTH, windows, sharding(8))
-        batches = [found.stream(step) for step in range(found.steps)]
-        scored = np.concatenate([np.asarray(b.targets_BxL)[np.asarray(b.weights_BxL) == 1] for b in batches])
+def test_evaluation_windows_are_spread_evenly_and_scored_once_each(prepared):
+    for devices, rows, batches, chosen in (
+        (8, 8, 1, range(8)),
+        (1, 2, 4, range(8)),
+        (1, 5, 1, (0, 1, 3, 4, 6)),
+        (1, 1, 1, (0,)),
+    ):
+        stream, size = text.make_eval_stream(prepared, rows, LENGTH, batches, sharding(devices))
+        found = [stream(step) for step in range(batches)]
+        scored = np.concatenate([np.asarray(b.targets_BxL)[np.asarray(b.weights_BxL) == 1] for b in found])
         expected = np.concatenate([np.arange(1, LENGTH + 1) + window * LENGTH for window in chosen])
         np.testing.assert_array_equal(scored, expected)
-        assert found.bytes == (scored % 5).sum()
+        assert size == (scored % 5).sum()
 
 
 def test_too_little_text_is_refused(prepared):
     with pytest.raises(UserError, match='train has 303 tokens, fewer than a window of 304'):
         make(prepared, length=303)
     with pytest.raises(UserError, match='valid split: 8 windows of 8 tokens, evaluation wants 9'):
-        text.make_eval_range(prepared, 'valid', BATCH, LENGTH, 9, sharding(1))
+        text.make_eval_stream(prepared, 3, LENGTH, 3, sharding(1))
 
 
 @pytest.mark.parametrize(('field', 'value'), [('valid_share', 0.0), ('valid_share', 1.0), ('vocab_size', 256)])

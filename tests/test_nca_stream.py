@@ -150,13 +150,12 @@ def test_the_next_epochs_rules_are_found_beside_training(tmp_path):
     for found, epoch in ((rules(0), 0), (second, 1), (rules(2), 2)):
         here = bank.search(score.Candidates(CONFIG, 0, 'train', epoch))
         assert (found.hash, found.index_R.tolist()) == (here.hash, here.index_R.tolist())
-    rules.search_ahead(3)
     assert not rules._searches  # no more than are wanted
 
 
 def test_a_search_that_was_killed_is_done_again(tmp_path):
     rules = stream.Banks(CONFIG, 0, 'train', tmp_path, epochs=2)
-    rules.search_ahead(1)
+    rules(0)
     rules._searches[1].kill()
     assert rules(1).hash == bank.search(score.Candidates(CONFIG, 0, 'train', 1)).hash
 

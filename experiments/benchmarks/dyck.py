@@ -15,7 +15,7 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments.benchmarks import common
-from nca_jax.data import dyck, streams
+from nca_jax.data import controls, streams
 
 LENGTH, KINDS, DEPTH, P_OPEN = 1024, 64, 16, 0.5
 ROWS = 8192  # in one call of our side: several blocks
@@ -27,8 +27,8 @@ def ours(shuffle: bool, batch: int) -> Callable[[], object]:
     """One call makes the next ROWS rows, batch after batch."""
     mesh = jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     sharding = NamedSharding(mesh, PartitionSpec('data'))
-    config = dyck.DyckConfig(KINDS, DEPTH, P_OPEN, shuffle)
-    sequences = functools.partial(dyck.sequences, config, LENGTH + 1)
+    config = controls.DyckConfig(KINDS, DEPTH, P_OPEN, shuffle)
+    sequences = functools.partial(controls.dyck_sequences, config, LENGTH + 1)
     stream = streams.make_computed_stream(sequences, 'dyck', 0, 'train', batch, LENGTH, sharding)
     steps = itertools.count()
 

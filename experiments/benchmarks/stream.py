@@ -49,6 +49,7 @@ def measure(name: str, experiment: ConfigDict, folder: pathlib.Path) -> Iterator
     """A batch against a step, and both together against a step."""
     config = resolve(experiment)
     mesh = meshes.make_mesh(config.mesh)
+    folder.mkdir()
     program = run.build(config, mesh, folder)
     numbers = itertools.count(1)
     with meshes.use(mesh):
@@ -79,7 +80,7 @@ def median_seconds_beside_search(step: Callable[[], object], config: configs.Con
     search = stream.start_search(score.Candidates(endless, config.seed, 'train', 1), folder)
     time.sleep(STARTING_S)
     seconds = median_seconds(step, STEPS)
-    search.terminate()
+    del search  # which ends it
     return seconds
 
 

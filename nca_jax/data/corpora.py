@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
 
-from nca_jax.data import documents, python
+from nca_jax.data import documents
 from nca_jax.data.documents import Document
 from nca_jax.data.text import TextConfig
 from nca_jax.errors import FieldError, check
@@ -21,7 +20,7 @@ GPT2_VOCAB = 50_257
 # What the first pass keeps of a document: a digest of the text, its size in UTF-8, whether it holds U+FFFD (which
 # replaces bytes that aren't UTF-8), and `Document.valid`.
 SCANNED = np.dtype([('digest', 'S16'), ('bytes', np.int64), ('replaced', np.bool_), ('valid', np.bool_)])
-# `divide(scanned_N, valid_share) -> (train_M, valid_M)`: the numbers of each side's documents, ascending.
+# `divide(scanned_N, valid_share) -> (train_N, valid_N)`: which documents are on each side. Some may be on none.
 Divide = Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray]]
 
 
@@ -31,27 +30,29 @@ def by_content(scanned_N: np.ndarray, valid_share: float) -> tuple[np.ndarray, n
     So the side of a document depends on its text alone, and no text is on both sides.
     """
     # The first of equal documents stays.
-    _, first_M = np.unique(scanned_N['digest'], return_index=True)
-    rows_M = np.sort(first_M)
+    first_N = np.zeros(len(scanned_N), bool)
+    first_N[np.unique(scanned_N['digest'], return_index=True)[1]] = True
     # NumPy pads a digest that ends in zeros, so its first 8 bytes are always 8.
-    head_M = scanned_N['digest'][rows_M].astype('S8').view('>u8')
-    valid_M = head_M / 2.0**64 < valid_share
-    return rows_M[~valid_M], rows_M[valid_M]
+    valid_N = scanned_N['digest'].astype('S8').view('>u8') / 2.0**64 < valid_share
+    return first_N & ~valid_N, first_N & valid_N
 
 
 def as_published(scanned_N: np.ndarray, valid_share: float) -> tuple[np.ndarray, np.ndarray]:
     """The publisher's own division, untouched."""
-    return np.flatnonzero(~scanned_N['valid']), np.flatnonzero(scanned_N['valid'])
+    return ~scanned_N['valid'], scanned_N['valid']
 
 
 def by_permutation(
     scanned_N: np.ndarray, valid_share: float, test_size: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The sides of `datasets.Dataset.train_test_split(test_size, seed=seed, shuffle=True)`, as nanoGPT published it."""
-    permutation_N = np.random.default_rng(seed).permutation(len(scanned_N))
+    """The sides of `datasets.Dataset.train_test_split(test_size, seed=seed, shuffle=True)`, as nanoGPT published it.
+
+    That function also shuffles each side. Here the documents stay in the corpus's order, so that one pass reads them.
+    """
+    valid_N = np.zeros(len(scanned_N), bool)
     held = int(np.ceil(test_size * len(scanned_N)))
-    # That function also shuffles each side. Here the documents stay in the corpus's order, so that one pass reads them.
-    return np.sort(permutation_N[held:]), np.sort(permutation_N[:held])
+    valid_N[np.random.default_rng(seed).permutation(len(scanned_N))[:held]] = True
+    return ~valid_N, valid_N
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +98,15 @@ class Corpus:
     source: object
     # Reads all documents, in the same order at every call.
     read: Callable[[], Iterable[Document]]
-    # Of a published corpus.
-    recipe: Recipe | None = None
+    divide: Divide = by_content
+    # As in its recipe.
+    expected: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 # Corpora that every interpreter brings.
 BUILT_IN = {
-    'python_stdlib': lambda: Corpus('python_stdlib', python.source_identity(), python.sources),
-    'python_docs': lambda: Corpus('python_docs', python.docs_identity(), python.docstrings),
+    'python_stdlib': lambda: Corpus('python_stdlib', documents.source_identity(), documents.sources),
+    'python_docs': lambda: Corpus('python_docs', documents.docs_identity(), documents.docstrings),
 }
 
 
@@ -126,26 +128,26 @@ def open_corpus(config: TextConfig) -> Corpus:
 def _of_files(config: TextConfig) -> Corpus:
     """The user's own files, or the user's copy of a published corpus."""
     name, path, field = config.corpus, config.path, config.field
-    recipe, valid = RECIPES.get(name), set()
-    if recipe:
+    recipe, formats = Recipe(source='', field=field, divide=by_content), documents.TEXT_FORMATS
+    root, valid = Path(path).expanduser(), set()
+    if name in RECIPES:
+        recipe, formats = RECIPES[name], documents.PUBLISHED_FORMATS
         check(not field, 'field', field, f"must be '' for {name}, which fixes it")
         # A folder, not a glob, so that the paths inside it tell the sides apart.
-        allowed = f'must be the folder that holds the files of {recipe.source}'
-        check(bool(path) and Path(path).expanduser().is_dir(), 'path', path, allowed)
-        field = recipe.field
-    files = documents.find_files(path, documents.PUBLISHED_FORMATS if recipe else documents.TEXT_FORMATS)
-    if recipe and recipe.divide is as_published:
-        root = Path(path).expanduser()
+        folder = f'must be the folder that holds the files of {recipe.source}'
+        check(bool(path) and root.is_dir(), 'path', path, folder)
+    files = documents.find_files(path, formats)
+    if recipe.divide is as_published:
         valid = {file for file in files if 'valid' in file.relative_to(root).as_posix()}
         both = 0 < len(valid) < len(files)
         check(both, 'path', path, "must have files of both sides; those of validation have 'valid' in their path")
 
     def read() -> Iterator[Document]:
         for file in files:
-            yield from documents.read_documents(file, field, file in valid)
+            yield from documents.read_documents(file, recipe.field, file in valid)
 
     source = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return Corpus(name, source, read, recipe)
+    return Corpus(name, source, read, recipe.divide, recipe.expected)
 
 
 def _prepared_by_tfds(name: str, path: str, field: str) -> Corpus:
@@ -153,6 +155,9 @@ def _prepared_by_tfds(name: str, path: str, field: str) -> Corpus:
 
     It is only read, so this needs neither TensorFlow nor a network.
     """
+    # Only these corpora need it, and it takes seconds to import.
+    import tensorflow_datasets as tfds
+
     root = Path(path).expanduser()
     infos = [*root.glob('dataset_info.json'), *root.glob(f'{name}/*/dataset_info.json')] if path and name else []
     build = f"tfds.builder({name!r}, data_dir={path!r}).download_and_prepare(file_format='array_record')"

@@ -1,7 +1,21 @@
-"""Documents in files: .txt .md .py, .jsonl .json (a document per line), .parquet, each also .gz or .zst."""
+"""Documents: in a user's files, and in every interpreter.
 
+Files are .txt .md .py, .jsonl .json (a document per line), .parquet, each also .gz or .zst. An interpreter brings the
+standard library's source (code) and documentation (prose).
+"""
+
+import ast
+import functools
 import glob
+import importlib.metadata
 import io
+import itertools
+import os
+import platform
+import pydoc_data.topics
+import sysconfig
+import tokenize
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +34,14 @@ COMPRESSED = ('.gz', '.zst')
 # A user's folder may hold .json files of other kinds, so `text_files` takes only .jsonl.
 TEXT_FORMATS = (*WHOLE, '.jsonl', *(f'{suffix}.gz' for suffix in (*WHOLE, '.jsonl')))
 PUBLISHED_FORMATS = ('.jsonl', '.jsonl.gz', '.json.gz', '.jsonl.zst', '.parquet')
+TESTS = {'test', 'tests', 'idle_test'}
+# Other people's packages, and pydoc's topics, which are prose.
+SKIPPED = TESTS | {'site-packages', 'dist-packages', 'pydoc_data'}
+# The package requires them, so that every installation has them.
+DEPENDENCIES = (
+    *('absl-py', 'flax', 'grain', 'jax', 'matplotlib', 'ml-collections', 'numpy', 'optax', 'orbax-checkpoint'),
+    *('rich', 'scipy', 'tensorflow-datasets', 'tokenizers'),
+)
 
 
 class Document(NamedTuple):
@@ -88,3 +110,76 @@ def _parquet_rows(file: Path, field: str) -> Iterator[tuple[str, str]]:
             if data is None:
                 raise UserError(f'{file}:{number}: no text in field {field!r}, it is null')
             yield f'{file}:{number}', data.decode(errors='replace')
+
+
+def sources() -> list[Document]:
+    """The standard library's source files without its tests, sorted by path."""
+    return [Document(_read_source(file), name) for name, file in _library_files()]
+
+
+def source_identity() -> list:
+    # The files' sizes tell libraries apart without reading them.
+    interpreter = f'{platform.python_implementation()} {platform.python_version()}'
+    return [interpreter, [(name, file.stat().st_size) for name, file in _library_files()]]
+
+
+# Parsing all modules takes many seconds, and the texts take only 16 MB.
+@functools.cache
+def docstrings() -> list[Document]:
+    """pydoc's topics, then one document for each module of the library and the dependencies that has docstrings."""
+    documents = [Document(text, f'pydoc/{topic}') for topic, text in sorted(pydoc_data.topics.topics.items())]
+    for name, file in itertools.chain(_library_files(), *map(_package_files, DEPENDENCIES)):
+        module = name.removesuffix('.py').replace('/', '.').removesuffix('.__init__')
+        if text := _docstrings(_read_source(file), module):
+            documents.append(Document(text, name))
+    return documents
+
+
+def docs_identity() -> list:
+    return [source_identity(), [(name, importlib.metadata.version(name)) for name in DEPENDENCIES]]
+
+
+def _library_files() -> list[tuple[str, Path]]:
+    """(name inside the library, file) of its .py files without its tests, sorted."""
+    root, found = Path(sysconfig.get_path('stdlib')), []
+    for folder, below, names in os.walk(root):
+        # os.walk descends into what stays in `below`. config-* and _sysconfigdata hold this machine's paths.
+        below[:] = [name for name in below if name not in SKIPPED and not name.startswith('config-')]
+        kept = [Path(folder, name) for name in names if name.endswith('.py') and not name.startswith('_sysconfigdata')]
+        found += [(file.relative_to(root).as_posix(), file) for file in kept]
+    return sorted(found)
+
+
+def _package_files(dependency: str) -> list[tuple[str, Path]]:
+    """(name, file) of the .py files of an installed package without its tests, sorted by the parts of the name."""
+    found = [(name, Path(name.locate())) for name in sorted(importlib.metadata.files(dependency))]
+    # Some packages keep their tests beside what they test.
+    return [
+        (name.as_posix(), file)
+        for name, file in found
+        if name.suffix == '.py' and not TESTS & set(name.parts) and not name.stem.endswith('_test') and file.is_file()
+    ]
+
+
+def _read_source(file: Path) -> str:
+    # Decodes as the source's own encoding line says.
+    with tokenize.open(file) as stream:
+        return stream.read()
+
+
+def _docstrings(source: str, module: str) -> str:
+    """Every docstring of a module under its qualified name, in the order of the source."""
+    texts = []
+
+    def visit(node: ast.AST, name: str) -> None:
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and (doc := ast.get_docstring(node)):
+            texts.append(f'{name}\n\n{doc}\n')
+        for child in getattr(node, 'body', ()):
+            visit(child, f'{name}.{child.name}' if hasattr(child, 'name') else name)
+
+    with warnings.catch_warnings():
+        # Invalid escapes in other people's source aren't the user's business.
+        warnings.simplefilter('ignore')
+        visit(ast.parse(source), module)
+    return '\n\n'.join(texts)

@@ -2,20 +2,20 @@
 
 import bisect
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
-from tokenizers import Tokenizer
 
+from nca_jax import files
 from nca_jax.batch import Batch, Vocab, check_vocab
 from nca_jax.data import tokenizer as bpe
 from nca_jax.data.streams import make_read_stream, shuffled
 from nca_jax.errors import UserError, check
 
+# Describes the shards of a folder. It is written last, so a folder with it is whole.
+INDEX = 'index.json'
 # Every byte and the end of text.
 LEAST_VOCAB = 257
 
@@ -85,79 +85,62 @@ def open_shard(file: Path) -> np.ndarray:
         raise UserError(f'{file}: not a readable shard ({error}); delete {file.parent} to make it anew') from None
 
 
-@dataclasses.dataclass(frozen=True)
 class PreparedText:
-    """Token stores of both splits and their tokenizer."""
+    """Token stores of both splits and their tokenizer, as `preparation` left them in a folder."""
 
-    folder: Path
-    train: TokenStore
-    valid: TokenStore
-    tokenizer: Tokenizer
-    # Hash of the texts and the tokenizer, free of paths.
-    identity: str
-    tokenizer_identity: str
-    # Documents `dropped` as duplicates, `shared` by both sides of a published split, with U+FFFD (`replaced`).
-    documents: dict[str, int]
-
-    @property
-    def vocab(self) -> Vocab:
-        return Vocab(self.tokenizer.get_vocab_size())
-
-    @functools.cached_property
-    def token_bytes_V(self) -> np.ndarray:  # noqa: N802
-        return bpe.token_bytes(self.tokenizer)
-
-
-class EvalRange(NamedTuple):
-    """`stream(step)` for step in range(steps) scores a fixed choice of windows once each."""
-
-    stream: Callable[[int], Batch]
-    steps: int
-    # UTF-8 bytes of the scored targets, exact: bits per byte = summed nats / ln 2 / bytes. The end of a text costs
-    # nats and counts 0 bytes.
-    bytes: int
-
-
-def _window(store: TokenStore, number: int, length: int) -> np.ndarray:
-    """Window `number` of length + 1 tokens at stride `length`: every token but the first is a target once."""
-    return store.read(number * length, (number + 1) * length + 1)
+    def __init__(self, folder: Path):
+        """Raises UserError if a file is damaged."""
+        index = files.read_json(folder / INDEX)
+        self.folder = folder
+        self.train = TokenStore(folder, 'train', **index['splits']['train'])
+        self.valid = TokenStore(folder, 'valid', **index['splits']['valid'])
+        self.tokenizer = bpe.load(str(folder / bpe.FILE))
+        self.vocab = Vocab(self.tokenizer.get_vocab_size())
+        self.token_bytes_V = bpe.token_bytes(self.tokenizer)
+        # Hash of the texts and the tokenizer, free of paths.
+        self.identity, self.tokenizer_identity = index['identity'], index['tokenizer']
+        # Documents `dropped` as duplicates, `shared` by both sides of a published split, with U+FFFD (`replaced`).
+        self.documents = index['documents']
 
 
 def make_stream(
-    prepared: PreparedText, seed: int, split: str, batch: int, length: int, sharding: jax.sharding.NamedSharding
+    prepared: PreparedText, seed: int, batch: int, length: int, sharding: jax.sharding.NamedSharding
 ) -> Callable[[int], Batch]:
-    """`stream(step)`: the step-th Batch of windows, each once an epoch, in an order of (seed, epoch). All weights 1."""
-    store = getattr(prepared, split)
+    """`stream(step)`: the step-th Batch of training windows, each once an epoch, in an order of (seed, epoch)."""
+    store = prepared.train
     # The tail that fills no window is left out.
     total = (len(store) - 1) // length
     if total < 1:
-        raise UserError(f'{split} has {len(store)} tokens, fewer than a window of {length + 1}')
+        raise UserError(f'train has {len(store)} tokens, fewer than a window of {length + 1}')
 
     def row_of(number: int) -> tuple[np.ndarray, np.ndarray]:
         # The order depends on the seed, so that runs of several seeds see the text in different orders.
-        _, window = shuffled(number, total, f'{seed}/text/{split}')
-        return _window(store, window, length), np.ones(length + 1, np.float32)
+        _, window = shuffled(number, total, f'{seed}/text/train')
+        return _row(store, window, length)
 
     return make_read_stream(row_of, batch, length, sharding)
 
 
-def make_eval_range(
-    prepared: PreparedText, split: str, batch: int, length: int, windows: int, sharding: jax.sharding.NamedSharding
-) -> EvalRange:
-    """`windows` windows spread evenly over a split; the last batch is filled with rows of weight 0."""
-    store = getattr(prepared, split)
+def make_eval_stream(
+    prepared: PreparedText, batch: int, length: int, batches: int, sharding: jax.sharding.NamedSharding
+) -> tuple[Callable[[int], Batch], int]:
+    """`stream(step)` for step in range(batches), of windows spread evenly over validation, and their targets' bytes.
+
+    The bytes are exact: bits per byte = summed nats / ln 2 / bytes. The end of a text costs nats and counts 0 bytes.
+    """
+    store, windows = prepared.valid, batch * batches
     total = (len(store) - 1) // length
     if total < windows:
-        raise UserError(f'{split} split: {total} windows of {length} tokens, evaluation wants {windows}')
-    # Spread, since neighbouring windows are of one document, and a corpus may keep its documents in order.
-    chosen_W = np.arange(windows) * total // windows
+        raise UserError(f'valid split: {total} windows of {length} tokens, evaluation wants {windows}')
 
     def row_of(number: int) -> tuple[np.ndarray, np.ndarray]:
-        # Rows that only fill the last batch read any window.
-        scored = number < windows
-        window = int(chosen_W[number]) if scored else 0
-        return _window(store, window, length), np.full(length + 1, scored, np.float32)
+        # Spread, since neighbouring windows are of one document, and a corpus may keep its documents in order.
+        return _row(store, number * total // windows, length)
 
-    targets = (_window(store, window, length)[1:] for window in chosen_W.tolist())
-    size = sum(int(prepared.token_bytes_V[tokens_L].sum(dtype=np.int64)) for tokens_L in targets)
-    return EvalRange(make_read_stream(row_of, batch, length, sharding), -(-windows // batch), size)
+    sizes = (prepared.token_bytes_V[row_of(number)[0][1:]].sum(dtype=np.int64) for number in range(windows))
+    return make_read_stream(row_of, batch, length, sharding), int(sum(sizes))
+
+
+def _row(store: TokenStore, window: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """length + 1 tokens at stride `length`, so that every token but the first is a target once. All weights are 1."""
+    return store.read(window * length, (window + 1) * length + 1), np.ones(length + 1, np.float32)

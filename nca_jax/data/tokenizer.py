@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from nca_jax.errors import UserError
+from nca_jax.errors import UserError, check
 
 END_OF_TEXT = '<|endoftext|>'
 FILE = 'tokenizer.json'
@@ -47,35 +47,25 @@ def load(file: str) -> Tokenizer:
         raise UserError(f'tokenizer = {file!r}: no readable tokenizer.json of a byte-level BPE ({error!r})') from error
     ends = [token for token in layout['added_tokens'] if token['content'] == END_OF_TEXT and token['special']]
     # A step that changes text before tokenisation makes counts of bytes wrong; dropout makes tokens random.
-    if layout['model']['type'] != 'BPE' or layout['normalizer'] or layout['model'].get('dropout') or not ends:
-        raise UserError(
-            f'tokenizer = {file!r}: must be a byte-level BPE with special {END_OF_TEXT}, no normalizer and no dropout'
-        )
+    allowed = f'must be a byte-level BPE with special {END_OF_TEXT}, no normalizer and no dropout'
+    changes_text = layout['normalizer'] or layout['model'].get('dropout')
+    check(layout['model']['type'] == 'BPE' and bool(ends) and not changes_text, 'tokenizer', file, allowed)
     return _plain(tokenizer)
 
 
 def load_of_run(run: Path, manifest: Mapping[str, Any], given: Path | None) -> Tokenizer | None:
-    """The tokenizer whose hash the manifest of a run holds, None for runs without one.
-
-    Searches `given`, else the run's folder, the file that the run's config names and the run's cache of texts.
-    """
+    """The tokenizer in a run's folder, or the `given` file, which must be the manifest's; None for runs without one."""
     if 'tokenizer' not in manifest['data']:
         if given:
             raise UserError(f'--tokenizer={given}: {run} was trained on no text')
         return None
-    # The config of adopted weights has no data.
-    data = manifest['config'].get('data', {})
-    places = [run / FILE, Path(data.get('tokenizer', '')).expanduser()]
-    if 'cache' in data:
-        # A cache may hold the texts of several runs.
-        places += sorted(Path(data['cache'] or run / 'text').expanduser().glob(f'tokens/*/{FILE}'))
-    # The run may have been moved without its data, but a file that the user names must be readable.
-    for file in [given] if given else filter(Path.is_file, places):
-        tokenizer = load(str(file))
-        if identity(tokenizer) == manifest['data']['tokenizer']:
-            return tokenizer
-    where = f'{given} is another one' if given else 'it is not where the run had it; name it with --tokenizer=FILE'
-    raise UserError(f'{run}: was trained with a tokenizer of hash {manifest["data"]["tokenizer"][:12]}, and {where}')
+    file, expected = given or run / FILE, manifest['data']['tokenizer']
+    if not file.exists():
+        raise UserError(f'{file}: no such file; name it with --tokenizer=FILE')
+    tokenizer = load(str(file))
+    if identity(tokenizer) != expected:
+        raise UserError(f'{run}: was trained with a tokenizer of hash {expected[:12]}, and {file} is another one')
+    return tokenizer
 
 
 def identity(tokenizer: Tokenizer) -> str:

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from nca_jax.data import python
+from nca_jax.data import documents
 from nca_jax.errors import UserError, check
 from nca_jax.nca import score
 from nca_jax.nca.config import ComplexityConfig, NCAConfig
 
-BUILT_IN = {'python_stdlib': python.sources, 'python_docs': python.docstrings}
+BUILT_IN = {'python_stdlib': documents.sources, 'python_docs': documents.docstrings}
 # Fewer say nothing about a median.
 MIN_WINDOWS = 10
 LONG_BYTES, LONG_WINDOWS = 2**20, 16

@@ -1,13 +1,13 @@
 """Batches of automata: token sequences, each a fresh trajectory of an accepted rule."""
 
-import contextlib
 import dataclasses
 import functools
-import multiprocessing
 import os
+import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import jax
@@ -86,37 +86,32 @@ def epochs(config: NCAConfig, batch: int, steps: int) -> int:
     return max(1, -(-steps * batch // per_epoch)) if config.fresh_rules else 1
 
 
-def start_search(candidates: score.Candidates, folder: Path) -> BaseProcess:
-    """Starts a process that searches a bank and saves it in its file. It ends when this process ends."""
-    # A fork would copy JAX's locks without the threads that hold them.
-    process = multiprocessing.get_context('spawn').Process(target=_search, args=(candidates, folder), daemon=True)
-    process.start()
-    return process
+def start_search(candidates: score.Candidates, folder: Path) -> subprocess.Popen:
+    """Starts a process that does what `bank.bank` does, on the CPU at low priority, and leaves the bank in its file.
 
-
-def _search(candidates: score.Candidates, folder: Path) -> None:
-    """The work of that process: `bank.bank` on the CPU, at low priority."""
-    # Signals to the parent's group, such as a scheduler's, are meant for the parent alone.
-    os.setsid()
-    os.nice(NICENESS)
-    jax.config.update('jax_platforms', 'cpu')
-
-    def exit_with_parent() -> None:
-        # A parent that is killed doesn't end its daemons.
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=exit_with_parent, daemon=True).start()
-    # After an error no file is there, so the parent searches too and tells the error.
-    with contextlib.suppress(Exception):
-        bank.bank(candidates, folder)
+    It ends when this process ends or drops the result.
+    """
+    child = subprocess.Popen(
+        [sys.executable, '-m', 'nca_jax.nca.stream'],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        # An error is told by the search of this process, which finds no file.
+        stderr=subprocess.DEVNULL,
+        # Signals to this process's group, such as a scheduler's, are meant for this process alone.
+        start_new_session=True,
+        env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(sys.path)},
+    )
+    pickle.dump((candidates, folder.absolute()), child.stdin)
+    # The pipe stays open: its end tells the child that nobody waits for it.
+    child.stdin.flush()
+    return child
 
 
 class Banks:
     """The banks of a split: `banks(epoch)` is that epoch's. To be used by the main thread of every process.
 
     With a `folder`, which several processes need and must share, process 0 saves banks there, the others read them, and
-    banks can be searched ahead. Raises UserError if processes disagree.
+    the bank of the next epoch is searched ahead. Raises UserError if processes disagree.
     """
 
     def __init__(
@@ -125,28 +120,25 @@ class Banks:
         # Called with an epoch.
         self._candidates = functools.partial(score.Candidates, config, seed, rules_split(config, split))
         self._folder, self._epochs, self._progress = folder, epochs, progress
-        # By epoch; None where the bank was saved before.
-        self._searches: dict[int, BaseProcess | None] = {}
+        # The processes that search an epoch's bank.
+        self._searches: dict[int, subprocess.Popen] = {}
         # A batch may hold sequences of two epochs.
         self._bank = functools.lru_cache(maxsize=2)(self._get)
 
     def __call__(self, epoch: int) -> bank.Bank:
         return self._bank(epoch)
 
-    def search_ahead(self, epoch: int) -> None:
-        """Starts to search an epoch's bank beside training, unless that is done, under way or not needed."""
-        if not distributed.is_first() or self._folder is None or epoch >= self._epochs or epoch in self._searches:
-            return
-        saved = bank.bank_path(self._candidates(epoch), self._folder).exists()
-        self._searches[epoch] = None if saved else start_search(self._candidates(epoch), self._folder)
-
     def _get(self, epoch: int) -> bank.Bank:
         if search := self._searches.pop(epoch, None):
-            search.join()
-        candidates = self._candidates(epoch)
+            search.wait()
+        candidates, following = self._candidates(epoch), self._candidates(epoch + 1)
         result = distributed.first(lambda: bank.bank(candidates, self._folder, self._progress))
         if jax.process_count() > 1:
             distributed.agree(result.hash, f'{candidates.split} rules of epoch {epoch}')
+        # The next bank is searched while the device trains on this one.
+        ahead = distributed.is_first() and self._folder is not None and following.epoch < self._epochs
+        if ahead and following.epoch not in self._searches and not bank.bank_path(following, self._folder).exists():
+            self._searches[following.epoch] = start_search(following, self._folder)
         return result
 
 
@@ -168,8 +160,6 @@ def make_stream(
         epoch_B = number_B // per_epoch if config.fresh_rules else np.zeros(batch, int)
         entry_B = number_B % per_epoch % config.rules_per_epoch
         index_B = [banks(int(epoch)).index_R[entry] for epoch, entry in zip(epoch_B, entry_B, strict=True)]
-        # Rules are found while the device trains, so that the next epoch needn't wait for them.
-        banks.search_ahead(int(epoch_B[-1]) + 1)
         names_Bx3 = np.stack([epoch_B, index_B, number_B], 1).astype(np.uint32)
         # These few integers are all that a batch transfers.
         with jax.transfer_guard_host_to_device('allow'):
@@ -177,3 +167,17 @@ def make_stream(
         return cut(sequences(root(), names))
 
     return stream
+
+
+# The child of `start_search`.
+if __name__ == '__main__':
+
+    def exit_with_parent() -> None:
+        # Returns when the parent's end of the pipe is closed.
+        os.read(sys.stdin.fileno(), 1)
+        os._exit(1)
+
+    os.nice(NICENESS)
+    candidates, folder = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+    bank.bank(candidates, folder)
