@@ -20,7 +20,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 COMMANDS = {
     'train': ('nca_jax.main', 'train one stage of an experiment, or evaluate it'),
     'study': ('nca_jax.study', 'train all runs of a study and report on them'),
-    'report': ('nca_jax.report.command', 'write tables, figures and a page about finished runs'),
+    'report': ('nca_jax.report.write', 'write tables, figures and a page about finished runs'),
     'prepare': ('nca_jax.data.prepare', 'make token shards of a corpus ahead of time'),
     'show': ('nca_jax.look.show', 'draw and measure the automata of an experiment'),
     'calibrate': ('nca_jax.look.calibrate', 'find the automata that are as complex as a text'),

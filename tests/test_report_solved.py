@@ -165,16 +165,16 @@ def against(root, *gained, first=10.0):
 def test_an_unsupported_gain_says_what_could_be_seen(tmp_path):
     (sentence,) = findings_of(write_pairs(tmp_path, FINALS))
     assert sentence == (
-        '**nca** on gsm_symbolic: **not significant**. The 95 % interval of its gain in pass@1 over scratch, -0.48 to '
-        '+4.48 points, includes zero (mean +2.00, 3 paired seeds, p = 0.074). The smallest detectable difference at '
-        'this seed spread with 3 seeds is 3.26 points. In pass@4 the gain is +2.33 (-0.54 to +5.20) points: not '
+        '**nca** has 2.00 points higher pass@1 on gsm_symbolic than scratch (95 % interval -0.48 to +4.48, 3 paired '
+        'seeds, p = 0.074): **not significant**, since the interval includes zero. The smallest detectable difference '
+        'at this seed spread with 3 seeds is 3.26 points. In pass@4 the gain is +2.33 (-0.54 to +5.20) points: not '
         'significant.'
     )
 
 
 def test_a_supported_gain_and_a_supported_loss(tmp_path):
     (sentence,) = findings_of(against(tmp_path / 'more', 3.0, 3.2, 3.1))
-    claim = '**nca** has 3.10 points higher pass@1 on gsm_symbolic than scratch (95 % interval +2.85 to +3.35; 3 paired'
+    claim = '**nca** has 3.10 points higher pass@1 on gsm_symbolic than scratch (95 % interval +2.85 to +3.35, 3 paired'
     assert sentence.startswith(claim)
     assert ': **supported**. In pass@4 the gain is +3.10 (+2.85 to +3.35) points: better.' in sentence
     (sentence,) = findings_of(against(tmp_path / 'less', -3.0, -3.2, -3.1))
@@ -185,7 +185,7 @@ def test_a_supported_gain_and_a_supported_loss(tmp_path):
 def test_holm_counts_what_is_tested_and_may_take_a_gain_back(tmp_path):
     # gains 3, 1.5, 2 in both scores: mean 13/6, sd sqrt(7/12), t = 4.914
     (sentence,) = findings_of(against(tmp_path, 3.0, 1.5, 2.0))
-    assert '**supported on its own, but not once 2 comparisons are corrected for** (Holm p = 0.078)' in sentence
+    assert "**supported on its own, but not after Holm's correction** (Holm p = 0.078)" in sentence
     assert sentence.endswith('points: better, not after Holm.')
     write_solved(tmp_path / 'other-0', 'other', 0, scored(pass_1=11.0, pass_2=12.0, pass_4=33.0))
     write_solved(tmp_path / 'other-1', 'other', 1, scored(pass_1=12.0, pass_2=12.0, pass_4=31.5))

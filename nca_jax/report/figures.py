@@ -170,12 +170,8 @@ def complexity(record: Mapping[str, Any]) -> Figure:
     axes = figure.subplots()
     # At least one, for a histogram without candidates.
     shares = 100 * counts / max(counts.sum(), 1)
-    centres = (edges[1:] + edges[:-1]) / 2
-    # A band may begin or end within a bin, so a bin counts by its centre.
-    inside = (centres > low) & (centres < high)
-    shades = [style.ARMS[2] if chosen else style.MUTED for chosen in inside]
-    axes.axvspan(low, high, color=style.ARMS[2], alpha=0.13, linewidth=0)
-    axes.bar(edges[:-1], shares, np.diff(edges), align='edge', color=shades, edgecolor=style.PAPER, linewidth=0.8)
+    axes.axvspan(low, high, color=style.ARMS[2], alpha=0.25, linewidth=0)
+    axes.bar(edges[:-1], shares, np.diff(edges), align='edge', color=style.MUTED, edgecolor=style.PAPER, linewidth=0.8)
     # Room above the bars for the note.
     top = 1.22 * max(shares.max(), 1e-9)
     axes.set(xlim=(edges[0], edges[-1]), ylim=(0, top), ylabel='% of rules', xlabel=style.score_name(record['score']))

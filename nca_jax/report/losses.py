@@ -19,10 +19,7 @@ RESULT_NOTE = (
 COMPARISON_NOTE = (
     "Speed-up: the baseline's final token count over the tokens at which the arm crosses the baseline's final "
     'perplexity for the last time, per seed, then the mean; "all tokens" counts the tokens of earlier stages too. '
-    'SD is that of the paired differences in nats, half-width that of their 95 % interval. Detectable: the true '
-    'difference that a two-sided 5 % paired t test on as many seeds finds with 80 % power, if the spread is the '
-    'observed one (noncentral t); with few seeds the spread itself is uncertain. Holm p corrects for the number of '
-    'comparisons here.'
+    f'Differences are in nats. {words.EVIDENCE_NOTE}'
 )
 CAPTION = (
     'Held-out loss against text tokens: mean over seeds with its 95 % t interval at each evaluation. '
@@ -92,13 +89,11 @@ def result_rows(study: Study, comparisons: Comparisons) -> list[dict[str, str]]:
 
 
 def comparison_rows(study: Study, comparisons: Comparisons) -> list[dict[str, str]]:
-    """One row a comparison: pairs, speed-up, spread, what could have been seen, and p values."""
+    """One row a comparison: its spread, what could have been seen, p values, and the speed-up."""
     rows = []
     for c in comparisons.values():
         alone, counted = map(speedup_cell, speedups(study, c))
-        row = {'comparison': f'{c.arm} - {study.baseline}', 'pairs': str(c.gain.n)}
-        row |= {'speed-up': alone, 'speed-up, all tokens': counted}
-        rows.append(row | words.evidence_cells(c, 4))
+        rows.append(words.evidence(c, study.baseline, 4) | {'speed-up': alone, 'speed-up, all tokens': counted})
     return rows
 
 
@@ -106,23 +101,14 @@ def findings(study: Study, comparisons: Comparisons) -> list[str]:
     baseline, sentences = study.baseline, []
     for arm, c in comparisons.items():
         mean, low, high = reduction(c.gain)
-        reduced = f'{low:.1f} to {high:.1f} %'
-        claim, interval = f'reaches {mean:.1f} % lower', reduced
+        claim, interval = f'reaches {mean:.1f} % lower', f'{low:.1f} to {high:.1f} %'
         # A reduction below zero reads as an increase, and its interval the other way round.
         if mean < 0:
             claim, interval = f'ends at {-mean:.1f} % higher', f'{-high:.1f} to {-low:.1f} %'
-        text = words.finding(
-            c,
-            comparisons,
-            claim=f'**{arm}** {claim} perplexity than {baseline}',
-            interval=interval,
-            subject=f'**{arm}**',
-            measure=f'perplexity reduction against {baseline}, {reduced}',
-            mean=f'{mean:.1f} %',
-            # Percent are for readers; the test is in nats.
-            effect=f'{c.gain.mean:+.3f} nats, ',
-            detectable=f'{c.detectable:.3f} nats',
-        )
+        # Percent are for readers; the test is in nats.
+        interval = f'{interval}; {c.gain.mean:+.3f} nats'
+        claim = f'**{arm}** {claim} perplexity than {baseline}'
+        text = words.finding(c, claim, interval, detectable=f'{c.detectable:.3f} nats')
         alone, counted = speedups(study, c)
         # Only a supported difference has a speed-up to tell, and only if all seeds reach the baseline.
         if c.supported and None not in alone:

@@ -2,27 +2,26 @@
 
 from nca_jax.report import page, tables
 from nca_jax.report.runs import BENCHMARK, Run, flatten
-from nca_jax.report.study import Group, Study, members
+from nca_jax.report.study import Group, Study
 
 
 def run_rows(study: Study) -> list[dict[str, str]]:
     """One row a run: what it is, which code and device made it, and what it started from."""
-    rows = []
-    for run in study.runs:
-        code, device = run.record['code'], run.record['device']
-        row = {
+    return [
+        {
             'run': run.name,
             'arm': run.arm,
             'seed': str(run.seed),
             'identity': run.record['identity'][:12],
             # Outside a git repository the commit is unknown.
-            'commit': (code.get('commit') or 'unknown')[:10] + (', with changes' if code.get('dirty') else ''),
+            'commit': (run.record['code'].get('commit') or 'unknown')[:10]
+            + (', with changes' if run.record['code'].get('dirty') else ''),
             'parameters': f'{run.record["parameters"]:,}',
-            'device': f'{device["count"]} x {device["kind"]}',
+            'device': '{count} x {kind}'.format(**run.record['device']),
             'lineage': lineage(study, run),
         }
-        rows.append(row)
-    return rows
+        for run in study.runs
+    ]
 
 
 def lineage(study: Study, run: Run) -> str:
@@ -79,24 +78,13 @@ def blocks(study: Study) -> list[page.Block]:
     section: list[page.Block] = ['## Where this comes from']
     if not study.runs:
         return [*section, 'No finished runs.']
-    section.append(tables.table(run_rows(study)))
-    optional = {'What was carried': plan_rows(study)}
-    optional['Settings that differ between compared runs'] = setting_rows(study.text)
-    shown = {run.folder for run in members(study.text)}
+    optional = {'What was carried': plan_rows(study), 'Settings that differ between the runs': setting_rows(study.text)}
     for name, group in study.solved.items():
-        # Text runs that also answered problems stand in the first table already.
-        if any(run.folder not in shown for run in members(group)):
-            optional[f'Settings that differ between the runs on {name}'] = setting_rows(group)
+        optional[f'Settings that differ between the runs on {name}'] = setting_rows(group)
+    section.append(tables.table(run_rows(study)))
     for title, rows in optional.items():
         section += [f'### {title}', tables.table(rows)] if rows else []
-    minutes, rest = divmod(sum(sum(run.done['seconds'].values()) for run in study.runs), 60)
-    spent = page.Note(f'{minutes:,.0f} min {rest:.0f} s in all.')
-    section += ['### Seconds by phase', tables.table(seconds_rows(study)), spent, '### Versions']
-    versions: dict[str, list[str]] = {}
-    for run in study.runs:
-        text = ', '.join(f'{package} {version}' for package, version in run.record['versions'].items())
-        versions.setdefault(text, []).append(run.name)
-    for text, names in versions.items():
-        # One set of versions holds for all runs, and needs no names.
-        section.append(page.Note(f'{text}.' if len(versions) == 1 else f'{text} ({", ".join(names)}).'))
+    # Most often all runs used the same versions.
+    versions = dict.fromkeys(', '.join(map(' '.join, run.record['versions'].items())) for run in study.runs)
+    section += ['### Seconds by phase', tables.table(seconds_rows(study)), '### Versions', *map(page.Note, versions)]
     return section

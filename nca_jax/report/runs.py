@@ -14,13 +14,16 @@ from nca_jax.errors import UserError
 
 # The evaluator that counts solved problems.
 BENCHMARK = 'benchmark'
-# What a report reads from run.json.
-RECORD = (
-    *('arm', 'stage', 'evaluator', 'seed', 'identity', 'parent', 'config', 'code', 'versions', 'device', 'data'),
-    *('vocab_size', 'parameters', 'tokens_per_step'),
-)
+# What a report reads from run.json, and its types.
+RECORD = {
+    **dict.fromkeys(('arm', 'stage', 'evaluator', 'identity'), str),
+    **dict.fromkeys(('seed', 'vocab_size', 'parameters', 'tokens_per_step'), int),
+    **dict.fromkeys(('config', 'code', 'versions', 'device', 'data'), dict),
+    'parent': dict | None,
+}
 # What it reads from each line of metrics.jsonl, by kind.
-LINE = {'train': ('step', 'tokens'), 'eval': ('step', 'tokens', 'evaluator'), 'done': ('step', 'tokens')}
+COUNTS = {'step': int, 'tokens': int}
+LINE = {'train': COUNTS, 'eval': COUNTS | {'evaluator': str}, 'done': COUNTS | {'seconds': dict}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,11 +142,11 @@ def read_run(folder: Path) -> Run:
     run = Run(folder, files.read_json(path), files.read_records(metrics))
     require(run.record, RECORD, f'{path}')
     for number, line in enumerate(run.metrics, 1):
-        require(line, ('kind', *LINE.get(line.get('kind'), ())), f'{metrics}:{number}')
+        require(line, {'kind': str} | LINE.get(str(line.get('kind')), {}), f'{metrics}:{number}')
     return run
 
 
-def require(record: Mapping[str, Any], fields: Iterable[str], place: str) -> None:
-    """Raises UserError where a record lacks fields: another program or another version may have written it."""
-    if missing := [field for field in fields if field not in record]:
-        raise UserError(f'{place}: lacks {", ".join(missing)}')
+def require(record: Mapping[str, Any], types: Mapping[str, Any], place: str) -> None:
+    """Raises UserError where a record lacks typed fields: another program or another version may have written it."""
+    if wrong := [field for field, kind in types.items() if not isinstance(record.get(field, ...), kind)]:
+        raise UserError(f'{place}: lacks {", ".join(wrong)}, or it has another type')

@@ -25,10 +25,7 @@ NOTE = (
 )
 GAIN_NOTE = (
     "Gains are the arm's pass@k minus the baseline's with the same seed, in percentage points, with 95 % t intervals "
-    'over the pairs; positive is better. SD is that of the paired differences, half-width that of their interval. '
-    'Detectable: the true difference that a two-sided 5 % paired t test on as many seeds finds with 80 % power, if the '
-    'spread is the observed one. Holm p corrects for the comparisons of one benchmark. Where all pairs differ by the '
-    'same there is no spread, and so no interval and no test.'
+    f'over the pairs; positive is better. {words.EVIDENCE_NOTE}'
 )
 CHANCE_NOTE = (
     'By guessing: the chance that any of k uniform guesses among the choices of a problem is right. Normalised is '
@@ -98,18 +95,12 @@ def result_rows(group: Group, gains: Gains, baseline: str) -> list[dict[str, str
 
 
 def gain_rows(gains: Gains, baseline: str) -> list[dict[str, str]]:
-    """One row a comparison and k: pairs, the gain, its spread, what could have been seen, and p values."""
-    return [
-        {
-            'comparison': f'{arm} - {baseline}',
-            'score': f'pass@{k}',
-            'pairs': str(c.gain.n),
-            'gain, points': tables.ranged(*c.gain.shown, DIGITS),
-            **words.evidence_cells(c, DIGITS),
-            'verdict': words.verdict(c, arm, baseline),
-        }
-        for (arm, k), c in gains.items()
-    ]
+    """One row a comparison and k: its spread, what could have been seen, p values, and the gain."""
+    rows = []
+    for (arm, k), c in gains.items():
+        gain = {'gain, points': tables.ranged(*c.gain.shown, DIGITS), 'verdict': words.verdict(c, arm, baseline)}
+        rows.append({'score': f'pass@{k}'} | words.evidence(c, baseline, DIGITS) | gain)
+    return rows
 
 
 def chance_rows(group: Group) -> list[dict[str, str]]:
@@ -150,19 +141,8 @@ def findings(study: Study, gains: Mapping[str, Gains]) -> list[str]:
             if k == 1:
                 interval = f'{low:+.{DIGITS}f} to {high:+.{DIGITS}f}'
                 change = f'{abs(mean):.{DIGITS}f} points {"higher" if mean >= 0 else "lower"}'
-                sentence = words.finding(
-                    c,
-                    gains[name],
-                    claim=f'**{arm}** has {change} pass@1 on {name} than {baseline}',
-                    interval=interval,
-                    subject=f'**{arm}** on {name}',
-                    measure=f'gain in pass@1 over {baseline}, {interval} points',
-                    mean=f'{mean:+.{DIGITS}f}',
-                    # The claim is in points already, as the test is.
-                    effect='',
-                    detectable=f'{c.detectable:.{DIGITS}f} points',
-                )
-                sentences.append(sentence)
+                claim = f'**{arm}** has {change} pass@1 on {name} than {baseline}'
+                sentences.append(words.finding(c, claim, interval, detectable=f'{c.detectable:.{DIGITS}f} points'))
             # One pair has nothing to say about larger k either.
             elif c.gain.n > 1:
                 gain, verdict = tables.ranged(*c.gain.shown, DIGITS), words.verdict(c, arm, baseline)
@@ -217,7 +197,6 @@ def blocks(study: Study, gains: Mapping[str, Gains]) -> list[page.Block]:
     if not study.solved:
         return []
     section: list[page.Block] = ['## Problems solved']
-    baseline, guessable = study.baseline, False
     for name, group in study.solved.items():
         # All runs of a group answered the same problems in the same way.
         solved, protocol = members(group)[0].solved, members(group)[0].protocol
@@ -227,22 +206,20 @@ def blocks(study: Study, gains: Mapping[str, Gains]) -> list[page.Block]:
             f'{protocol["max_tokens"]:,} tokens, worked examples before each: {protocol["shots"]}, temperature '
             f'{sampling["temperature"]:g}, top_p {sampling["top_p"]:g}.'
         )
-        section += [f'### {name}', asked, tables.table(result_rows(group, gains[name], baseline))]
-        chances = chance_rows(group)
-        guessable = guessable or bool(chances)
-        # Each of these is empty for some benchmarks.
-        optional = gain_rows(gains[name], baseline), chances, task_rows(group)
-        section += [tables.table(rows) for rows in optional if rows]
-        if caveats := words.caveats(group, baseline):
+        results = result_rows(group, gains[name], study.baseline)
+        section += [f'### {name}', asked, tables.table(results), page.Note(NOTE)]
+        if rows := gain_rows(gains[name], study.baseline):
+            section += [tables.table(rows), page.Note(GAIN_NOTE)]
+        if rows := chance_rows(group):
+            section += [tables.table(rows), page.Note(CHANCE_NOTE)]
+        if rows := task_rows(group):
+            section.append(tables.table(rows))
+        if caveats := words.caveats(group, study.baseline):
             section.append(page.Note(' '.join(caveats)))
         # One k makes no curve.
         if len(all_ks(group)) > 1:
             file = 'pass_at_k' + page.suffix(name, alone=len(study.solved) == 1)
             section.append(page.picture(file, f'{name}: {CAPTION}', pass_at_k, study, name))
-    # Notes hold for all benchmarks and so stand once, at the end, as far as a table needs them.
-    section.append(page.Note(NOTE))
-    section += [page.Note(GAIN_NOTE)] if any(gains.values()) else []
-    section += [page.Note(CHANCE_NOTE)] if guessable else []
     return section
 
 

@@ -91,10 +91,9 @@ def make_study(runs: Iterable[Run], baseline: str | None = None) -> Study:
     arms = set(text).union(*solved.values())
     if baseline not in (None, *arms):
         raise UserError(f'--baseline {baseline}: no finished run of it; arms: {", ".join(sorted(arms)) or "none"}')
-    # Bytes per token are computed from recorded losses, so they agree to the digits that were recorded.
-    _check_alike(members(text), _training, rel_tol=1e-4)
+    _check_alike(members(text), _training)
     for group in solved.values():
-        _check_alike(members(group), _questions, rel_tol=0)
+        _check_alike(members(group), _questions)
     nca = tuple(run for run in trained if run.stage == 'nca')
     controls = tuple(run for run in trained if run.stage not in ('nca', 'text'))
     return Study(text, nca, controls, solved, tuple(left_out), baseline=first)
@@ -110,13 +109,14 @@ def _group(runs: Iterable[Run], baseline: str, place: str) -> dict[str, dict[int
     return arms
 
 
-def _check_alike(runs: list[Run], facts: Callable[[Run], dict[str, Any]], rel_tol: float) -> None:
-    """Raises UserError, with the first fact that differs, unless all runs agree. Floats may differ by `rel_tol`."""
+def _check_alike(runs: list[Run], facts: Callable[[Run], dict[str, Any]]) -> None:
+    """Raises UserError, with the first fact that differs, unless all runs agree."""
     for run in runs[1:]:
         theirs, ours = facts(runs[0]), facts(run)
         for name in theirs | ours:
             pair = theirs.get(name, 'absent'), ours.get(name, 'absent')
-            close = all(isinstance(value, float) for value in pair) and math.isclose(*pair, rel_tol=rel_tol)
+            # Bytes per token are computed from recorded losses, so they agree to the digits that were recorded.
+            close = all(isinstance(value, float) for value in pair) and math.isclose(*pair, rel_tol=1e-4)
             if pair[0] != pair[1] and not close:
                 first, second = (f'{v:,.12g}' if isinstance(v, int | float) else v for v in pair)
                 raise UserError(f"can't compare {runs[0]} with {run}: {name} {first} and {second}")

@@ -1,10 +1,16 @@
 """What an interval supports, in words. The interval decides; a p value alone never does."""
 
 import math
-from collections.abc import Hashable, Mapping
 
 from nca_jax.report import stats, tables
 from nca_jax.report.study import Group
+
+EVIDENCE_NOTE = (
+    'SD is that of the paired differences. Detectable: the true difference that a two-sided 5 % paired t test on as '
+    'many seeds finds with 80 % power, if the spread is the observed one (noncentral t); with few seeds the spread '
+    'itself is uncertain. Holm p corrects for the comparisons of one table. Where all pairs differ by the same there '
+    'is no spread, and so no interval and no test.'
+)
 
 
 def verdict(c: stats.Comparison | None, arm: str, baseline: str) -> str:
@@ -36,52 +42,35 @@ def uncompared(group: Group, baseline: str, place: str = '') -> list[str]:
     return [f'**{arm}** shares no seed with {baseline}{place}, so it is not compared.' for arm in unpaired]
 
 
-def finding(
-    c: stats.Comparison,
-    family: Mapping[Hashable, stats.Comparison],
-    *,
-    claim: str,
-    interval: str,
-    subject: str,
-    measure: str,
-    mean: str,
-    effect: str,
-    detectable: str,
-) -> str:
-    """A sentence or two on what the interval supports, among the comparisons of its family.
+def finding(c: stats.Comparison, claim: str, interval: str, detectable: str) -> str:
+    """A sentence or two: the difference in a reader's unit with its interval, and whether the seeds support it.
 
-    - claim, interval: the difference in a reader's unit, shown if the seeds support it.
-    - subject, measure, mean: the arm and the gain with its interval, shown if they don't.
-    - effect: the difference in the test's unit, where that is another one.
+    detectable: the smallest detectable difference, with its unit.
     """
     pairs = f'{c.gain.n} paired seed{"s" if c.gain.n > 1 else ""}'
     if c.gain.n < 2:
         return f'{claim} on {pairs}: one pair gives no interval, so nothing is supported.'
     if math.isnan(c.gain.low):
-        same = f'{claim}, the same in each of {pairs}'
-        return f'{same}: without spread there is no interval, so nothing is supported.'
-    evidence = f'{effect}{pairs}, p = {tables.p_value(c.gain.p)}'.replace('= <', '<')
+        return f'{claim}, the same in each of {pairs}: without spread there is no interval, so nothing is supported.'
+    evidence = f'95 % interval {interval}, {pairs}, p = {tables.p_value(c.gain.p)}'.replace('= <', '<')
     if not c.supported:
         return (
-            f'{subject}: **not significant**. The 95 % interval of its {measure}, '
-            f'includes zero (mean {mean}, {evidence}). The smallest detectable difference at this seed spread '
-            f'with {c.gain.n} seeds is {detectable}.'
+            f'{claim} ({evidence}): **not significant**, since the interval includes zero. The smallest detectable '
+            f'difference at this seed spread with {c.gain.n} seeds is {detectable}.'
         )
     strength = '**supported**'
     # The interval is of one comparison, and one of many excludes zero by chance.
     if c.holm >= 1 - stats.LEVEL:
-        # Those without an interval have no test.
-        tests = sum(not math.isnan(other.gain.p) for other in family.values())
-        corrected = f'not once {tests} comparisons are corrected for'
-        strength = f'**supported on its own, but {corrected}** (Holm p = {c.holm:.3f})'
-    return f'{claim} (95 % interval {interval}; {evidence}): {strength}.'
+        strength = f"**supported on its own, but not after Holm's correction** (Holm p = {c.holm:.3f})"
+    return f'{claim} ({evidence}): {strength}.'
 
 
-def evidence_cells(c: stats.Comparison, digits: int) -> dict[str, str]:
-    """The columns that a row of a comparison ends with."""
+def evidence(c: stats.Comparison, baseline: str, digits: int) -> dict[str, str]:
+    """The columns that every table of comparisons has, which EVIDENCE_NOTE explains."""
     return {
+        'comparison': f'{c.arm} - {baseline}',
+        'pairs': str(c.gain.n),
         'SD': tables.number(c.gain.sd, digits),
-        'half-width': tables.number(c.gain.half, digits),
         'detectable': tables.number(c.detectable, digits),
         'p': tables.p_value(c.gain.p),
         'Holm p': tables.p_value(c.holm),

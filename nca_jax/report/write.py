@@ -1,10 +1,16 @@
-"""Writes the report: findings in words, tables and figures, then where everything comes from."""
+"""Writes a report on finished runs: report.md, report.html (one self-contained file) and PNG figures.
 
+    python -m nca_jax report runs/quickstart --out runs/quickstart/report
+
+It reads only what the runs wrote (run.json, metrics.jsonl, automata.npz, complexity.json). It says first, in words,
+what the intervals over paired seeds support, and prints the same tables to the terminal.
+"""
+
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from nca_jax import files
-from nca_jax.report import first_stages, losses, page, provenance, solved
 from nca_jax.report.runs import find_runs
 from nca_jax.report.study import Study, make_study
 
@@ -12,8 +18,22 @@ TITLE = 'nca_jax: what the runs support'
 SMOKE = 'Smoke test: tiny models, minutes of training. The numbers on this page mean nothing.'
 
 
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add('folders', metavar='DIR', nargs='+', type=Path, help='a run folder, or one that holds runs at any depth')
+    add('--out', metavar='FOLDER', type=Path, help="where the report goes (default: 'report' in the first DIR)")
+    add('--baseline', metavar='ARM', help='the arm that all others are compared with (default: scratch)')
+
+
+def run(args: argparse.Namespace) -> None:
+    write(args.folders, args.out or args.folders[0] / 'report', args.baseline)
+
+
 def write(folders: Sequence[str | Path], out: Path, baseline: str | None) -> None:
     """Writes report.md, report.html and the figures into `out`, and prints the results and findings."""
+    # Here, since figures need Matplotlib, which --help does without.
+    from nca_jax.report import page
+
     # Runs that can't be read or compared raise here, before `out` is touched.
     warning, findings, results, rest = make_sections(make_study(find_runs(folders), baseline))
     blocks = [f'# {TITLE}', *warning, *findings, *results, *rest]
@@ -28,17 +48,19 @@ def write(folders: Sequence[str | Path], out: Path, baseline: str | None) -> Non
     print(f'\n{out / "report.md"}\n{out / "report.html"}')
 
 
-def make_sections(study: Study) -> tuple[list[page.Block], ...]:
-    """The page in order: a warning, findings in words, results of compared runs, and all else."""
+def make_sections(study: Study) -> tuple[list, ...]:
+    """The page's blocks in order: a warning, findings in words, results of compared runs, and all else."""
+    from nca_jax.report import first_stages, losses, provenance, solved
+
     comparisons = losses.compare(study)
     gains = {name: solved.compare(group, study.baseline) for name, group in study.solved.items()}
     sentences = losses.findings(study, comparisons) + first_stages.findings(study) + solved.findings(study, gains)
-    findings: list[page.Block] = ['\n'.join(f'- {sentence}' for sentence in sentences or ['No run has finished.'])]
+    findings = ['\n'.join(f'- {sentence}' for sentence in sentences or ['No run has finished.'])]
     if study.left_out:
         reasons = '; '.join(f'{run}: {reason}' for run, reason in study.left_out)
         findings.append(f'Left out: {reasons}.')
     # One smoke test among the runs spoils every comparison.
     smoke = any(run.record['config'].get('smoke') for run in study.runs)
-    warning: list[page.Block] = [f'> **{SMOKE}**'] if smoke else []
+    warning = [f'> **{SMOKE}**'] if smoke else []
     results = losses.blocks(study, comparisons) + solved.blocks(study, gains)
     return warning, findings, results, first_stages.blocks(study) + provenance.blocks(study)
