@@ -3,12 +3,10 @@
 import json
 import pathlib
 import struct
-import types
 
 import pytest
 from tensorboardX.proto import event_pb2
 
-from nca_jax.train import metrics
 from nca_jax.train.metrics import MetricWriter, describe
 
 TRAIN = {'kind': 'train', 'step': 2, 'tokens': 128, 'loss': 3.25, 'lr': 1e-3, 'tokens_per_s': 12345.6}
@@ -87,15 +85,3 @@ def test_records_past_the_checkpoint_are_cut_off(tmp_path):
 )
 def test_describe(record, words):
     assert describe(record) == words
-
-
-def test_lines_say_how_long_it_will_take(tmp_path, capsys, monkeypatch):
-    """Two of eight steps in a minute: three minutes are left for the others."""
-    writer = MetricWriter(tmp_path, 0, 8, 'run')
-    for step, now in ((2, 100.0), (4, 160.0)):
-        monkeypatch.setattr(metrics, 'time', types.SimpleNamespace(time=lambda now=now: now))
-        writer.write(TRAIN | {'step': step})
-    writer.close()
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.endswith('tokens/s')
-    assert second.endswith('tokens/s, 0:02:00 left')

@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import datetime
 import importlib.util
 import json
 import os
@@ -104,7 +103,6 @@ class Logger:
                 f'step {step}: {values}; its batch is stream({step - 1}). Checkpoints are of earlier steps; '
                 'a lower optimizer.lr or a clip may help.'
             )
-        self._writer.advance(step)
         now = step, time.perf_counter(), self._waited
         if in_flight:
             self._reads.append(now)
@@ -148,13 +146,11 @@ class MetricWriter:
         files.write(path, ''.join(map(_line, _records_until(path, step))))
         self._file = path.open('a')
         self._board = tensorboardX.SummaryWriter(str(folder / 'tensorboard'), purge_step=step + 1)
-        # Step and time of the first line, from which the time left is estimated.
-        self._first: tuple[int, float] | None = None
 
     def write(self, record: dict) -> None:
         """Appends one record (with `kind` and `step`) everywhere; `sync` makes it last."""
-        step, now, kind = record['step'], time.time(), record['kind']
-        self._file.write(_line(record | {'time': now}))
+        step, kind = record['step'], record['kind']
+        self._file.write(_line(record | {'time': time.time()}))
         # Reports read the file while the run goes on.
         self._file.flush()
         self._done = kind == 'done'
@@ -165,16 +161,9 @@ class MetricWriter:
         if self._tracker is not None and scalars:
             self._tracker.write(scalars, step)
         if kind in ('train', 'eval'):
-            first_step, first_time = self._first = self._first or (step, now)
-            line = f'{self._title}  step {step}/{self._stop}  {describe(record)}'
-            if step > first_step:
-                seconds = (self._stop - step) * (now - first_time) / (step - first_step)
-                line += f', {datetime.timedelta(seconds=round(seconds))} left'
-            print(line, flush=True)
-
-    def advance(self, step: int) -> None:
-        """Says that `step` updates are done."""
-        self._progress('updates', step, self._stop)
+            print(f'{self._title}  step {step}/{self._stop}  {describe(record)}', flush=True)
+            # The bar, or in a file a line a minute, tells the time left.
+            self._progress('updates', step, self._stop)
 
     def sync(self) -> None:
         """Returns when everything written so far would survive a power cut."""
@@ -192,7 +181,7 @@ class SilentWriter:
 
     def write(self, *_) -> None: ...
 
-    advance = sync = close = write
+    sync = close = write
 
 
 def evaluated(folder: pathlib.Path, step: int) -> frozenset[str]:
