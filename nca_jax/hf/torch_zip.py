@@ -107,7 +107,7 @@ def load(path: Path) -> Any:
             _demand(info.header_offset + info.file_size <= length, f'ends before {name!r} does')
             members[name] = info
         program = members.get('data.pkl')
-        _demand(program is not None, 'has no data.pkl, so torch.save did not write it')
+        _demand(program is not None, 'it has no data.pkl')
         _demand(program.file_size <= MAX_PICKLE, f'its data.pkl is over {MAX_PICKLE:,} bytes')
         if 'byteorder' in members:
             _demand(archive.read(members['byteorder']) == b'little', 'has another byte order than little-endian')
