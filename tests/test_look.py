@@ -11,17 +11,17 @@ from nca_jax.look import output
 
 
 def test_stdout_holds_the_table_or_the_object_alone(tmp_path, capsys):
-    record = output.plain({'seed': 7, 'scores': np.array([0.5, np.nan]), 'low': -np.inf})
+    record = {'seed': 7, 'scores': np.array([0.5, np.nan]), 'low': -np.inf}
     args = argparse.Namespace(out=tmp_path, json=True)
-    output.save(args, 'numbers.json', record, {'picture.png': b'drawn'}, 'a table')
+    output.save(args, 'numbers.json', record, {'picture.png': b'drawn'}, lambda plain: f'a table of {plain["scores"]}')
     printed = capsys.readouterr()
     files = [str(tmp_path / name) for name in ('picture.png', 'numbers.json')]
     assert json.loads(printed.out) == {'seed': 7, 'scores': [0.5, None], 'low': None}
     assert (tmp_path / 'numbers.json').read_text() == printed.out
     assert (tmp_path / 'picture.png').read_bytes() == b'drawn'
     args.json = False
-    output.save(args, 'numbers.json', record, {'picture.png': b'drawn'}, 'a table')
-    assert capsys.readouterr().out == '\n'.join(['a table', '', *files, ''])
+    output.save(args, 'numbers.json', record, {'picture.png': b'drawn'}, lambda plain: f'a table of {plain["scores"]}')
+    assert capsys.readouterr().out == '\n'.join(['a table of [0.5, None]', '', *files, ''])
 
 
 @pytest.mark.parametrize(

@@ -49,5 +49,4 @@ def run(args: argparse.Namespace) -> None:
     with progress.bars() as show_progress:
         record = calibration.calibrate(config, args, show_progress)
     drawn = {'calibration.png': pictures.score_histograms(config.data, record)}
-    record = output.plain(record)
-    output.save(args, 'calibration.json', record, drawn, calibration.report(record))
+    output.save(args, 'calibration.json', record, drawn, calibration.report)

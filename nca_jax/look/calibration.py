@@ -51,10 +51,7 @@ def calibrate(config: Config, args: argparse.Namespace, progress: Progress) -> d
     allowed = f'must be one of {", ".join(compressors)}: text has no cells that could change'
     check(scored.measure in compressors, 'config.data.complexity.measure', scored.measure, allowed)
     # Before the rules, which take longer: a text may be missing or too small.
-    measured = {}
-    for done, name in enumerate(args.text, 1):
-        measured[name] = texts.measure_text(data, name, args.windows, seed)
-        progress('texts', done, len(args.text))
+    measured = {name: texts.measure_text(data, name, args.windows, seed) for name in args.text}
     scores_R = score.survey(data, seed, args.rules, progress)
     # The automata's vocabulary is all patches.
     scale = texts.make_scale(scored, data.scored_tokens, np.arange(data.vocab.start), seed)

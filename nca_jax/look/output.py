@@ -3,7 +3,7 @@
 import argparse
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nca_jax import cli, files
@@ -31,20 +31,21 @@ def load(args: argparse.Namespace):
     return config
 
 
-def plain(record: dict[str, Any]) -> dict[str, Any]:
-    """The record as JSON holds it: lists for arrays, null for NaN and infinity."""
+def save(
+    args: argparse.Namespace, name: str, record: dict[str, Any], pictures: dict[str, bytes], report: Callable
+) -> None:
+    """Writes the pictures and the record into --out; prints `report(record)` or, with --json, the record.
+
+    JSON holds lists for arrays and null for NaN and infinity; `report` sees the same.
+    """
     text = json.dumps(record, default=lambda value: value.tolist())
-    return json.loads(text, parse_constant=lambda name: None)
-
-
-def save(args: argparse.Namespace, name: str, record: dict[str, Any], pictures: dict[str, bytes], text: str) -> None:
-    """Writes the pictures and the plain record into --out; prints the text or, with --json, the record."""
-    printed = json.dumps(record, allow_nan=False)
+    plain = json.loads(text, parse_constant=lambda name: None)
+    printed = json.dumps(plain, allow_nan=False)
     # The record comes last: where it lies, all is there.
     contents = pictures | {name: printed + '\n'}
     for file, content in contents.items():
         files.write(args.out / file, content)
-    print(printed if args.json else '\n'.join([text, '', *(str(args.out / file) for file in contents)]))
+    print(printed if args.json else '\n'.join([report(plain), '', *(str(args.out / file) for file in contents)]))
 
 
 def table(columns: Mapping[str, Mapping[str, Any]]) -> str:

@@ -40,5 +40,4 @@ def run(args: argparse.Namespace) -> None:
     measured = {name: sequences.measure(data, drawn) for name, drawn in sets.items()}
     drawn = pictures.draw_sequences(data, sets, measured)
     record = {'name': config.name, 'seed': config.seed, 'spec': dataclasses.asdict(data), 'sets': measured}
-    record = output.plain(record)
-    output.save(args, 'statistics.json', record, drawn, output.table(record['sets']) + NOTE)
+    output.save(args, 'statistics.json', record, drawn, lambda record: output.table(record['sets']) + NOTE)
