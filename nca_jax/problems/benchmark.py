@@ -101,10 +101,8 @@ def make_evaluator(
         if missing := [question for question in questions if question[0].id not in records]:
             samples, limits = range(config.samples), [config.max_tokens] * config.samples
             prompts = [Prompt(tokens, int(keys.crc32(problem.id)), samples, limits) for problem, tokens in missing]
-            problems = [problem for problem, _ in missing]
-            records |= write_records(
-                config, prepared.tokenizer, problems, decode(params, prompts, seed), file, progress
-            )
+            problems, answers = [problem for problem, _ in missing], decode(params, prompts, seed)
+            records |= write_records(config, prepared.tokenizer, problems, answers, file, progress)
         rows = [records[problem.id] for problem, _ in questions]
         # A program is right if it passes its tests, which need a sandbox.
         if config.problems.task == CODE:

