@@ -15,6 +15,11 @@ from nca_jax.report.study import Study
 
 # Inches.
 WIDTH = 8.6
+# The end of the captions of levels and gains.
+GAIN_CAPTION = (
+    'The paired gain takes the baseline of the same seed away, and with it what seeds share; where its band leaves '
+    'zero, the seeds support a difference at that one point.'
+)
 # By arm: x, and the interval over seeds at each.
 Levels = Mapping[str, tuple[np.ndarray, Sequence[stats.Interval]]]
 
@@ -164,20 +169,16 @@ def complexity(record: Mapping[str, Any]) -> Figure:
     # Empty bins beyond the last score say nothing.
     used = min(len(counts), 3 + max(np.flatnonzero(counts), default=0))
     edges, counts = edges[: used + 1], counts[:used]
-    # A band may reach beyond the histogram.
-    low, high = np.clip(record['band'], edges[0], edges[-1])
     figure = Figure(figsize=(WIDTH, 3.3), layout='constrained')
     axes = figure.subplots()
     # At least one, for a histogram without candidates.
     shares = 100 * counts / max(counts.sum(), 1)
-    axes.axvspan(low, high, color=style.ARMS[2], alpha=0.25, linewidth=0)
+    axes.axvspan(*record['band'], color=style.ARMS[2], alpha=0.25, linewidth=0)
     axes.bar(edges[:-1], shares, np.diff(edges), align='edge', color=style.MUTED, edgecolor=style.PAPER, linewidth=0.8)
-    # Room above the bars for the note.
-    top = 1.22 * max(shares.max(), 1e-9)
-    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, top), ylabel='% of rules', xlabel=style.score_name(record['score']))
+    # A band may reach beyond the histogram.
+    axes.set(xlim=(edges[0], edges[-1]), ylabel='% of rules', xlabel=style.score_name(record['score']))
     axes.grid(visible=False, axis='x')
-    bounds, counted = '{:g} to {:g}'.format(*record['band']), f'{record["accepted"]:,} of {record["candidates"]:,}'
-    note = {'color': style.ARMS[2], 'fontsize': 8.5, 'fontweight': 'bold', 'ha': 'center', 'va': 'top'}
-    axes.text((low + high) / 2, 0.985 * top, f'accepted {bounds}\n{counted}', **note)
-    style.label(axes, 'How complex random automata are', 'before filtering')
+    accepted = '{:g} to {:g}'.format(*record['band'])
+    within = f'{record["accepted"]:,} of {record["candidates"]:,}'
+    style.label(axes, 'How complex random automata are', f'before filtering; shaded: accepted, {accepted}, {within}')
     return figure

@@ -23,8 +23,7 @@ COMPARISON_NOTE = (
 )
 CAPTION = (
     'Held-out loss against text tokens: mean over seeds with its 95 % t interval at each evaluation. '
-    'The paired gain takes the baseline of the same seed away, and with it what seeds share; where its band leaves '
-    'zero, the seeds support a difference at that one point.'
+    + figures.GAIN_CAPTION
 )
 
 

@@ -1,7 +1,7 @@
 """Where the numbers come from: code, devices, lineage, transfer plans, settings that differ, seconds and versions."""
 
 from nca_jax.report import page, tables
-from nca_jax.report.runs import BENCHMARK, Run, flatten
+from nca_jax.report.runs import Run, flatten
 from nca_jax.report.study import Group, Study
 
 
@@ -42,10 +42,8 @@ def plan_rows(study: Study) -> list[dict[str, str]]:
     for run in study.runs:
         if run.parent is not None:
             entries = (' '.join(str(part) for part in entry if part not in ({}, None)) for entry in run.parent['plan'])
-            # The same arm carried weights before, in the text stage, by another plan.
-            arm = f'{run.arm}, {run.stage}' if run.evaluator == BENCHMARK else run.arm
-            # The seeds of an arm share its plan.
-            plans.setdefault(arm, '; '.join(entries))
+            # An arm carries weights by another plan in each stage; its seeds share them.
+            plans.setdefault(f'{run.arm}, {run.stage}', '; '.join(entries))
     return [{'arm': arm, 'transfer plan': f'`{plan}`'} for arm, plan in plans.items()]
 
 

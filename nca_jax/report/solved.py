@@ -32,10 +32,7 @@ CHANCE_NOTE = (
     "(pass@k - c) / (1 - c), task by task and at least 0, so that 100 % is all right. The paper's takes the c of one "
     'guess for every k, so that k guesses alone score above 0; the other takes the c of k guesses.'
 )
-CAPTION = (
-    'pass@k against k. The paired gain takes the baseline of the same seed away, and with it what seeds share; where '
-    'its band leaves zero, the seeds support a difference at that one k.'
-)
+CAPTION = f'pass@k against k. {figures.GAIN_CAPTION}'
 
 
 def compare(group: Group, baseline: str) -> Gains:
