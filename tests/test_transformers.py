@@ -229,8 +229,7 @@ def test_checkpoints_of_the_release(tmp_path, capsys, prefix, dtype):
     np.testing.assert_array_equal(found['blocks/attn/k/kernel'][0, :, 1], k_DxD[4:].T)
 
 
-@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
-def test_the_reader_against_torch_load(tmp_path, protocol):
+def test_the_reader_against_torch_load(tmp_path):
     """Every dtype, shared and strided storages, and plain objects around them."""
     import torch
 
@@ -243,7 +242,7 @@ def test_the_reader_against_torch_load(tmp_path, protocol):
         'module': torch.nn.LayerNorm(4).state_dict(),
     }
     path = tmp_path / 'file.pt'
-    torch.save(content, path, pickle_protocol=protocol)
+    torch.save(content, path)
     found, expected = torch_zip.load(path), torch.load(path, weights_only=False)  # which reads protocol 2 alone
     assert found['plain'] == expected['plain']
     assert list(found['module']) == ['weight', 'bias']

@@ -41,10 +41,10 @@ STORAGES = {
 }
 DTYPES = [np.dtype(kind).name for kind in STORAGES.values()]
 CALLED = 'collections OrderedDict', 'torch._utils _rebuild_tensor_v2'
-# torch names its storages' types, and in some protocols dtypes, which nothing here needs.
+# torch names its storages' types; settings in a checkpoint may name a dtype, which nothing here needs.
 GLOBALS = {*CALLED, *(f'torch {name}' for name in (*STORAGES, *DTYPES))}
-# Opcodes that push their argument, a constant, or something new and empty.
-LITERALS = {'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8'}
+# Opcodes of protocol 2, which torch.save writes: they push their argument, a constant, or something new and empty.
+LITERALS = {'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE'}
 CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
 EMPTY = {'EMPTY_DICT': dict, 'EMPTY_LIST': list, 'EMPTY_TUPLE': tuple}
 
@@ -155,7 +155,7 @@ class _Machine:
     def _step(self, name: str, argument: Any) -> None:
         push, pop = self._stack.append, self._stack.pop
         match name:
-            case 'PROTO' | 'FRAME' | 'STOP':
+            case 'PROTO' | 'STOP':
                 pass
             case _ if name in LITERALS:
                 push(argument)
@@ -168,8 +168,6 @@ class _Machine:
             # A dict, not a list: an index of 2**32 takes no memory.
             case 'BINPUT' | 'LONG_BINPUT':
                 self._memo[argument] = self._stack[-1]
-            case 'MEMOIZE':
-                self._memo[len(self._memo)] = self._stack[-1]
             case 'MARK':
                 self._marks.append(len(self._stack))
             case 'TUPLE':
@@ -185,11 +183,7 @@ class _Machine:
                     # Nested tuples would take exponential time to hash.
                     _demand(isinstance(key, str | int | float | None), f'a dict has a {type(key).__name__} as a key')
                     self._top(dict)[key] = value
-            case 'GLOBAL' | 'STACK_GLOBAL':
-                if name == 'STACK_GLOBAL':
-                    attribute, module = pop(), pop()
-                    _demand(isinstance(module, str) and isinstance(attribute, str), 'names an object not by strings')
-                    argument = f'{module} {attribute}'
+            case 'GLOBAL':
                 _demand(argument in GLOBALS, f'refused, it names {argument[:100]!r}, which no dict of tensors needs')
                 push(Global(argument))
             case 'BINPERSID':
