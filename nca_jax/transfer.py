@@ -76,5 +76,4 @@ def carry(
     for line in graft.lines(report):
         say(line)
     lineage = {name: parent[name] for name in ('identity', 'name', 'step', 'tokens')}
-    plan = [entry.to_json() for entry in init_from.entries]
-    return params, lineage | {'weights': init_from.weights, 'plan': plan, 'graft': report}
+    return params, lineage | {'weights': init_from.weights, 'plan': init_from.plan, 'graft': report}

@@ -222,11 +222,6 @@ def test_a_malformed_entry_is_named(entry):
     assert '\n' not in str(caught.value)
 
 
-def test_a_plan_survives_json():
-    plan = graft.parse((('a', 'carry', {'layers': (0, 2), 'scale': 0.2}), ('b', 'fresh'), ('c', 'drop')))
-    assert graft.parse(json.loads(json.dumps([entry.to_json() for entry in plan]))) == plan
-
-
 def test_the_result_is_laid_out_as_asked_on_every_mesh():
     source, target = model(0, padded=16), model(1, padded=16)
     plan = (('embed/.*', 'fresh'), (WRITERS, 'carry', {'layers': (1, 3), 'scale': 0.2}), ('.*', 'carry'))

@@ -64,10 +64,6 @@ class Entry:
         inside = self.layers is None or (layer is not None and self.layers[0] <= layer < self.layers[1])
         return inside and re.fullmatch(self.path, path) is not None
 
-    def to_json(self) -> list[Any]:
-        options = {'layers': list(self.layers)} if self.layers else {}
-        return [self.path, self.action, options | ({'scale': self.scale} if self.scale != 1.0 else {})]
-
 
 def parse(plan: Iterable[Any]) -> tuple[Entry, ...]:
     """The entries of a plan as a config or JSON has it. UserError names the malformed entry."""
@@ -102,7 +98,7 @@ def resolve(
     for number, entry in enumerate(plan):
         if not any(entry is claim for claim in claims.values()):
             why = 'no leaf has its pattern and layers, or earlier entries claim them all'
-            raise UserError(f'plan: entry {number} {entry.to_json()} claims nothing: {why}')
+            raise UserError(f'plan: entry {number} {entry} claims nothing: {why}')
     pieces = []
     # A leaf is cut where the action or the scale changes from one layer to the next.
     runs = itertools.groupby(claims.items(), lambda claim: (claim[0][0], claim[1].action, claim[1].scale))
@@ -197,7 +193,7 @@ def _check_claim(unit: Unit, entry: Entry | None, in_source: bool, in_target: bo
             raise UserError(f'plan: carry claims {name}, which the source does not have; say fresh')
     elif action != 'drop':
         # Nothing is lost in silence: weights that the target has no place for must be named.
-        claim = 'no entry covers it' if entry is None else f'{entry.to_json()} claims it'
+        claim = 'no entry covers it' if entry is None else f'{entry} claims it'
         raise UserError(f'plan: {name} of the source has no counterpart in the target and {claim}; drop it')
 
 
