@@ -19,6 +19,7 @@ from nca_jax.config import Config
 from nca_jax.errors import UserError, check
 from nca_jax.hf import llama
 from nca_jax.model import transformer
+from nca_jax.model.attention import check_cudnn
 from nca_jax.model.config import ModelConfig, step_flops
 from nca_jax.progress import Progress, bars, silent
 from nca_jax.train import loop
@@ -105,6 +106,9 @@ def check_fit(config: Config, mesh: jax.sharding.Mesh) -> None:
     backends = ('einsum', *KERNELS.get(platform, ()))
     words = f'must be one of those that a {platform} has: {", ".join(backends)}'
     check(model.attention in backends, 'config.model.attention', model.attention, words)
+    # cuDNN also depends on the GPU's generation and its own version, which only a try can tell.
+    if model.attention == 'cudnn':
+        check_cudnn(model.head_width)
     # A pattern that matches no leaf is a slip. Paths don't depend on the vocabulary, so a table of one row will do.
     check_paths(config.optimizer, trees.flatten(transformer.abstract_params(model, Vocab(1))))
 

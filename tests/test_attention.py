@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from nca_jax import mesh as meshes
+from nca_jax.errors import UserError
 from nca_jax.model import attention
-from nca_jax.model.attention import Dropout, causal_attention, splash_attention
+from nca_jax.model.attention import Dropout, causal_attention, check_cudnn, splash_attention
 from nca_jax.model.product import product
 
 
@@ -55,6 +56,11 @@ def test_splash_attention_equals_the_textbook(shape):
     with contextlib.nullcontext() if mesh is None else meshes.use(mesh):
         found = jax.jit(lambda: with_gradients(functools.partial(splash_attention, interpret=True)))()
     assert_close(found, with_gradients(lambda *qkv: textbook(*qkv, lambda weights: weights)))
+
+
+def test_cudnn_is_tried_before_it_is_used():
+    with pytest.raises(UserError, match=r"attention = 'cudnn': refused here \(.*cuDNN.*\); choose 'einsum'"):
+        check_cudnn(64)
 
 
 @pytest.mark.parametrize('equation', ['bld,dhk->bhlk', 'bhlk,hkd->bld', 'bld,df->blf', 'bld,vd->blv'])

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
+from nca_jax.errors import UserError
+
 # The score of a masked key and the logit of a masked token: its exp is exactly 0 in float32.
 MASKED = -1e9
 
@@ -114,6 +116,18 @@ def cudnn_attention(q_BxHxLxDh: jax.Array, k_BxHxLxDh: jax.Array, v_BxHxLxDh: ja
         return mixed_BxLxHxDh.swapaxes(1, 2)
 
     return _on_each_device(attend)(q_BxHxLxDh, k_BxHxLxDh, v_BxHxLxDh)
+
+
+def check_cudnn(head_width: int) -> None:
+    """Raises UserError where cuDNN refuses heads of this width. Versions and GPUs differ, so only a trial tells."""
+    qkv = (jnp.zeros((1, 1, 128, head_width), jnp.bfloat16),) * 3
+    # Training needs the backward kernel too.
+    gradient = jax.grad(lambda *qkv: cudnn_attention(*qkv).sum(), argnums=(0, 1, 2))
+    try:
+        jax.block_until_ready(jax.jit(gradient)(*qkv))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition('\n')[0]
+        raise UserError(f"config.model.attention = 'cudnn': refused here ({reason}); choose 'einsum'") from None
 
 
 def splash_attention(
