@@ -73,6 +73,16 @@ def make_folder(path: pathlib.Path, flag: str) -> None:
         tempfile.TemporaryFile(dir=path).close()
 
 
+def list_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """All files below a folder, sorted by path. Raises UserError naming a folder that can't be read."""
+
+    def fail(error: OSError) -> None:
+        raise UserError(f'{error.filename}: {error.strerror}')
+
+    # By itself os.walk leaves out what it can't read.
+    return sorted(pathlib.Path(place, name) for place, _, names in os.walk(folder, onerror=fail) for name in names)
+
+
 @contextlib.contextmanager
 def lock(path: pathlib.Path, busy: Callable[[], object]) -> Iterator[BinaryIO]:
     """Holds an exclusive lock on `path`, which is made if missing, and yields the open file (to append and read).

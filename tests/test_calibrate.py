@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 
 from nca_jax import cli, experiment
-from nca_jax.look import calibration, texts
+from nca_jax.look import calibration, pictures, texts
 from nca_jax.nca import bank, score
 from nca_jax.progress import silent
-from nca_jax.report import style
 
 EXPERIMENT = f'{pathlib.Path(__file__).parents[1]}/experiments/nca_pretrain.py'
 PAPER = experiment.load(EXPERIMENT).data
@@ -220,8 +219,8 @@ def measured(tmp_path_factory):
     drawn = []
     texts = [f'--text={tmp_path / name}' for name in contents]
     with pytest.MonkeyPatch.context() as patch:
-        png = style.png
-        patch.setattr(style, 'png', lambda figure: drawn.append(figure) or png(figure))
+        draw = pictures.score_histograms
+        patch.setattr(pictures, 'score_histograms', lambda *args: drawn.append(draw(*args)) or drawn[0])
         assert run(tmp_path, *texts, '--windows=300', '--config.seed=1', '--config.data.band_sample=128') == 0
     record = json.loads((tmp_path / 'out' / 'calibration.json').read_text())
     return record, drawn[0], [str(tmp_path / name) for name in contents], list(contents.values())

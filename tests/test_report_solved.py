@@ -7,7 +7,7 @@ import pytest
 
 from nca_jax import cli, errors
 from nca_jax.problems import passk
-from nca_jax.report import losses, page, provenance, solved, style, tables, words
+from nca_jax.report import figures, losses, page, provenance, solved, stats, tables
 from tests.test_report_page import TOKENS_PER_STEP, blocks_of, edit, study_of, text_records, write_run
 
 TEXT = text_records((4.0, 2.5), (100, 200))
@@ -230,9 +230,7 @@ def test_what_the_intervals_leave_out(tmp_path):
             write_solved(tmp_path / f'{arm}-{seed}', arm, seed, scored(pass_1=5.0 + seed), parent=handed)
     study = study_of(tmp_path)
     group, *_ = gains_of(study)
-    shared, alone = words.caveats(group, 'scratch')
-    assert shared.startswith('All seeds of `nca` start from one parent run')
-    assert alone == 'Seeds without a partner between `nca` and `scratch`: 2.'
+    assert stats.caveat(group).startswith('All seeds of `nca` start from one parent run')
     assert [row['arm'] for row in provenance.plan_rows(study)] == ['scratch, instruct', 'nca, instruct']
 
 
@@ -438,7 +436,7 @@ def test_a_baseline_that_was_only_asked_problems(tmp_path):
 def test_curves_by_k_show_means_and_paired_gains(tmp_path):
     study = write_pairs(tmp_path, FINALS)
     left, right = picture_of(study).axes
-    blue = style.arm_colours(study.arms, 'scratch')['nca']
+    blue = figures.arm_colours(study.arms, 'scratch')['nca']
     mean = next(line for line in left.lines if line.get_color() == blue)
     assert mean.get_xdata().tolist() == [1, 2, 4]
     assert mean.get_ydata()[[0, 2]] == pytest.approx([13.1666667, 31.0])
@@ -456,7 +454,7 @@ def test_an_arm_keeps_its_colour(tmp_path):
         write_run(tmp_path / f'text-{arm}', arm, records=TEXT)
     study = write_pairs(tmp_path, FINALS)
     assert study.arms == ['scratch', 'dyck', 'nca']
-    colours = style.arm_colours(study.arms, 'scratch')
+    colours = figures.arm_colours(study.arms, 'scratch')
     curves = losses.learning_curves(study).axes[0].lines
     assert colours['nca'] in {line.get_color() for line in picture_of(study).axes[0].lines}
     assert colours['nca'] in {line.get_color() for line in curves}

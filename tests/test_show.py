@@ -15,7 +15,7 @@ from nca_jax import mesh as meshes
 from nca_jax.errors import FieldError
 from nca_jax.look import output, pictures, sequences
 from nca_jax.nca import bank, patches, score, stream
-from nca_jax.report import figures, style
+from nca_jax.report import figures
 from tests.test_nca_bank import CONFIG
 
 LENGTH = 43  # 11 tokens a grid: four grids with the last target
@@ -76,7 +76,7 @@ def test_the_sequences_are_those_of_the_training_stream(drawn, sharding):
 
 
 def test_what_is_chosen_runs_from_the_simplest_to_the_most_complex(drawn):
-    frames, scores = drawn.frames_SxTxYxX[drawn.spaced(5)], drawn.scores_S[drawn.spaced(5)]
+    frames, scores = drawn.spaced(5)
     assert scores.tolist() == sorted(scores)
     assert [scores[0], scores[-1]] == [drawn.scores_S.min(), drawn.scores_S.max()]
     for one, found in zip(frames, scores, strict=True):
@@ -202,7 +202,7 @@ def test_the_animation_has_every_frame_and_every_cell_in_its_colour():
         image.seek(t)
         pixels = np.asarray(image.convert('RGB'))
         second = pixels[y : y + pictures.SIDE, x + pitch : x + pitch + pictures.SIDE]
-        np.testing.assert_array_equal(second[12::24, 8::16], style.cell_colours(5)[frames[1, t]])
+        np.testing.assert_array_equal(second[12::24, 8::16], figures.cell_colours(5)[frames[1, t]])
 
 
 def test_the_files_open_and_the_animation_has_all_grids(shown):
@@ -269,10 +269,7 @@ def test_automata_that_stand_still_are_drawn(tmp_path, capsys, number):
 
 
 def test_the_strips_say_what_their_numbers_are(drawn):
-    ends = drawn.spaced(2)
-    figure = figures.film_strips(
-        {'rules': (drawn.frames_SxTxYxX[ends], drawn.scores_S[ends])}, 3, 'gzip ratio, first 4 frames'
-    )
+    figure = figures.film_strips({'rules': drawn.spaced(2)}, 3, 'gzip ratio, first 4 frames')
     words = [text.get_text() for text in figure.axes[0].texts]
     scores = [f'{score:.2f}' for score in (drawn.scores_S.min(), drawn.scores_S.max())]
     assert words == ['rules', *scores, 'gzip ratio, first 4 frames', 'successive frames →']

@@ -59,7 +59,7 @@ def find_files(path: str, formats: tuple[str, ...]) -> list[Path]:
     # An empty path would be the current folder.
     check(bool(path), 'path', path, 'must name a file, a folder or a glob')
     root = Path(path).expanduser()
-    candidates = root.rglob('*') if root.is_dir() else map(Path, glob.glob(str(root), recursive=True))
+    candidates = files.list_files(root) if root.is_dir() else map(Path, glob.glob(str(root), recursive=True))
     # Sorted, because the order of the documents decides the shards.
     matches = sorted(file for file in candidates if file.name.endswith(formats) and file.is_file())
     check(bool(matches), 'path', path, f'no file of the formats {" ".join(formats)} there')

@@ -42,11 +42,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from nca_jax.look import calibration, pictures
+    from nca_jax.report import figures
 
     for flag in ('rules', 'windows'):
         check(getattr(args, flag) >= LEAST, f'--{flag}', getattr(args, flag), f'must be at least {LEAST}')
     config = output.load(args)
     with progress.bars() as show_progress:
         record = calibration.calibrate(config, args, show_progress)
-    drawn = {'calibration.png': pictures.score_histograms(config.data, record)}
+    drawn = {'calibration.png': figures.render(pictures.score_histograms, config.data, record)}
     output.save(args, 'calibration.json', record, drawn, calibration.report)

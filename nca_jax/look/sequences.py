@@ -39,10 +39,11 @@ class SequenceSet:
     tokens_SxTxP: np.ndarray
     frames_SxTxYxX: np.ndarray
 
-    def spaced(self, count: int) -> np.ndarray:
-        """The indices of `count` sequences, evenly spaced in the order of their scores."""
+    def spaced(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Frames and scores of `count` sequences, evenly spaced in the order of their scores."""
         order_S = np.argsort(self.scores_S, kind='stable')
-        return order_S[np.linspace(0, len(order_S) - 1, min(count, len(order_S))).round().astype(int)]
+        rows = order_S[np.linspace(0, len(order_S) - 1, min(count, len(order_S))).round().astype(int)]
+        return self.frames_SxTxYxX[rows], self.scores_S[rows]
 
 
 def sample_sets(config: Config, rules: int | None, sequences: int, progress: Progress) -> dict[str, SequenceSet]:

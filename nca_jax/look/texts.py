@@ -7,13 +7,13 @@ token and the vocabulary. 360 int32 tokens have 0.022 if they are constant and 0
 
 import collections
 import dataclasses
-import os
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nca_jax import files
 from nca_jax.data import documents
 from nca_jax.errors import UserError, check
 from nca_jax.nca import score
@@ -80,7 +80,11 @@ def read_corpus(name: str) -> np.ndarray:
         return np.frombuffer(b''.join(texts), np.uint8)
     root = Path(name).expanduser()
     try:
-        paths = list_files(root) if root.is_dir() else [root]
+        paths = [root]
+        if root.is_dir():
+            # Hidden folders: .git holds compressed copies of everything.
+            parts = {path: path.relative_to(root).parts for path in files.list_files(root)}
+            paths = [path for path, names in parts.items() if not any(name.startswith('.') for name in names)]
         # No memory maps an empty file.
         mapped = [np.memmap(path, np.uint8, 'r') for path in paths if path.is_file() and path.stat().st_size]
     except OSError as error:
@@ -88,21 +92,6 @@ def read_corpus(name: str) -> np.ndarray:
     allowed = f'must be a file or folder that holds at least one byte, or one of {", ".join(BUILT_IN)}'
     check(bool(mapped), '--text', name, allowed)
     return np.concatenate(mapped) if len(mapped) > 1 else mapped[0]
-
-
-def list_files(root: Path) -> list[Path]:
-    """All files below a folder, sorted by path, except hidden ones. Raises OSError for a folder that can't be read."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    paths = []
-    # By itself os.walk leaves out what it can't read.
-    for folder, below, names in os.walk(root, onerror=fail):
-        # os.walk descends into what stays in `below`: not .git, which holds compressed copies of everything.
-        below[:] = [name for name in below if not name.startswith('.')]
-        paths += [Path(folder, name) for name in names if not name.startswith('.')]
-    return sorted(paths)
 
 
 def measure_text(config: NCAConfig, name: str, windows: int, seed: int) -> dict[str, Ratios]:

@@ -10,9 +10,8 @@ import numpy as np
 
 from nca_jax import files
 from nca_jax.errors import UserError
-from nca_jax.report import figures, page, style, tables
-from nca_jax.report.runs import Run, require
-from nca_jax.report.study import Study
+from nca_jax.report import figures, page, tables
+from nca_jax.report.runs import Run, Study, require
 
 STAGE_CAPTION = (
     'Left: loss on held-out rules. Right: accuracy of the next grid, every token predicted from the true ones '
@@ -78,7 +77,7 @@ def blocks(study: Study) -> list[page.Block]:
     runs = (*study.nca, *study.controls)
     sections: list[page.Block] = ['## Before the text', tables.table(stage_rows(runs))] if runs else []
     if study.nca:
-        sections.append(page.picture('nca_stage', STAGE_CAPTION, figures.nca_stage, study))
+        sections.append(page.Picture('nca_stage', STAGE_CAPTION, figures.render(figures.nca_stage, study)))
     # Seeds of one arm draw from the same kind of rules: the first shows them.
     shown = {run.arm: run for run in reversed(study.nca)}
     for arm, run in sorted(shown.items()):
@@ -93,12 +92,12 @@ def _automata_pictures(run: Run, suffix: str) -> list[page.Picture]:
         return []
     found = files.read_json(path)
     require(found, COMPLEXITY, f'{path}')
-    strips, score = _read_automata(run.folder / 'automata.npz'), style.score_name(found['score'])
+    strips, score = _read_automata(run.folder / 'automata.npz'), figures.score_name(found['score'])
     caption = f'Nine rules of `{run.name}`, three a level, labelled with how complex their first frames are.'
     histogram = f'{found["candidates"]:,} random rules by {score}. Only rules within the shaded band are used.'
     return [
-        page.picture(f'automata{suffix}', caption, figures.film_strips, *strips, score),
-        page.picture(f'complexity{suffix}', histogram, figures.complexity, found),
+        page.Picture(f'automata{suffix}', caption, figures.render(figures.film_strips, *strips, score)),
+        page.Picture(f'complexity{suffix}', histogram, figures.render(figures.complexity, found)),
     ]
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from nca_jax.report import figures, page, stats, tables, words
-from nca_jax.report.study import Study
+from nca_jax.report import figures, page, stats, tables
+from nca_jax.report.runs import Study
 
 # By arm, for those that share a seed with the baseline.
 Comparisons = Mapping[str, stats.Comparison]
@@ -19,7 +19,7 @@ RESULT_NOTE = (
 COMPARISON_NOTE = (
     "Speed-up: the baseline's final token count over the tokens at which the arm crosses the baseline's final "
     'perplexity for the last time, per seed, then the mean; "all tokens" counts the tokens of earlier stages too. '
-    f'Differences are in nats. {words.EVIDENCE_NOTE}'
+    f'Differences are in nats. {stats.EVIDENCE_NOTE}'
 )
 CAPTION = (
     'Held-out loss against text tokens: mean over seeds with its 95 % t interval at each evaluation. '
@@ -81,7 +81,7 @@ def result_rows(study: Study, comparisons: Comparisons) -> list[dict[str, str]]:
                 'bits per byte': tables.number(None if None in bits else sum(bits) / len(bits)),
                 f'gain over {study.baseline}, nats': tables.ranged(*c.gain.shown, 3) if c else tables.NONE,
                 'lower perplexity, %': tables.ranged(*reduction(c.gain), 1) if c else tables.NONE,
-                'verdict': words.verdict(c, arm, study.baseline),
+                'verdict': stats.verdict(c, arm, study.baseline),
             }
         )
     return rows
@@ -92,7 +92,7 @@ def comparison_rows(study: Study, comparisons: Comparisons) -> list[dict[str, st
     rows = []
     for c in comparisons.values():
         alone, counted = map(speedup_cell, speedups(study, c))
-        rows.append(words.evidence(c, study.baseline, 4) | {'speed-up': alone, 'speed-up, all tokens': counted})
+        rows.append(stats.evidence(c, study.baseline, 4) | {'speed-up': alone, 'speed-up, all tokens': counted})
     return rows
 
 
@@ -107,7 +107,7 @@ def findings(study: Study, comparisons: Comparisons) -> list[str]:
         # Percent are for readers; the test is in nats.
         interval = f'{interval}; {c.gain.mean:+.3f} nats'
         claim = f'**{arm}** {claim} perplexity than {baseline}'
-        text = words.finding(c, claim, interval, detectable=f'{c.detectable:.3f} nats')
+        text = stats.finding(c, claim, interval, detectable=f'{c.detectable:.3f} nats')
         alone, counted = speedups(study, c)
         # Only a supported difference has a speed-up to tell, and only if all seeds reach the baseline.
         if c.supported and None not in alone:
@@ -119,7 +119,7 @@ def findings(study: Study, comparisons: Comparisons) -> list[str]:
                 text += f'; with the tokens of earlier stages counted the speed-up is {times:.2f}'
             text += '.'
         sentences.append(text)
-    return sentences + words.uncompared(study.text, baseline)
+    return sentences + stats.uncompared(study.text, baseline)
 
 
 def learning_curves(study: Study) -> Figure:
@@ -148,6 +148,6 @@ def blocks(study: Study, comparisons: Comparisons) -> list[page.Block]:
     if rows := comparison_rows(study, comparisons):
         section += [tables.table(rows), page.Note(COMPARISON_NOTE)]
     # What the intervals don't cover stands beside them.
-    if caveats := words.caveats(study.text, study.baseline):
-        section.append(page.Note(' '.join(caveats)))
-    return [*section, page.picture('learning_curves', CAPTION, learning_curves, study)]
+    if caveat := stats.caveat(study.text):
+        section.append(page.Note(caveat))
+    return [*section, page.Picture('learning_curves', CAPTION, figures.render(learning_curves, study))]

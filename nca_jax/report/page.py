@@ -4,15 +4,11 @@ import base64
 import html
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import markdown_it
-import matplotlib
-from matplotlib.figure import Figure
-
-from nca_jax.report import style
 
 TEMPLATE = Path(__file__).with_suffix('.html')
 
@@ -30,18 +26,9 @@ class Picture(NamedTuple):
     caption: str
     png: bytes
 
-    title = property(lambda self: self.name.replace('_', ' '))
-
 
 # A str is Markdown: a heading, a paragraph, a list or a table.
 Block = str | Picture
-
-
-def picture(name: str, caption: str, draw: Callable[..., Figure], *args: Any) -> Picture:
-    """The figure that draw(*args) returns in the report's style."""
-    # Matplotlib reads its settings while it makes a figure's parts, and again while it draws them.
-    with matplotlib.rc_context(fname=style.SHEET):
-        return Picture(name, caption, style.png(draw(*args)))
 
 
 def suffix(name: str, alone: bool) -> str:
@@ -53,7 +40,7 @@ def as_markdown(blocks: Sequence[Block]) -> str:
     texts = []
     for block in blocks:
         # Figures lie beside the Markdown.
-        texts += [f'![{block.title}]({block.name}.png)', block.caption] if isinstance(block, Picture) else [block]
+        texts += [f'![{block.name}]({block.name}.png)', block.caption] if isinstance(block, Picture) else [block]
     return '\n\n'.join(texts) + '\n'
 
 
@@ -70,17 +57,15 @@ def as_html(title: str, blocks: Sequence[Block]) -> str:
     parts = []
     for block in blocks:
         match block:
-            case Picture(_, caption, png):
+            case Picture(name, caption, png):
                 # Within the page, so that it can be sent as one file.
                 source = 'data:image/png;base64,' + base64.b64encode(png).decode()
-                image = f'<img alt="{html.escape(block.title)}" src="{source}">'
+                image = f'<img alt="{html.escape(name)}" src="{source}">'
                 parts.append(f'<figure>{image}<figcaption>{parser.renderInline(caption)}</figcaption></figure>')
             case Note():
                 parts.append(f'<div class="note">{parser.render(block)}</div>')
             case _:
-                # An interval in parentheses goes on a line of its own in its cell.
-                text = re.sub(r' (\([^()]* to [^()]*\))</td>', r' <small>\1</small></td>', parser.render(block))
-                text = text.replace(' ± ', '&nbsp;±&nbsp;')
+                text = parser.render(block)
                 # A wide table scrolls by itself, so that the page doesn't.
                 parts.append(f'<div class="scroll">{text}</div>' if '<table>' in text else text)
     template = string.Template(TEMPLATE.read_text('utf-8'))

@@ -1,8 +1,7 @@
 """Where the numbers come from: code, devices, lineage, transfer plans, settings that differ, seconds and versions."""
 
 from nca_jax.report import page, tables
-from nca_jax.report.runs import Run, flatten
-from nca_jax.report.study import Group, Study
+from nca_jax.report.runs import Group, Run, Study, flatten
 
 
 def run_rows(study: Study) -> list[dict[str, str]]:

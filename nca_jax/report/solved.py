@@ -8,9 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from nca_jax.report import figures, page, stats, tables, words
-from nca_jax.report.runs import BENCHMARK, Run, ks
-from nca_jax.report.study import Group, Study, members
+from nca_jax.report import figures, page, stats, tables
+from nca_jax.report.runs import BENCHMARK, Group, Run, Study, ks, members
 
 # By arm and k (1 and the largest), for arms that share a seed with the baseline.
 Gains = Mapping[tuple[str, int], stats.Comparison]
@@ -25,7 +24,7 @@ NOTE = (
 )
 GAIN_NOTE = (
     "Gains are the arm's pass@k minus the baseline's with the same seed, in percentage points, with 95 % t intervals "
-    f'over the pairs; positive is better. {words.EVIDENCE_NOTE}'
+    f'over the pairs; positive is better. {stats.EVIDENCE_NOTE}'
 )
 CHANCE_NOTE = (
     'By guessing: the chance that any of k uniform guesses among the choices of a problem is right. Normalised is '
@@ -87,7 +86,7 @@ def result_rows(group: Group, gains: Gains, baseline: str) -> list[dict[str, str
             ends = [run.results('held_out')[-1]['loss'] for run in by_seed.values()]
             row['held-out loss, nats'] = tables.number(stats.t_interval(ends).mean)
         row[f'pass@1 over {baseline}, points'] = tables.ranged(*c.gain.shown, DIGITS) if c else tables.NONE
-        rows.append(row | {'verdict': words.verdict(c, arm, baseline)})
+        rows.append(row | {'verdict': stats.verdict(c, arm, baseline)})
     return rows
 
 
@@ -95,8 +94,8 @@ def gain_rows(gains: Gains, baseline: str) -> list[dict[str, str]]:
     """One row a comparison and k: its spread, what could have been seen, p values, and the gain."""
     rows = []
     for (arm, k), c in gains.items():
-        gain = {'gain, points': tables.ranged(*c.gain.shown, DIGITS), 'verdict': words.verdict(c, arm, baseline)}
-        rows.append({'score': f'pass@{k}'} | words.evidence(c, baseline, DIGITS) | gain)
+        gain = {'gain, points': tables.ranged(*c.gain.shown, DIGITS), 'verdict': stats.verdict(c, arm, baseline)}
+        rows.append({'score': f'pass@{k}'} | stats.evidence(c, baseline, DIGITS) | gain)
     return rows
 
 
@@ -139,12 +138,12 @@ def findings(study: Study, gains: Mapping[str, Gains]) -> list[str]:
                 interval = f'{low:+.{DIGITS}f} to {high:+.{DIGITS}f}'
                 change = f'{abs(mean):.{DIGITS}f} points {"higher" if mean >= 0 else "lower"}'
                 claim = f'**{arm}** has {change} pass@1 on {name} than {baseline}'
-                sentences.append(words.finding(c, claim, interval, detectable=f'{c.detectable:.{DIGITS}f} points'))
+                sentences.append(stats.finding(c, claim, interval, detectable=f'{c.detectable:.{DIGITS}f} points'))
             # One pair has nothing to say about larger k either.
             elif c.gain.n > 1:
-                gain, verdict = tables.ranged(*c.gain.shown, DIGITS), words.verdict(c, arm, baseline)
+                gain, verdict = tables.ranged(*c.gain.shown, DIGITS), stats.verdict(c, arm, baseline)
                 sentences[-1] += f' In pass@{k} the gain is {gain} points: {verdict}.'
-        sentences += words.uncompared(group, baseline, f' on {name}') + _floor(name, group)
+        sentences += stats.uncompared(group, baseline, f' on {name}') + _floor(name, group)
     return sentences
 
 
@@ -171,7 +170,7 @@ def pass_at_k(study: Study, benchmark: str) -> Figure:
     for axes in figure.axes:
         axes.set_xscale('log', base=2)
         axes.set(xlim=(numbers[0], numbers[-1]), xlabel='k, answers to a problem')
-        figures.label_ticks(axes, numbers, '{x:d}')
+        figures.label_ticks(axes.xaxis, numbers, '{x:d}')
     return figure
 
 
@@ -211,12 +210,12 @@ def blocks(study: Study, gains: Mapping[str, Gains]) -> list[page.Block]:
             section += [tables.table(rows), page.Note(CHANCE_NOTE)]
         if rows := task_rows(group):
             section.append(tables.table(rows))
-        if caveats := words.caveats(group, study.baseline):
-            section.append(page.Note(' '.join(caveats)))
+        if caveat := stats.caveat(group):
+            section.append(page.Note(caveat))
         # One k makes no curve.
         if len(all_ks(group)) > 1:
             file = 'pass_at_k' + page.suffix(name, alone=len(study.solved) == 1)
-            section.append(page.picture(file, f'{name}: {CAPTION}', pass_at_k, study, name))
+            section.append(page.Picture(file, f'{name}: {CAPTION}', figures.render(pass_at_k, study, name)))
     return section
 
 

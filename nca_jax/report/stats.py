@@ -1,4 +1,7 @@
-"""What the seeds support: t intervals, paired comparisons, detectable differences, and the paper's speed-up."""
+"""What the seeds support: t intervals, paired comparisons, detectable differences, the paper's speed-up, and words.
+
+The interval decides what is said; a p value alone never does.
+"""
 
 import dataclasses
 import functools
@@ -8,9 +11,18 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 from scipy import optimize, stats
 
+from nca_jax.report import tables
+from nca_jax.report.runs import Group
+
 LEVEL = 0.95
 # The usual power of a study's plan.
 POWER = 0.80
+EVIDENCE_NOTE = (
+    'SD is that of the paired differences. Detectable: the true difference that a two-sided 5 % paired t test on as '
+    'many seeds finds with 80 % power, if the spread is the observed one (noncentral t); with few seeds the spread '
+    'itself is uncertain. Holm p corrects for the comparisons of one table. Where all pairs differ by the same there '
+    'is no spread, and so no interval and no test.'
+)
 
 # Tokens and the loss at each, or k and pass@k.
 Curve = tuple[Sequence[float], Sequence[float]]
@@ -145,3 +157,83 @@ def difference_curve(curve: Curve, baseline: Curve) -> tuple[np.ndarray, np.ndar
     """(x, curve minus baseline) at the x of both."""
     common, i, j = np.intersect1d(curve[0], baseline[0], return_indices=True)
     return common, np.asarray(curve[1])[i] - np.asarray(baseline[1])[j]
+
+
+def verdict(c: Comparison | None, arm: str, baseline: str) -> str:
+    """What the paired interval supports, in a word or two."""
+    if c is None:
+        return 'baseline' if arm == baseline else 'not compared'
+    if c.gain.n < 2:
+        return 'one seed: no interval'
+    if math.isnan(c.gain.low):
+        return 'no spread: no interval'
+    # The interval alone decides between a difference and none.
+    if not c.supported:
+        return 'not significant'
+    # Among many intervals some exclude zero by chance: Holm's p tempers the word.
+    word = 'better' if c.gain.mean > 0 else 'worse'
+    return word if c.holm < 1 - LEVEL else f'{word}, not after Holm'
+
+
+def uncompared(group: Group, baseline: str, place: str = '') -> list[str]:
+    """A sentence for each arm that isn't compared, or one for all."""
+    if not group:
+        return []
+    if baseline not in group:
+        return [f'There is no finished run of the baseline {baseline}{place}, so no arm is compared.']
+    # One sentence stands for all arms where no arm has a partner.
+    if len(group) == 1:
+        return [f'Only the baseline {baseline} has finished{place}, so no arm is compared.']
+    unpaired = [arm for arm, by_seed in group.items() if not by_seed.keys() & group[baseline].keys()]
+    return [f'**{arm}** shares no seed with {baseline}{place}, so it is not compared.' for arm in unpaired]
+
+
+def finding(c: Comparison, claim: str, interval: str, detectable: str) -> str:
+    """A sentence or two: the difference in a reader's unit with its interval, and whether the seeds support it.
+
+    detectable: the smallest detectable difference, with its unit.
+    """
+    pairs = f'{c.gain.n} paired seed{"s" if c.gain.n > 1 else ""}'
+    if c.gain.n < 2:
+        return f'{claim} on {pairs}: one pair gives no interval, so nothing is supported.'
+    if math.isnan(c.gain.low):
+        return f'{claim}, the same in each of {pairs}: without spread there is no interval, so nothing is supported.'
+    evidence = f'95 % interval {interval}, {pairs}, p = {tables.p_value(c.gain.p)}'.replace('= <', '<')
+    if not c.supported:
+        return (
+            f'{claim} ({evidence}): **not significant**, since the interval includes zero. The smallest detectable '
+            f'difference at this seed spread with {c.gain.n} seeds is {detectable}.'
+        )
+    strength = '**supported**'
+    # The interval is of one comparison, and one of many excludes zero by chance.
+    if c.holm >= 1 - LEVEL:
+        strength = f"**supported on its own, but not after Holm's correction** (Holm p = {c.holm:.3f})"
+    return f'{claim} ({evidence}): {strength}.'
+
+
+def evidence(c: Comparison, baseline: str, digits: int) -> dict[str, str]:
+    """The columns that every table of comparisons has, which EVIDENCE_NOTE explains."""
+    return {
+        'comparison': f'{c.arm} - {baseline}',
+        'pairs': str(c.gain.n),
+        'SD': tables.number(c.gain.sd, digits),
+        'detectable': tables.number(c.detectable, digits),
+        'p': tables.p_value(c.gain.p),
+        'Holm p': tables.p_value(c.holm),
+    }
+
+
+def caveat(group: Group) -> str:
+    """A note on what the intervals of a group don't cover, as far as its runs show it; '' for nothing."""
+    shared = []
+    for arm, by_seed in group.items():
+        parents = {run.parent['identity'] for run in by_seed.values() if run.parent}
+        # Seeds that differ in this stage alone can't show how far another parent would move the result.
+        if len(by_seed) > 1 and len(parents) == 1:
+            shared.append(f'`{arm}`')
+    if not shared:
+        return ''
+    return (
+        f'All seeds of {" and of ".join(shared)} start from one parent run: their intervals cover the chance of this '
+        'stage, not that of the stage before.'
+    )

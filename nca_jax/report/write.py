@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nca_jax import files
-from nca_jax.report.runs import find_runs
-from nca_jax.report.study import Study, make_study
+from nca_jax.report import page
+from nca_jax.report.runs import Study, find_runs, make_study
 
 TITLE = 'nca_jax: what the runs support'
 SMOKE = 'Smoke test: tiny models, minutes of training. The numbers on this page mean nothing.'
@@ -31,9 +31,6 @@ def run(args: argparse.Namespace) -> None:
 
 def write(folders: Sequence[str | Path], out: Path, baseline: str | None) -> None:
     """Writes report.md, report.html and the figures into `out`, and prints the results and findings."""
-    # Here, since figures need Matplotlib, which --help does without.
-    from nca_jax.report import page
-
     # Runs that can't be read or compared raise here, before `out` is touched.
     warning, findings, results, rest = make_sections(make_study(find_runs(folders), baseline))
     blocks = [f'# {TITLE}', *warning, *findings, *results, *rest]
@@ -50,6 +47,7 @@ def write(folders: Sequence[str | Path], out: Path, baseline: str | None) -> Non
 
 def make_sections(study: Study) -> tuple[list, ...]:
     """The page's blocks in order: a warning, findings in words, results of compared runs, and all else."""
+    # Here, since figures need Matplotlib, which --help does without.
     from nca_jax.report import first_stages, losses, provenance, solved
 
     comparisons = losses.compare(study)
