@@ -57,8 +57,8 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
         # One display for the whole run: of its data, its updates and its answers.
         progress = stack.enter_context(bars()) if first else silent
         program = build(config, mesh, folder, progress)
-        distributed.agree(json.dumps(program.data, sort_keys=True), 'the data')
-        folders.check_data(folder, program.data)
+        distributed.agree(json.dumps(program.data.hashes, sort_keys=True), 'the data')
+        folders.check_data(folder, program.data.hashes)
         start_clock = time.perf_counter()
         store = stack.enter_context(Store(checkpoints, config.train.keep_last, program.timetable.keep))
         stack.enter_context(meshes.use(mesh))
@@ -120,18 +120,8 @@ def build(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progres
     """
     data = stages.STAGES[config.stage].prepare(config, mesh, folder, progress)
     abstract, init, train_step = make_update(config, mesh, data.vocab)
-    return Program(
-        vocab=data.vocab,
-        timetable=config.timetable,
-        abstract=abstract,
-        init=init,
-        train_step=train_step,
-        stream=data.stream,
-        evaluators=data.evaluators,
-        schedule=config.schedule,
-        flops=step_flops(config.model, data.vocab, config.train.batch),
-        data=data.hashes,
-    )
+    flops = step_flops(config.model, data.vocab, config.train.batch)
+    return Program(data, config.timetable, abstract, init, train_step, config.schedule, flops)
 
 
 def make_update(config: Config, mesh: jax.sharding.Mesh, vocab: Vocab) -> tuple[TrainState, Callable, Callable]:
@@ -205,10 +195,10 @@ def describe(config: Config, program: Program, identity: str, lineage: dict | No
         'identity': identity,
         'config': configs.to_dict(config),
         'parent': lineage,
-        'data': program.data,
+        'data': program.data.hashes,
         # The report takes the run's result from this evaluator.
-        'evaluator': next(iter(program.evaluators)),
-        'vocab_size': program.vocab.size,
+        'evaluator': next(iter(program.data.evaluators)),
+        'vocab_size': program.data.vocab.size,
         'parameters': trees.count(program.abstract.params),
         'tokens_per_step': program.timetable.tokens_per_step,
         'stop': program.timetable.stop,
@@ -219,11 +209,11 @@ def describe(config: Config, program: Program, identity: str, lineage: dict | No
 def open_writer(
     config: Config, program: Program, folder: pathlib.Path, about: dict[str, Any], step: int, progress: Progress
 ) -> MetricWriter | SilentWriter:
-    """Opens the run's metrics, after its record and its stage's example files are written. Only process 0 writes."""
+    """Opens the run's metrics, after its record and the files about its data are written. Only process 0 writes."""
     if not distributed.is_first():
         return SilentWriter()
     folders.write_record(folder, about)
-    stages.STAGES[config.stage].write_examples(config.data, config.seed, folder)
+    program.data.write_files(folder)
     title = f'{config.name}/{config.arm}/{config.seed}'
     tracker = Wandb(about, folder) if config.track == 'wandb' else None
     return MetricWriter(folder, step, program.timetable.stop, title, tracker, progress)

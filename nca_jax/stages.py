@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,29 +18,14 @@ from nca_jax.data import controls, corpora, streams, text, tokenizer
 from nca_jax.data.preparation import prepare_text
 from nca_jax.errors import check
 from nca_jax.evals.held_out import accuracy_scores, grid_scores, make_evaluator, text_scores
-from nca_jax.folders import RECORD, checkpoints
+from nca_jax.folders import checkpoints
 from nca_jax.nca import stream as nca_stream
 from nca_jax.nca.bank import write_examples
 from nca_jax.nca.config import NCAConfig
 from nca_jax.problems import benchmark, instruct
-from nca_jax.problems.problem import Problems
-from nca_jax.problems.sets import CODE, ProblemsConfig, load_problems
+from nca_jax.problems.sets import CODE, load_problems
 from nca_jax.progress import Progress
-
-# `evaluate(params, step)` -> metrics.
-Evaluator = Callable[[Any, int], dict]
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """What a stage brings to a run. `hashes` go into the manifest; the first evaluator decides the run's result."""
-
-    vocab: Vocab
-    # None where the stage trains nothing.
-    stream: Callable[[int], Batch] | None
-    evaluators: dict[str, Evaluator]
-    hashes: dict[str, Any]
-
+from nca_jax.train.loop import Data
 
 # Automata.
 
@@ -69,7 +54,8 @@ def _nca(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress
     scores = grid_scores(data.vocab, data.tokens_per_grid, config.eval.batches)
     evaluator = make_evaluator(config.model, data.vocab, mesh, valid, config.eval.batches, scores)
     hashes = {'rules': rules(0).hash, 'valid_rules': valid_rules(0).hash}
-    return Data(data.vocab, stream, {'nca_grid': evaluator}, hashes)
+    examples = functools.partial(write_examples, data, config.seed)
+    return Data(data.vocab, stream, {'nca_grid': evaluator}, hashes, examples)
 
 
 # Text.
@@ -82,14 +68,14 @@ def _text(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progres
     check(not config.data.cache or cache != own, 'config.data.cache', config.data.cache, 'must not be the --workdir')
     # Process 0 prepares, the others then read what it made.
     prepared = distributed.first(lambda: prepare_text(config.data, folder / 'text', progress))
-    distributed.first(lambda: _keep_tokenizer(prepared.tokenizer, folder))
     check_vocab(prepared.vocab.size, 'config.data.tokenizer', config.data.tokenizer)
     stream = text.make_stream(prepared, config.seed, config.train.batch, length, sharding)
     valid, size = text.make_eval_stream(prepared, evaluation.batch, length, evaluation.batches, sharding)
     evaluator = make_evaluator(config.model, prepared.vocab, mesh, valid, evaluation.batches, text_scores(size))
     hashes = {'text': prepared.identity, 'tokenizer': prepared.tokenizer_identity}
-    answers, answer_hashes = _benchmark(config, prepared.tokenizer, mesh, folder, progress, {})
-    return Data(prepared.vocab, stream, {'perplexity': evaluator} | answers, hashes | answer_hashes)
+    answers, answer_hashes = _benchmark(config, prepared.tokenizer, mesh, folder, progress)
+    keep = functools.partial(_keep_tokenizer, prepared.tokenizer)
+    return Data(prepared.vocab, stream, {'perplexity': evaluator} | answers, hashes | answer_hashes, keep)
 
 
 def _text_vocabulary(config: Config) -> Vocab:
@@ -101,9 +87,8 @@ def _text_vocabulary(config: Config) -> Vocab:
 
 
 def _keep_tokenizer(bpe: Tokenizer, folder: pathlib.Path) -> None:
-    """Writes the tokenizer, at a run's beginning, to where later stages and commands look for it."""
-    if distributed.is_first() and not (folder / RECORD).exists():
-        files.write(folder / tokenizer.FILE, bpe.to_str())
+    """Writes the tokenizer to where later stages and commands look for it."""
+    files.write(folder / tokenizer.FILE, bpe.to_str())
 
 
 # Problems with known answers.
@@ -117,21 +102,14 @@ def _check_instruct(config: Config) -> None:
 
 def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
     sharding, length, data = meshes.batch_sharding(mesh), config.model.length, config.data
-    bpe = _tokenizer(config, folder)
-
-    def load() -> Problems:
-        if distributed.is_first() and not (folder / RECORD).exists():
-            # A later stage looks for the tokenizer here.
-            files.write(folder / tokenizer.FILE, bpe.to_str())
-        return load_problems(data.problems, bpe)
-
-    prepared = distributed.first(load)
+    bpe = _tokenizer(config)
+    prepared = distributed.first(lambda: load_problems(data.problems, bpe))
     check_vocab(prepared.vocab.size, 'config.data.tokenizer', data.tokenizer)
-    hashes = {'problems': prepared.identity, 'tokenizer': tokenizer.identity(bpe)}
-    answers, answer_hashes = _benchmark(config, bpe, mesh, folder, progress, {data.problems: prepared})
-    hashes |= answer_hashes
+    answers, answer_hashes = _benchmark(config, bpe, mesh, folder, progress)
+    hashes = {'problems': prepared.identity, 'tokenizer': tokenizer.identity(bpe)} | answer_hashes
+    keep = functools.partial(_keep_tokenizer, bpe)
     if data.problems.task == CODE:
-        return Data(prepared.vocab, None, answers, hashes)
+        return Data(prepared.vocab, None, answers, hashes, keep)
     if distributed.is_first():
         print(instruct.describe(prepared, length), flush=True)
 
@@ -141,43 +119,34 @@ def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, pro
     valid = stream('valid', config.eval.batch)
     loss = make_evaluator(config.model, prepared.vocab, mesh, valid, config.eval.batches, accuracy_scores({}))
     # The first evaluator's result stands for the run, and these runs are compared by the problems that they solve.
-    return Data(prepared.vocab, stream('train', config.train.batch), answers | {'held_out': loss}, hashes)
+    return Data(prepared.vocab, stream('train', config.train.batch), answers | {'held_out': loss}, hashes, keep)
 
 
 def _instruct_vocabulary(config: Config) -> Vocab:
-    return Vocab(_tokenizer(config, None).get_vocab_size())
+    return Vocab(_tokenizer(config).get_vocab_size())
 
 
-def _tokenizer(config: Config, folder: pathlib.Path | None) -> Tokenizer:
-    """The config's tokenizer, else the parent's, copied into this run's folder at its beginning."""
+def _tokenizer(config: Config) -> Tokenizer:
+    """The config's tokenizer, else the parent's."""
     if config.data.tokenizer:
         return tokenizer.load(config.data.tokenizer)
-    # Without a record, an earlier start may have failed and left another tokenizer there.
-    if folder is not None and (folder / RECORD).exists():
-        return tokenizer.load(str(folder / tokenizer.FILE))
+    bpe = None
+    if config.init_from is not None:
+        parent = pathlib.Path(config.init_from.run)
+        bpe = tokenizer.load_of_run(parent, read_manifest(checkpoints(parent), config.init_from.step), None)
     allowed = 'must be a tokenizer.json, since no parent (config.init_from) has one'
-    check(config.init_from is not None, 'config.data.tokenizer', '', allowed)
-    parent = pathlib.Path(config.init_from.run)
-    bpe = tokenizer.load_of_run(parent, read_manifest(checkpoints(parent), config.init_from.step), None)
     check(bpe is not None, 'config.data.tokenizer', '', allowed)
     return bpe
 
 
 def _benchmark(
-    config: Config,
-    bpe: Tokenizer,
-    mesh: jax.sharding.Mesh,
-    folder: pathlib.Path,
-    progress: Progress,
-    loaded: Mapping[ProblemsConfig, Problems],
-) -> tuple[dict[str, Evaluator], dict[str, str]]:
-    """(evaluators, hashes) of the config's benchmark; `loaded` holds the problems that the stage itself has read."""
+    config: Config, bpe: Tokenizer, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress
+) -> tuple[dict[str, Callable[[Any, int], dict]], dict[str, str]]:
+    """(evaluators, hashes) of the config's benchmark, if it has one."""
     chosen = config.benchmark
     if chosen is None:
         return {}, {}
-    prepared = loaded.get(chosen.problems)
-    if prepared is None:
-        prepared = distributed.first(lambda: load_problems(chosen.problems, bpe))
+    prepared = distributed.first(lambda: load_problems(chosen.problems, bpe))
     answers = folder / 'answers'
     evaluator = benchmark.make_evaluator(chosen, prepared, config.model, mesh, config.seed, answers, progress)
     return {'benchmark': evaluator}, {'benchmark': prepared.identity}
@@ -229,12 +198,10 @@ class Stage:
     vocabulary: Callable[[Config], Vocab] = lambda config: config.data.vocab
     # Whether its models read text, so that a benchmark can ask them.
     has_tokenizer: bool = False
-    # Writes files about the data (of a seed) into the run's folder, at its beginning, for the report.
-    write_examples: Callable[[Any, int, pathlib.Path], None] = lambda data, seed, folder: None
 
 
 STAGES = {
-    'nca': Stage(NCAConfig, _nca, _check_nca, write_examples=write_examples),
+    'nca': Stage(NCAConfig, _nca, _check_nca),
     'text': Stage(text.TextConfig, _text, vocabulary=_text_vocabulary, has_tokenizer=True),
     'dyck': Stage(controls.DyckConfig, functools.partial(_computed, controls.dyck_sequences, subsets=_closing)),
     'copy': Stage(controls.CopyConfig, functools.partial(_computed, controls.copy_sequences), _check_copy),

@@ -58,11 +58,11 @@ def carry(
     Only carried leaves are read. Raises UserError where shapes or vocabularies don't fit.
     """
     init_from, abstract = config.init_from, program.abstract.params
-    saved, sizes = saved_params(parent), (parent['vocab_size'], program.vocab.size)
+    saved, sizes = saved_params(parent), (parent['vocab_size'], program.data.vocab.size)
     pieces = graft.resolve(init_from.entries, saved, abstract, *sizes)
     carried = graft.carried(pieces)
     # Carried tables must stand for the same tokens, which shapes can't tell.
-    tokenizers = {data['tokenizer'] for data in (parent['data'], program.data) if 'tokenizer' in data}
+    tokenizers = {data['tokenizer'] for data in (parent['data'], program.data.hashes) if 'tokenizer' in data}
     if len(tokenizers) > 1 and not carried.isdisjoint(graft.VOCAB_AXIS):
         allowed = f"must be that of {init_from.run}, because its tables are carried; '' takes it"
         raise UserError(f'config.data.tokenizer: {allowed}')
@@ -72,7 +72,7 @@ def carry(
     source, _ = restore_params(checkpoints(init_from.run), parent['step'], layout, init_from.weights)
     # An average is kept in float32, whatever dtype the parameters have.
     source = trees.map_with_path(lambda path, leaf: leaf.astype(saved[path].dtype), source)
-    params, report = graft.graft(source, fresh, pieces, program.vocab.size, shardings)
+    params, report = graft.graft(source, fresh, pieces, program.data.vocab.size, shardings)
     for line in graft.lines(report):
         say(line)
     lineage = {name: parent[name] for name in ('identity', 'name', 'step', 'tokens')}

@@ -169,7 +169,7 @@ def test_a_run_starts_from_a_checkpoint_of_the_release(tmp_path):
         state, lineage = run.start(child, program, store, transfer.read_parent(child.init_from), say=lambda line: None)
     assert (lineage['name'], lineage['step']) == ('release_checkpoint.pt', 0)
     golden, bias = np.load(GOLDEN / 'release_checkpoint.npz'), params_of(tmp_path / 'parent')['head/bias']
-    found = logits(child.model, jax.device_get(state.params), golden['tokens'], program.vocab)
+    found = logits(child.model, jax.device_get(state.params), golden['tokens'], program.data.vocab)
     assert_logits(found + np.asarray(bias)[:34], golden['logits'])
 
 

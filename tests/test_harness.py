@@ -263,7 +263,7 @@ def test_a_run_without_its_data_is_the_run(trained, weights):
     config_of_run, program, expected, manifest = load_program(trained, mesh, weights)
     config, vocab, params, same = run.load_model(trained, mesh, weights)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), jax.device_get(expected))
-    assert (vocab, same) == (program.vocab, manifest)
+    assert (vocab, same) == (program.data.vocab, manifest)
     tokens_BxL = np.random.default_rng(0).integers(0, vocab.size, (2, 64))
     found, logits = (transformer.apply(c, params, tokens_BxL, vocab) for c in (config, config_of_run.model))
     np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-5)

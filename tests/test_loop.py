@@ -47,16 +47,13 @@ def train(folder: pathlib.Path, profile: str = '', stream=stream) -> tuple[np.nd
     state = init_state({'w': jnp.zeros(3)}, optax.identity())
     writer = MetricWriter(folder, 0, TIMETABLE.stop, 'toy')
     program = Program(
-        vocab=None,
+        data=loop.Data(None, stream, {'toy': lambda params, step: {'loss': 1.0}}, hashes={}),
         timetable=dataclasses.replace(TIMETABLE, traced=to_updates(profile)),
         abstract=None,
         init=None,
         train_step=train_step(),
-        stream=stream,
-        evaluators={'toy': lambda params, step: {'loss': 1.0}},
         schedule=lambda step: 0.1 + 0 * step,
         flops=1e6,
-        data={},
     )
     with Store(folder / 'checkpoints', keep=1) as store:
         try:

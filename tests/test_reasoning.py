@@ -138,7 +138,7 @@ def test_evaluation_alone_is_a_run_of_zero_steps(child, tmp_path):
 def test_a_tuned_run_is_read_like_any_other(child):
     """By what it holds itself: its parent isn't needed."""
     _, program, params, _ = load_program(child, meshes.make_mesh(meshes.MeshConfig(-1, 1, 1)))
-    found = {name: evaluate(params, 6) for name, evaluate in program.evaluators.items()}
+    found = {name: evaluate(params, 6) for name, evaluate in program.data.evaluators.items()}
     assert found['benchmark']['pass@1'] == evaluated(child, 'benchmark')[-1]['pass@1']
     np.testing.assert_allclose(found['held_out']['loss'], evaluated(child, 'held_out')[-1]['loss'], rtol=1e-5)
 

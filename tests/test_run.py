@@ -88,9 +88,9 @@ def interrupt(monkeypatch, at: int, how) -> None:
         def stream(step):
             if step == at:
                 how()
-            return program.stream(step)
+            return program.data.stream(step)
 
-        return dataclasses.replace(program, stream=stream)
+        return dataclasses.replace(program, data=dataclasses.replace(program.data, stream=stream))
 
     monkeypatch.setattr(run, 'build', building)
 
@@ -322,10 +322,10 @@ def test_a_run_trained_with_a_kernel_is_read_where_there_is_none(automata, tmp_p
 
 def test_arms_see_the_same_text(cache, automata, tmp_path):
     arms = [config(cache, 'arm=scratch'), config(cache, f'arm=nca,parent={automata}')]
-    first, second = (run.build(arm, meshes.make_mesh(arm.mesh), tmp_path).stream for arm in arms)
+    first, second = (run.build(arm, meshes.make_mesh(arm.mesh), tmp_path).data.stream for arm in arms)
     for step in (0, 5):
         np.testing.assert_array_equal(first(step).inputs_BxL, second(step).inputs_BxL)
-    other = run.build(dataclasses.replace(arms[0], seed=1), meshes.make_mesh(arms[0].mesh), tmp_path).stream
+    other = run.build(dataclasses.replace(arms[0], seed=1), meshes.make_mesh(arms[0].mesh), tmp_path).data.stream
     assert not np.array_equal(first(0).inputs_BxL, other(0).inputs_BxL)
 
 

@@ -53,16 +53,16 @@ def measure(name: str, experiment: ConfigDict, folder: pathlib.Path) -> Iterator
     program = run.build(config, mesh, folder)
     numbers = itertools.count(1)
     with meshes.use(mesh):
-        state, first = program.init(), program.stream(0)
+        state, first = program.init(), program.data.stream(0)
 
         def step(batch=first):
             nonlocal state
             state, metrics = program.train_step(state, batch)
             jax.block_until_ready(metrics)
 
-        batch_s = median_seconds(lambda: jax.block_until_ready(program.stream(next(numbers))), BATCHES)
+        batch_s = median_seconds(lambda: jax.block_until_ready(program.data.stream(next(numbers))), BATCHES)
         step_s = median_seconds(step, STEPS)
-        both_s = median_seconds(lambda: step(program.stream(next(numbers))), STEPS)
+        both_s = median_seconds(lambda: step(program.data.stream(next(numbers))), STEPS)
         beside_s = median_seconds_beside_search(step, config, folder) if config.stage == 'nca' else None
     note = f'batch and step; {batch_s / step_s:.2%} of a step'
     yield common.Row(f'stream/{name}/{config.model.dtype}', batch_s, step_s, step_s / batch_s, None, 's', note)

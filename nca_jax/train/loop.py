@@ -23,25 +23,34 @@ PHASES = ('prepare', 'data', 'compile', 'train', 'eval', 'checkpoint')
 
 
 @dataclasses.dataclass(frozen=True)
+class Data:
+    """What a stage brings to a run. `nca_jax.stages` prepares it."""
+
+    vocab: Vocab
+    # None where the run only evaluates.
+    stream: Callable[[int], Batch] | None
+    # `evaluate(params, step)` -> metrics. The first one's loss (or score) is the run's result.
+    evaluators: dict[str, Callable[[Any, int], dict]]
+    # Hashes of what the streams read, for the manifest.
+    hashes: dict[str, Any]
+    # Writes files about the data into the run's folder, at each start, for the report and for later stages.
+    write_files: Callable[[pathlib.Path], None] = lambda folder: None
+
+
+@dataclasses.dataclass(frozen=True)
 class Program:
     """What a config determines: a run without its state. `nca_jax.run.build` makes it."""
 
-    vocab: Vocab
+    data: Data
     timetable: Timetable
     # Shapes, dtypes and shardings of the train state.
     abstract: TrainState
     init: Callable[[], TrainState]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, dict]]
-    # None where the run only evaluates.
-    stream: Callable[[int], Batch] | None
-    # The first one's loss (or score) is the run's result.
-    evaluators: dict[str, Callable[[Any, int], dict]]
     # Learning rate by update, for the log.
     schedule: Callable[[int], float]
     # FLOPs that the model needs for one update.
     flops: float
-    # Hashes of what the streams read, for the manifest.
-    data: dict[str, Any]
 
 
 class Preemption:
@@ -128,7 +137,7 @@ def train(
     def evaluate(skip: Collection[str] = ()) -> None:
         weights = {'': state.params} | ({} if state.ema is None else {'_ema': state.ema})
         for suffix, params in weights.items():
-            for name, evaluator in program.evaluators.items():
+            for name, evaluator in program.data.evaluators.items():
                 if name + suffix in skip:
                     continue
                 result = evaluator(params, step)
@@ -148,7 +157,7 @@ def train(
             # Compiled ahead of the loop: the first record's speed holds no compilation, and a signal that comes
             # meanwhile ends the process at once.
             with timed('compile'):
-                train_step = train_step.lower(state, program.stream(step)).compile()
+                train_step = train_step.lower(state, program.data.stream(step)).compile()
                 observe = observe.lower(state).compile()
     # The stack closes a trace even if training ends within it.
     with preemption.deferred(), jax.transfer_guard('disallow'), ExitStack() as trace:
@@ -165,7 +174,7 @@ def train(
             with jax.profiler.StepTraceAnnotation('update', step_num=step + 1):
                 waited = seconds['data']
                 with timed('data'):
-                    batch = program.stream(step)
+                    batch = program.data.stream(step)
                 with timed('train'):
                     state, metrics = train_step(state, batch)
                     step += 1
