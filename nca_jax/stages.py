@@ -15,7 +15,6 @@ from nca_jax.batch import Batch, Vocab, check_vocab
 from nca_jax.checkpoint.store import read_manifest
 from nca_jax.config import Config
 from nca_jax.data import controls, corpora, streams, text, tokenizer
-from nca_jax.data.preparation import prepare_text
 from nca_jax.errors import check
 from nca_jax.evals.held_out import accuracy_scores, grid_scores, make_evaluator, text_scores
 from nca_jax.folders import checkpoints
@@ -67,7 +66,7 @@ def _text(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progres
     cache, own = pathlib.Path(config.data.cache).expanduser().absolute(), folder.absolute()
     check(not config.data.cache or cache != own, 'config.data.cache', config.data.cache, 'must not be the --workdir')
     # Process 0 prepares, the others then read what it made.
-    prepared = distributed.first(lambda: prepare_text(config.data, folder / 'text', progress))
+    prepared = distributed.first(lambda: text.prepare_text(config.data, folder / 'text', progress))
     check_vocab(prepared.vocab.size, 'config.data.tokenizer', config.data.tokenizer)
     stream = text.make_stream(prepared, config.seed, config.train.batch, length, sharding)
     valid, size = text.make_eval_stream(prepared, evaluation.batch, length, evaluation.batches, sharding)
@@ -202,7 +201,7 @@ class Stage:
 
 STAGES = {
     'nca': Stage(NCAConfig, _nca, _check_nca),
-    'text': Stage(text.TextConfig, _text, vocabulary=_text_vocabulary, has_tokenizer=True),
+    'text': Stage(corpora.TextConfig, _text, vocabulary=_text_vocabulary, has_tokenizer=True),
     'dyck': Stage(controls.DyckConfig, functools.partial(_computed, controls.dyck_sequences, subsets=_closing)),
     'copy': Stage(controls.CopyConfig, functools.partial(_computed, controls.copy_sequences), _check_copy),
     'noise': Stage(controls.NoiseConfig, functools.partial(_computed, controls.noise_sequences)),

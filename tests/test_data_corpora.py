@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from nca_jax import cli
-from nca_jax.data import corpora, documents, preparation, text
+from nca_jax.data import corpora, documents, text
 from nca_jax.errors import UserError
 from nca_jax.progress import silent
 
@@ -39,8 +39,8 @@ def test_the_standard_library_is_whole_and_without_tests():
 @pytest.mark.full
 def test_the_standard_library_prepares_to_the_byte(tmp_path):
     """All of it: the documents' bytes are those of the shards and of the tokens."""
-    rows = preparation.scan(documents.sources(), silent)
-    found = preparation.prepare_text(config(cache=str(tmp_path / 'cache')), 'unused')
+    rows = text.scan(documents.sources(), silent)
+    found = text.prepare_text(config(cache=str(tmp_path / 'cache')), 'unused')
     _, first = np.unique(rows['digest'], return_index=True)
     assert found.train.bytes + found.valid.bytes == rows['bytes'][first].sum()
     assert found.train.documents + found.valid.documents == len(first)
@@ -111,7 +111,7 @@ def toy_config(toy, **changes):
 def test_a_dataset_of_tfds_is_read_where_it_lies(toy, below, monkeypatch):
     monkeypatch.setattr('socket.getaddrinfo', None)
     before = {file: file.stat().st_mtime_ns for file in (toy / 'tfds').rglob('*')}
-    found = preparation.prepare_text(toy_config(toy, path=str(toy / 'tfds' / below)), toy / 'out')
+    found = text.prepare_text(toy_config(toy, path=str(toy / 'tfds' / below)), toy / 'out')
     assert found.train.documents + found.valid.documents == 100  # the train split
     tokens = np.concatenate([store.read(0, len(store)) for store in (found.train, found.valid)]).tolist()
     lines = found.tokenizer.decode(tokens, skip_special_tokens=False).split('<|endoftext|>')
@@ -130,7 +130,7 @@ def test_a_dataset_of_tfds_is_read_where_it_lies(toy, below, monkeypatch):
 )
 def test_what_tfds_has_not_prepared_is_refused_with_the_reason(toy, change, message):
     with pytest.raises(UserError, match=message) as caught:
-        preparation.prepare_text(toy_config(toy, **change), toy / 'out')
+        text.prepare_text(toy_config(toy, **change), toy / 'out')
     assert '\n' not in str(caught.value)
 
 
@@ -138,7 +138,7 @@ def test_a_copy_that_only_tensorflow_reads_is_refused(toy):
     info = toy / 'tfds' / 'nca_toy_texts' / '1.0.0' / 'dataset_info.json'
     info.write_text(info.read_text().replace('array_record', 'tfrecord'))
     with pytest.raises(UserError, match='as tfrecord, which needs TensorFlow'):
-        preparation.prepare_text(toy_config(toy), toy / 'again')
+        text.prepare_text(toy_config(toy), toy / 'again')
 
 
 OFFLINE = """

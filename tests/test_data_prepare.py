@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from nca_jax import cli
-from nca_jax.data import corpora, preparation, text
+from nca_jax.data import corpora, text
 from nca_jax.data import tokenizer as bpe
 from nca_jax.errors import UserError
 
@@ -76,7 +76,7 @@ def source(tmp_path_factory, texts):
 
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory, source):
-    return preparation.prepare_text(config(source), tmp_path_factory.mktemp('prepared'))
+    return text.prepare_text(config(source), tmp_path_factory.mktemp('prepared'))
 
 
 def test_duplicates_go_and_no_document_is_on_both_sides(prepared, texts):
@@ -89,7 +89,7 @@ def test_duplicates_go_and_no_document_is_on_both_sides(prepared, texts):
 
 def test_the_side_of_a_document_depends_on_its_text_alone(tmp_path, prepared, texts):
     others = write(tmp_path, texts[::-2] + documents(60, seed=1))
-    again = preparation.prepare_text(config(others), tmp_path / 'out')
+    again = text.prepare_text(config(others), tmp_path / 'out')
     assert set(decoded(again, 'train')) & set(texts) <= set(decoded(prepared, 'train'))
     assert set(decoded(again, 'valid')) & set(texts) <= set(decoded(prepared, 'valid'))
 
@@ -106,12 +106,12 @@ def test_the_share_of_validation_is_what_was_asked_for():
 def test_the_tokenizer_knows_the_training_split_only(tmp_path, prepared, texts):
     valid = set(decoded(prepared, 'valid'))
     train = [text for text in texts if text not in valid]
-    without = preparation.prepare_text(config(write(tmp_path / 'a', [*train, min(valid)])), tmp_path / 'out')
+    without = text.prepare_text(config(write(tmp_path / 'a', [*train, min(valid)])), tmp_path / 'out')
     assert without.tokenizer_identity == prepared.tokenizer_identity
     seen = set()
     for number in range(20):  # a word of one document is learnt where the document trains, and only there
         word = [*texts, f'{number} ' + 'zyzzyva ' * 500]
-        found = preparation.prepare_text(config(write(tmp_path / f'b{number}', word)), tmp_path / 'out')
+        found = text.prepare_text(config(write(tmp_path / f'b{number}', word)), tmp_path / 'out')
         trains = word[-1] in decoded(found, 'train')
         assert (found.tokenizer_identity != prepared.tokenizer_identity) == trains
         seen.add(trains)
@@ -164,9 +164,9 @@ def test_text_that_spells_the_end_of_text_is_text(prepared, texts):
 
 
 def test_a_second_call_only_opens(tmp_path, source):
-    first = preparation.prepare_text(config(source, cache=str(tmp_path / 'cache')), tmp_path / 'run1')
+    first = text.prepare_text(config(source, cache=str(tmp_path / 'cache')), tmp_path / 'run1')
     stages = []
-    second = preparation.prepare_text(
+    second = text.prepare_text(
         config(source, cache=str(tmp_path / 'cache')), tmp_path / 'run2', lambda *stage: stages.append(stage)
     )
     assert (stages, second.identity, second.folder) == ([], first.identity, first.folder)
@@ -175,20 +175,20 @@ def test_a_second_call_only_opens(tmp_path, source):
 
 def test_a_changed_file_makes_other_shards(tmp_path, texts):
     folder = write(tmp_path / 'source', texts)
-    first = preparation.prepare_text(config(folder), tmp_path / 'out')
+    first = text.prepare_text(config(folder), tmp_path / 'out')
     write(folder, [*texts[:-1], texts[-1] + ' more'])
-    assert preparation.prepare_text(config(folder), tmp_path / 'out').identity != first.identity
+    assert text.prepare_text(config(folder), tmp_path / 'out').identity != first.identity
 
 
 def test_the_identity_is_free_of_paths(tmp_path, prepared, texts):
     copy = write(tmp_path / 'elsewhere', texts)
-    assert preparation.prepare_text(config(copy), tmp_path / 'out').identity == prepared.identity
+    assert text.prepare_text(config(copy), tmp_path / 'out').identity == prepared.identity
 
 
 def test_a_loaded_tokenizer_is_used_as_it_is(tmp_path, source, prepared):
     file = tmp_path / 'tokenizer.json'
     file.write_text(json.dumps(json.loads(prepared.tokenizer.to_str()), indent=3))
-    found = preparation.prepare_text(config(source, tokenizer=str(file)), tmp_path / 'out')
+    found = text.prepare_text(config(source, tokenizer=str(file)), tmp_path / 'out')
     assert (found.tokenizer_identity, found.identity) == (prepared.tokenizer_identity, prepared.identity)
     with pytest.raises(UserError, match='vocab_size = 400: must be 0 where a tokenizer is given'):
         config(source, tokenizer=str(file), vocab_size=400)
@@ -213,18 +213,18 @@ def test_damaged_shards_are_named(tmp_path, source, prepared, file, damage, mess
 def test_a_cache_that_cannot_be_made_is_named(tmp_path, source):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match=r'cache=.*file'):
-        preparation.prepare_text(config(source, cache=str(tmp_path / 'file')), tmp_path)
+        text.prepare_text(config(source, cache=str(tmp_path / 'file')), tmp_path)
 
 
 RUN = """
 import os, signal, sys
-from nca_jax.data import preparation, text
-preparation.SHARD_BYTES, preparation.CHUNK = 1000, 2
+from nca_jax.data import text
+text.SHARD_BYTES, text.CHUNK = 1000, 2
 config, out, kill_at = text.TextConfig(*eval(sys.argv[1])), sys.argv[2], int(sys.argv[3])
 def progress(stage, done, total):
     if stage == 'tokenize train' and 0 < kill_at < done:
         os.kill(os.getpid(), signal.SIGKILL)
-print(preparation.prepare_text(config, out, progress).identity)
+print(text.prepare_text(config, out, progress).identity)
 """
 
 
@@ -262,7 +262,7 @@ def test_who_comes_second_waits(tmp_path, source, prepared):
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         with (tmp_path / 'lock').open('a') as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
-            result = pool.submit(preparation.prepare_text, config(source), tmp_path, progress)
+            result = pool.submit(text.prepare_text, config(source), tmp_path, progress)
             assert waiting.wait(60)
             time.sleep(0.3)
             assert stages == ['wait']
@@ -285,7 +285,7 @@ def test_text_that_changes_between_the_passes_is_refused(tmp_path, texts, change
             write(folder, change(texts))
 
     with pytest.raises(UserError, match=message):
-        preparation.prepare_text(config(folder), tmp_path / 'out', progress)
+        text.prepare_text(config(folder), tmp_path / 'out', progress)
     assert not list(tmp_path.rglob(text.INDEX))
 
 
@@ -295,7 +295,7 @@ def test_vocabularies_above_65536_take_four_bytes(tmp_path, prepared):
         layout['model']['vocab'][f'{number:08d}'] = number
     (tmp_path / 'tokenizer.json').write_text(json.dumps(layout))
     found = config(write(tmp_path / 'a', documents(30)), tokenizer=str(tmp_path / 'tokenizer.json'))
-    big = preparation.prepare_text(found, tmp_path / 'out')
+    big = text.prepare_text(found, tmp_path / 'out')
     assert np.load(big.folder / 'train-00000.npy').dtype == np.uint32
     assert np.load(prepared.folder / 'train-00000.npy').dtype == np.uint16
 
@@ -318,7 +318,7 @@ def test_vocabularies_above_65536_take_four_bytes(tmp_path, prepared):
 )
 def test_bad_input_is_one_line(tmp_path, source, change, message):
     with pytest.raises(UserError, match=message) as caught:
-        preparation.prepare_text(config(source, **change), tmp_path)
+        text.prepare_text(config(source, **change), tmp_path)
     assert '\n' not in str(caught.value)
     assert not list(tmp_path.rglob(text.INDEX))
 
@@ -332,7 +332,7 @@ def test_bad_input_is_one_line(tmp_path, source, change, message):
 )
 def test_a_corpus_with_too_little_is_refused(tmp_path, lines, message):
     with pytest.raises(UserError, match=message):
-        preparation.prepare_text(config(write(tmp_path / 'a', lines)), tmp_path / 'out')
+        text.prepare_text(config(write(tmp_path / 'a', lines)), tmp_path / 'out')
 
 
 @pytest.mark.parametrize(
@@ -350,13 +350,13 @@ def test_tokenizers_that_lose_or_add_text_are_refused(tmp_path, source, prepared
     layout = json.loads(prepared.tokenizer.to_str()) | change
     (tmp_path / 'tokenizer.json').write_text(json.dumps(layout))
     with pytest.raises(UserError, match=message):
-        preparation.prepare_text(config(source, tokenizer=str(tmp_path / 'tokenizer.json')), tmp_path / 'out')
+        text.prepare_text(config(source, tokenizer=str(tmp_path / 'tokenizer.json')), tmp_path / 'out')
 
 
 def test_replaced_bytes_are_counted(tmp_path, texts):
     folder = write(tmp_path / 'a', texts)
     (folder / 'b.txt').write_bytes(b'caf\xe9')
-    assert preparation.prepare_text(config(folder), tmp_path / 'out').documents['replaced'] == 1
+    assert text.prepare_text(config(folder), tmp_path / 'out').documents['replaced'] == 1
 
 
 def test_the_command_prepares_and_prints_what_it_made(tmp_path, source, capsys):
@@ -403,7 +403,7 @@ def test_recipes_read_published_files(tmp_path, small_recipes, texts, name):
         folder.mkdir(parents=True)
         (folder / 'train-00000.jsonl').write_text(''.join(json.dumps({field: text}) + '\n' for text in found))
     recipe = config(tmp_path / 'data', corpus=name, field='', tokenizer=small_recipes)
-    found = preparation.prepare_text(recipe, tmp_path / 'out')
+    found = text.prepare_text(recipe, tmp_path / 'out')
     train, valid = decoded(found, 'train'), decoded(found, 'valid')
     if sides:  # as published: neither cut anew nor rid of duplicates, but what both sides have is counted
         assert (train, valid) == (cuts['train'], cuts['valid'])
@@ -417,18 +417,18 @@ def test_recipes_read_published_files(tmp_path, small_recipes, texts, name):
 def test_a_published_count_is_checked_to_a_thousandth(tmp_path, small_recipes, texts, monkeypatch):
     folder = write(tmp_path / 'data', texts)
     recipe = config(folder, corpus='openwebtext', field='', tokenizer=small_recipes)
-    tokens = len(preparation.prepare_text(recipe, tmp_path / 'free').train)
+    tokens = len(text.prepare_text(recipe, tmp_path / 'free').train)
     assert tokens > 1001
     for error, ok in ((0, True), (tokens // 1000, True), (tokens // 500, False), (-tokens // 500, False)):
         fixed = dataclasses.replace(corpora.RECIPES['openwebtext'], expected={'train': tokens + error})
         monkeypatch.setitem(corpora.RECIPES, 'openwebtext', fixed)
         if ok:
-            preparation.prepare_text(recipe, tmp_path / f'out{error}')
+            text.prepare_text(recipe, tmp_path / f'out{error}')
         else:
             with pytest.raises(
                 UserError, match=rf'openwebtext: {tokens:,} train tokens, published are {tokens + error:,}'
             ):
-                preparation.prepare_text(recipe, tmp_path / f'out{error}')
+                text.prepare_text(recipe, tmp_path / f'out{error}')
 
 
 def test_recipes_take_gpt2s_tokenizer_alone(tmp_path, prepared, texts):
@@ -437,11 +437,11 @@ def test_recipes_take_gpt2s_tokenizer_alone(tmp_path, prepared, texts):
     with pytest.raises(
         UserError, match=r"tokenizer = '': must be GPT-2's tokenizer\.json, of 50257 tokens, for openwebtext"
     ):
-        preparation.prepare_text(recipe, tmp_path / 'out')
+        text.prepare_text(recipe, tmp_path / 'out')
     prepared.tokenizer.save(str(tmp_path / 'small.json'))
     given = config(folder, corpus='openwebtext', field='', tokenizer=str(tmp_path / 'small.json'))
     with pytest.raises(UserError, match=r"small\.json': must be GPT-2's tokenizer"):
-        preparation.prepare_text(given, tmp_path / 'out')
+        text.prepare_text(given, tmp_path / 'out')
 
 
 def test_the_data_that_the_paper_used_is_fixed():

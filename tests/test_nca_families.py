@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from nca_jax.errors import FieldError
-from nca_jax.nca import rollout, rule
+from nca_jax.nca import automaton
 from tests.test_nca_rollout import SPEC
 
 KNOWN = dataclasses.replace(SPEC, family='life', height=6, width=9, colours=2, features=18)
 
 
 def frames_of(spec, weights, start_YxX):
-    trajectory = rollout.RolloutSpec(spec, burn_in=0, stride=1, frames=6)
-    return np.asarray(rollout.rollout(trajectory, weights, jax.random.key(0), jnp.asarray(start_YxX))).astype(int)
+    trajectory = automaton.RolloutSpec(spec, burn_in=0, stride=1, frames=6)
+    return np.asarray(automaton.rollout(trajectory, weights, jax.random.key(0), jnp.asarray(start_YxX))).astype(int)
 
 
 def start(seed, density=0.5):
@@ -35,7 +35,7 @@ def neighbours(grid_YxX):
 )
 def test_life_like_rules(name, born, survives, temperature):
     spec = dataclasses.replace(KNOWN, family=name, temperature=temperature)
-    frames = frames_of(spec, rule.init_rule(spec, jax.random.key(0)), start(0))
+    frames = frames_of(spec, automaton.init_rule(spec, jax.random.key(0)), start(0))
     for now, after in itertools.pairwise(frames):
         lives = np.where(now, np.isin(neighbours(now), list(survives)), np.isin(neighbours(now), list(born)))
         np.testing.assert_array_equal(after, lives)
@@ -44,7 +44,7 @@ def test_life_like_rules(name, born, survives, temperature):
 @pytest.mark.parametrize('number', [0, 30, 110, 184, 255])
 def test_elementary_rules_run_in_every_row(number):
     spec = dataclasses.replace(KNOWN, family=f'elementary:{number}', features=8)
-    frames = frames_of(spec, rule.init_rule(spec, jax.random.key(0)), start(1))
+    frames = frames_of(spec, automaton.init_rule(spec, jax.random.key(0)), start(1))
     for now, after in itertools.pairwise(frames):
         index = 4 * np.roll(now, 1, 1) + 2 * now + np.roll(now, -1, 1)
         np.testing.assert_array_equal(after, number >> index & 1)
@@ -53,7 +53,9 @@ def test_elementary_rules_run_in_every_row(number):
 @pytest.mark.parametrize(('family', 'outcomes'), [('life', 18), ('elementary', 8)])
 def test_unnamed_rules_are_drawn_from_all(family, outcomes):
     spec = dataclasses.replace(KNOWN, family=family)
-    logits = jax.vmap(lambda key: curve(rule.init_rule(spec, key), outcomes))(jax.random.split(jax.random.key(1), 400))
+    logits = jax.vmap(lambda key: curve(automaton.init_rule(spec, key), outcomes))(
+        jax.random.split(jax.random.key(1), 400)
+    )
     alive = np.asarray(logits) > 0
     np.testing.assert_array_equal(np.abs(logits), 1)
     assert np.abs(alive.mean(0) - 0.5).max() < 4 * 0.5 / 400**0.5

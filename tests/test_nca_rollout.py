@@ -14,11 +14,11 @@ from scipy import stats
 
 from nca_jax import keys
 from nca_jax.errors import FieldError
-from nca_jax.nca import patches, rollout, rule, score
+from nca_jax.nca import automaton, patches, score
 from nca_jax.nca.config import ComplexityConfig
 
 GOLDEN = Path(__file__).parent / 'golden'
-SPEC = rule.RuleSpec(
+SPEC = automaton.RuleSpec(
     family='random',
     height=5,
     width=4,
@@ -45,7 +45,7 @@ def oracle_logits(spec, weights, grid_YxX):
             for dy in (-1, 0, 1):
                 for dx in (-1, 0, 1):
                     colour = int(grid_YxX[(y + dy) % spec.height, (x + dx) % spec.width])
-                    for channel in range(spec.channels):
+                    for channel in range(spec.colours + 2 * wrap):
                         if (channel - wrap) % spec.colours == colour:
                             hidden += w['w1'][dy + 1, dx + 1, channel]
             features = np.maximum(hidden @ w['w2'] + w['b2'], 0)
@@ -56,7 +56,7 @@ def oracle_logits(spec, weights, grid_YxX):
 
 def random_weights(spec, seed):
     """A rule with biases, which random rules don't have."""
-    weights = rule.init_rule(spec, jax.random.key(seed))
+    weights = automaton.init_rule(spec, jax.random.key(seed))
     rng = np.random.default_rng(seed)
     return {k: v if k[0] == 'w' else jnp.asarray(rng.normal(size=v.shape), jnp.float32) for k, v in weights.items()}
 
@@ -75,10 +75,10 @@ def random_weights(spec, seed):
 def test_rollout_equals_the_slow_oracle(changes, perceive):
     spec = dataclasses.replace(SPEC, perceive=perceive, **changes)
     weights = random_weights(spec, 1)
-    trajectory = rollout.RolloutSpec(spec, burn_in=2, stride=3, frames=3)
+    trajectory = automaton.RolloutSpec(spec, burn_in=2, stride=3, frames=3)
     start = np.random.default_rng(0).integers(0, spec.colours, (spec.height, spec.width))
-    hidden_SxH = rollout.make_perceive(spec, weights)(jnp.asarray(start)).reshape(-1, spec.hidden)
-    logits_CxS = rollout.colour_logits(spec, weights, hidden_SxH, jnp.asarray(start.ravel()))
+    hidden_SxH = automaton.make_perceive(spec, weights)(jnp.asarray(start)).reshape(-1, spec.hidden)
+    logits_CxS = automaton.colour_logits(spec, weights, hidden_SxH, jnp.asarray(start.ravel()))
     logits_YxXxC = np.stack(logits_CxS, -1).reshape(spec.height, spec.width, -1)
     np.testing.assert_allclose(logits_YxXxC, oracle_logits(spec, weights, start), rtol=1e-4, atol=1e-5)
     grid, expected = start, []
@@ -86,7 +86,7 @@ def test_rollout_equals_the_slow_oracle(changes, perceive):
         if step in (2, 5, 8):
             expected.append(grid)
         grid = oracle_logits(spec, weights, grid).argmax(-1)
-    run = jax.jit(lambda start: rollout.rollout(trajectory, weights, jax.random.key(0), start))
+    run = jax.jit(lambda start: automaton.rollout(trajectory, weights, jax.random.key(0), start))
     found = run(jnp.asarray(start, jnp.uint8))
     assert found.dtype == jnp.uint8
     np.testing.assert_array_equal(found, expected)
@@ -102,12 +102,14 @@ def golden(colours):
 @pytest.mark.parametrize('colours', [2, 10, 15])
 def test_reproduces_the_released_codes_frames_tokens_and_gzip_ratios(colours, perceive):
     truth = golden(colours)
-    spec = rule.RuleSpec('random', 12, 12, colours, 4, 16, 'channel_wrap', 0.0, 0.0, 'softmax', 'inverse_cdf', perceive)
-    trajectory, vocab = rollout.RolloutSpec(spec, burn_in=10, stride=1, frames=27), patches.PatchVocab(colours, 2)
+    spec = automaton.RuleSpec(
+        'random', 12, 12, colours, 4, 16, 'channel_wrap', 0.0, 0.0, 'softmax', 'inverse_cdf', perceive
+    )
+    trajectory, vocab = automaton.RolloutSpec(spec, burn_in=10, stride=1, frames=27), patches.PatchVocab(colours, 2)
     rules = {k: jnp.asarray(truth[k][:, 0, 0] if k in ('w2', 'w3') else truth[k]) for k in rule_names()}
 
     def run(weights, start):
-        frames = rollout.rollout(trajectory, weights, jax.random.key(0), start)
+        frames = automaton.rollout(trajectory, weights, jax.random.key(0), start)
         return frames, patches.encode(vocab, frames)
 
     frames, tokens = jax.jit(jax.vmap(run))(rules, jnp.asarray(truth['start'], jnp.uint8))
@@ -126,7 +128,7 @@ def draws(logits_C, temperature, sampler, cells=100_001):
     """Counts of each colour among many cells with the same logits."""
     spec = dataclasses.replace(SPEC, colours=len(logits_C), temperature=temperature, sampler=sampler)
     logits = [jnp.full(cells, logit, jnp.float32) for logit in logits_C]
-    cells = jax.jit(functools.partial(rollout.sample, spec))(logits, jax.random.key(3), jnp.int32(5))
+    cells = jax.jit(functools.partial(automaton.sample, spec))(logits, jax.random.key(3), jnp.int32(5))
     return np.bincount(np.asarray(cells).ravel(), minlength=len(logits_C))
 
 
@@ -172,18 +174,18 @@ def test_impossible_colours_are_never_drawn():
 @pytest.mark.parametrize('sampler', ['inverse_cdf', 'gumbel'])
 def test_every_update_has_random_numbers_of_its_own(sampler):
     hot = dataclasses.replace(SPEC, height=60, width=50, temperature=1e6, sampler=sampler)  # every colour alike
-    trajectory = rollout.RolloutSpec(hot, burn_in=1, stride=1, frames=4)
-    frames_TxYxX = rollout.rollout(trajectory, random_weights(hot, 0), jax.random.key(0))
+    trajectory = automaton.RolloutSpec(hot, burn_in=1, stride=1, frames=4)
+    frames_TxYxX = automaton.rollout(trajectory, random_weights(hot, 0), jax.random.key(0))
     for one, other in itertools.combinations(np.asarray(frames_TxYxX), 2):
         assert stats.binomtest(int((one == other).sum()), one.size, 1 / 3).pvalue > 1e-4
 
 
 def test_starts_are_uniform_or_from_one_softmax_per_trajectory():
     big = dataclasses.replace(SPEC, height=200, width=300)
-    uniform = np.bincount(np.ravel(rollout.start_grid(big, jax.random.key(0))), minlength=3)
+    uniform = np.bincount(np.ravel(automaton.start_grid(big, jax.random.key(0))), minlength=3)
     assert stats.chisquare(uniform).pvalue > 1e-3
     skewed = [
-        np.bincount(np.ravel(rollout.start_grid(dataclasses.replace(big, start='softmax'), key)), minlength=3)
+        np.bincount(np.ravel(automaton.start_grid(dataclasses.replace(big, start='softmax'), key)), minlength=3)
         for key in jax.random.split(jax.random.key(1), 200)
     ]
     log_odds = np.log(np.array(skewed)[:, 0] / np.array(skewed)[:, 1])  # the difference of two N(0, 1) logits
@@ -193,7 +195,7 @@ def test_starts_are_uniform_or_from_one_softmax_per_trajectory():
 @pytest.mark.parametrize(('padding', 'fan_in'), [('spatial', 90), ('channel_wrap', 108)])
 def test_random_kernels_are_lecun_normal_and_biases_zero(padding, fan_in):
     spec = dataclasses.replace(SPEC, colours=10, padding=padding)
-    rules = jax.vmap(functools.partial(rule.init_rule, spec))(jax.random.split(jax.random.key(0), 2000))
+    rules = jax.vmap(functools.partial(automaton.init_rule, spec))(jax.random.split(jax.random.key(0), 2000))
     for name, fan in (('w1', fan_in), ('w2', spec.hidden), ('w3', spec.features)):
         untruncated = np.sqrt(1 / fan) / 0.87962566  # the standard deviation of a unit normal cut at two
         values = np.ravel(rules[name])

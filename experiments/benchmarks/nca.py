@@ -18,8 +18,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments.benchmarks import common
 from nca_jax.nca import patches, stream
+from nca_jax.nca.automaton import RuleSpec
 from nca_jax.nca.config import ComplexityConfig, NCAConfig
-from nca_jax.nca.rule import RuleSpec
 
 BATCH, LENGTH, FRAMES = 256, 1024, 27
 PLAIN_BATCHES = (1, 4, 16, 64, 1024)  # tried besides, to find the plain one's best

@@ -7,24 +7,56 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from nca_jax.batch import check_vocab
 from nca_jax.data import documents
 from nca_jax.data.documents import Document
-from nca_jax.data.text import TextConfig
 from nca_jax.errors import FieldError, check
 
+# Every byte and the end of text.
+LEAST_VOCAB = 257
 # Published corpora are read with GPT-2's tokenizer alone, since their tokens were counted with it.
 GPT2_VOCAB = 50_257
 # What the first pass keeps of a document: a digest of the text, its size in UTF-8, whether it holds U+FFFD (which
 # replaces bytes that aren't UTF-8), and `Document.valid`.
 SCANNED = np.dtype([('digest', 'S16'), ('bytes', np.int64), ('replaced', np.bool_), ('valid', np.bool_)])
-# `divide(scanned_N, valid_share) -> (train_N, valid_N)`: which documents are on each side. Some may be on none.
-Divide = Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray]]
+# (train_N, valid_N): which documents are on each side. Some may be on none.
+Sides = tuple[np.ndarray, np.ndarray]
 
 
-def by_content(scanned_N: np.ndarray, valid_share: float) -> tuple[np.ndarray, np.ndarray]:
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Where text comes from and how it becomes tokens."""
+
+    # python_stdlib, python_docs, text_files, openwebtext, openwebmath, codeparrot, c4 or tfds:NAME.
+    corpus: str
+    # The user's file, folder or glob; for tfds:NAME the folder where TFDS has it; '' for python_*.
+    path: str
+    # The field with the text, in JSON lines and TFDS examples; '' where none is needed or the corpus fixes it.
+    field: str
+    # A tokenizer.json, or '' to train one on the training split.
+    tokenizer: str
+    # Tokens of the trained tokenizer, 0 where a file is given.
+    vocab_size: int
+    # Share of the documents that validate, unless the corpus has a published division.
+    valid_share: float
+    # A folder that runs share, or '' for the run's own.
+    cache: str
+
+    def __post_init__(self):
+        check(0 < self.valid_share < 1, 'valid_share', self.valid_share, 'must be between 0 and 1')
+        size = self.vocab_size
+        check_vocab(size, 'vocab_size', size)
+        if self.tokenizer:
+            check(size == 0, 'vocab_size', size, 'must be 0 where a tokenizer is given, which has its own')
+        else:
+            check(size >= LEAST_VOCAB, 'vocab_size', size, f'must be at least {LEAST_VOCAB}, or name a tokenizer')
+
+
+def by_content(scanned_N: np.ndarray, valid_share: float) -> Sides:
     """Deduplicates; a document is validation if its digest, as a number in [0, 1), is below the share.
 
     So the side of a document depends on its text alone, and no text is on both sides.
@@ -37,14 +69,12 @@ def by_content(scanned_N: np.ndarray, valid_share: float) -> tuple[np.ndarray, n
     return first_N & ~valid_N, first_N & valid_N
 
 
-def as_published(scanned_N: np.ndarray, valid_share: float) -> tuple[np.ndarray, np.ndarray]:
+def as_published(scanned_N: np.ndarray, valid_share: float) -> Sides:
     """The publisher's own division, untouched."""
     return ~scanned_N['valid'], scanned_N['valid']
 
 
-def by_permutation(
-    scanned_N: np.ndarray, valid_share: float, test_size: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def by_permutation(scanned_N: np.ndarray, valid_share: float, test_size: float, seed: int) -> Sides:
     """The sides of `datasets.Dataset.train_test_split(test_size, seed=seed, shuffle=True)`, as nanoGPT published it.
 
     That function also shuffles each side. Here the documents stay in the corpus's order, so that one pass reads them.
@@ -57,16 +87,18 @@ def by_permutation(
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a published corpus is read from the user's copy of its files, and what is known about it."""
+    """How a corpus is read and divided, and what is known about a published one."""
 
     # Repositories on the Hugging Face hub. The paper names no commit; these are read from branch main.
-    source: str
-    field: str
-    divide: Divide
+    source: str = ''
+    # The field with the text; '' where the config names it.
+    field: str = ''
+    divide: Callable[[np.ndarray, float], Sides] = by_content
     # Tokens of each side, end of text included, that somebody counted and published.
     expected: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
+# The published corpora, each read from the user's copy of its files.
 RECIPES = {
     # Licence CC0-1.0. Divided by nanoGPT's data/openwebtext/prepare.py. Its README gives these counts, its script
     # 9,035,582,198 and 4,434,897: the same total, cut elsewhere by another version of the dataset. Both pass the check.
@@ -77,7 +109,7 @@ RECIPES = {
         expected={'train': 9_035_582_489, 'valid': 4_434_606},
     ),
     # Licence ODC-By-1.0. OpenWebMath, refined by ProX.
-    'openwebmath': Recipe(source='gair-prox/open-web-math-pro', field='text', divide=by_content),
+    'openwebmath': Recipe(source='gair-prox/open-web-math-pro', field='text'),
     # Each file has its own licence, in its field `license`.
     'codeparrot': Recipe(
         source='codeparrot/codeparrot-train-v2-near-dedup and codeparrot/codeparrot-valid-v2-near-dedup',
@@ -89,8 +121,7 @@ RECIPES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Corpus:
+class Corpus(NamedTuple):
     """Where documents come from."""
 
     name: str
@@ -98,9 +129,7 @@ class Corpus:
     source: object
     # Reads all documents, in the same order at every call.
     read: Callable[[], Iterable[Document]]
-    divide: Divide = by_content
-    # As in its recipe.
-    expected: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    recipe: Recipe = Recipe()
 
 
 # Corpora that every interpreter brings.
@@ -128,7 +157,7 @@ def open_corpus(config: TextConfig) -> Corpus:
 def _of_files(config: TextConfig) -> Corpus:
     """The user's own files, or the user's copy of a published corpus."""
     name, path, field = config.corpus, config.path, config.field
-    recipe, formats = Recipe(source='', field=field, divide=by_content), documents.TEXT_FORMATS
+    recipe, formats = Recipe(), documents.TEXT_FORMATS
     root, valid = Path(path).expanduser(), set()
     if name in RECIPES:
         recipe, formats = RECIPES[name], documents.PUBLISHED_FORMATS
@@ -144,10 +173,10 @@ def _of_files(config: TextConfig) -> Corpus:
 
     def read() -> Iterator[Document]:
         for file in files:
-            yield from documents.read_documents(file, recipe.field, file in valid)
+            yield from documents.read_documents(file, recipe.field or field, file in valid)
 
     source = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return Corpus(name, source, read, recipe.divide, recipe.expected)
+    return Corpus(name, source, read, recipe)
 
 
 def _prepared_by_tfds(name: str, path: str, field: str) -> Corpus:
@@ -169,7 +198,6 @@ def _prepared_by_tfds(name: str, path: str, field: str) -> Corpus:
     check(kind == 'array_record', 'path', path, allowed)
     texts = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
     check(field in texts, 'field', field, f'must be a text of tfds:{name}: {" ".join(texts)}')
-    check('train' in splits, 'corpus', f'tfds:{name}', 'must have the split train')
 
     def read() -> Iterator[Document]:
         for row, example in enumerate(builder.as_data_source('train')):

@@ -28,10 +28,7 @@ from nca_jax.errors import UserError, check
 
 # A file is a document.
 WHOLE = ('.txt', '.md', '.py')
-# A line is a JSON object with the document in one field.
-LINES = ('.jsonl', '.json')
-COMPRESSED = ('.gz', '.zst')
-# A user's folder may hold .json files of other kinds, so `text_files` takes only .jsonl.
+# In other formats a line or a row is one. `text_files` takes no .json, which in a user's folder may be of other kinds.
 TEXT_FORMATS = (*WHOLE, '.jsonl', *(f'{suffix}.gz' for suffix in (*WHOLE, '.jsonl')))
 PUBLISHED_FORMATS = ('.jsonl', '.jsonl.gz', '.json.gz', '.jsonl.zst', '.parquet')
 TESTS = {'test', 'tests', 'idle_test'}
@@ -71,7 +68,7 @@ def read_documents(file: Path, field: str, valid: bool = False) -> Iterator[Docu
 
     U+FFFD replaces bytes that aren't UTF-8. Raises UserError for a file that can't be read.
     """
-    kind = Path(file.stem).suffix if file.suffix in COMPRESSED else file.suffix
+    kind = Path(file.stem).suffix if file.suffix in ('.gz', '.zst') else file.suffix
     try:
         for name, text in _parquet_rows(file, field) if kind == '.parquet' else _stream_rows(file, kind, field):
             yield Document(text, name, valid)
@@ -84,7 +81,7 @@ def _stream_rows(file: Path, kind: str, field: str) -> Iterator[tuple[str, str]]
     """(name, text) of the whole file, or of the field in each JSON line that isn't blank."""
     # pyarrow decompresses by the suffix, and raises for a file that is cut off. It can't iterate over lines.
     with io.BufferedReader(pyarrow.input_stream(str(file))) as stream:
-        if kind not in LINES:
+        if kind in WHOLE:
             yield str(file), stream.read().decode(errors='replace')
             return
         for number, line in enumerate(stream, 1):

@@ -26,8 +26,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from nca_jax.data.preparation import prepare_text
-    from nca_jax.data.text import TextConfig
+    from nca_jax.data.corpora import TextConfig
+    from nca_jax.data.text import prepare_text
 
     # TextConfig takes '' for the run's own folder, and here is no run.
     check(args.cache != '', '--out', args.cache, 'must name a folder')

@@ -59,12 +59,8 @@ def make_computed_stream(
 
     @functools.partial(jax.jit, out_shardings=sharding)
     def cut(tokens_SxBxL1: jax.Array, first_loss_at_SxB: jax.Array, step: jax.Array) -> Batch:
-        tokens_BxL1, first_loss_at_B = (
-            jax.lax.dynamic_index_in_dim(x, step, keepdims=False) for x in (tokens_SxBxL1, first_loss_at_SxB)
-        )
-        batch = to_batch(tokens_BxL1, first_loss_at_B)
-        # Widened last, so that blocks stay in the narrow type of `sequences`.
-        return Batch(batch.inputs_BxL.astype(jnp.int32), batch.targets_BxL.astype(jnp.int32), batch.weights_BxL)
+        # Widened only here, so that blocks stay in the narrow type of `sequences`.
+        return to_batch(tokens_SxBxL1[step].astype(jnp.int32), first_loss_at_SxB[step])
 
     def stream(step: int) -> Batch:
         # The step within the block is a second transfer of an integer.
@@ -80,21 +76,20 @@ def make_read_stream(row_of: RowOf, batch: int, length: int, sharding: NamedShar
 
     def stream(step: int) -> Batch:
         # The three arrays, and the devices that hold copies, share one reading of each row.
-        row = functools.cache(lambda place: row_of(step * batch + place))
+        @functools.cache
+        def row(place: int) -> tuple[np.ndarray, ...]:
+            tokens_L1, weights_L1 = row_of(step * batch + place)
+            return tokens_L1[:-1], tokens_L1[1:], weights_L1[1:]
 
-        def part(cut: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> jax.Array:
+        def part(field: int) -> jax.Array:
             def local(index: tuple[slice, ...]) -> np.ndarray:
-                return np.stack([cut(*row(place)) for place in range(*index[0].indices(batch))])[:, index[1]]
+                return np.stack([row(place)[field] for place in range(*index[0].indices(batch))])[:, index[1]]
 
-            # This transfer is meant; the guard sees it as implicit.
-            with jax.transfer_guard_host_to_device('allow'):
-                return jax.make_array_from_callback((batch, length), sharding, local)
+            return jax.make_array_from_callback((batch, length), sharding, local)
 
-        return Batch(
-            inputs_BxL=part(lambda tokens_L1, weights_L1: tokens_L1[:-1]),
-            targets_BxL=part(lambda tokens_L1, weights_L1: tokens_L1[1:]),
-            weights_BxL=part(lambda tokens_L1, weights_L1: weights_L1[1:]),
-        )
+        # This transfer is meant; the guard sees it as implicit.
+        with jax.transfer_guard_host_to_device('allow'):
+            return Batch(*map(part, range(3)))
 
     return stream
 

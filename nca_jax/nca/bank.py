@@ -147,25 +147,21 @@ def bank_path(candidates: Candidates, folder: Path) -> Path:
 def bank(candidates: Candidates, folder: Path | None, progress: Progress = silent) -> Bank:
     """The bank of one epoch: read from `folder`/rules if it is there, else searched and saved.
 
-    Raises UserError for a file that can't be read or holds another bank.
+    Raises UserError for a file that can't be read.
     """
     if folder is None:
         return search(candidates, progress=progress)
-    path, request_hash = bank_path(candidates, folder), digest(request(candidates))
+    path = bank_path(candidates, folder)
     if not path.exists():
         result = search(candidates, folder, progress)
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(path) as file:
-            np.savez(file, request=request_hash, **dataclasses.asdict(result))
+            np.savez(file, **dataclasses.asdict(result))
         return result
     try:
         with np.load(path) as arrays:
-            # The file's name holds only a part of the hash.
-            if str(arrays['request']) != request_hash:
-                raise ValueError('of another configuration')
-            low, high = arrays['band'].tolist()
-            scalars = {'band': (low, high), 'candidates': int(arrays['candidates']), 'hash': str(arrays['hash'])}
-            return Bank(**{name: arrays[name] for name in ('index_R', 'scores_R', 'counts')}, **scalars)
+            band, scored = tuple(arrays['band'].tolist()), int(arrays['candidates'])
+            return Bank(arrays['index_R'], arrays['scores_R'], band, arrays['counts'], scored, str(arrays['hash']))
     # What NumPy raises for files that are empty, cut, spoilt or of another kind.
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f'{path}: not a readable set of rules ({error}); delete it to search again') from error

@@ -4,9 +4,8 @@ import dataclasses
 
 from nca_jax.batch import check_vocab
 from nca_jax.errors import check
+from nca_jax.nca.automaton import RolloutSpec, RuleSpec
 from nca_jax.nca.patches import PatchVocab, tokens_per_grid
-from nca_jax.nca.rollout import RolloutSpec
-from nca_jax.nca.rule import RuleSpec
 
 COUNTS = (
     'band_sample',

@@ -18,12 +18,10 @@ import numpy as np
 import pyarrow
 
 from nca_jax import keys
-from nca_jax.errors import UserError
 from nca_jax.nca import patches
+from nca_jax.nca.automaton import RolloutSpec, Rule, RuleSpec, init_rule, rollout
 from nca_jax.nca.config import ComplexityConfig, NCAConfig
 from nca_jax.nca.patches import PatchVocab
-from nca_jax.nca.rollout import RolloutSpec, rollout
-from nca_jax.nca.rule import Rule, RuleSpec, init_rule
 from nca_jax.progress import Progress, silent
 
 # zlib's code for the gzip format. Its 10-byte header and 8-byte trailer count, as in the paper.
@@ -97,15 +95,6 @@ def scored_trajectories(
     return jax.vmap(trajectory)(index_R)
 
 
-def host_cpu() -> jax.Device:
-    """A CPU of this process. Raises UserError if JAX was told to use none."""
-    try:
-        return jax.local_devices(backend='cpu')[0]
-    except RuntimeError:
-        allowed = "must name cpu too, on which rules are searched, such as 'cuda,cpu'"
-        raise UserError(f'JAX_PLATFORMS = {jax.config.jax_platforms!r}: {allowed}') from None
-
-
 def score_block(candidates: Candidates, block: int) -> Block:
     """Scores the `search_block` candidates from block * search_block on.
 
@@ -118,7 +107,8 @@ def score_block(candidates: Candidates, block: int) -> Block:
     rule = dataclasses.replace(config.rule, perceive='table')
     spec = RolloutSpec(rule, config.burn_in, stride, config.complexity.frames)
     index_R = np.arange(config.search_block, dtype=np.uint32) + np.uint32(block * config.search_block)
-    with jax.default_device(host_cpu()):
+    # JAX_PLATFORMS, where it is set, must name cpu too.
+    with jax.default_device(jax.local_devices(backend='cpu')[0]):
         names = keys.key(candidates.seed), keys.crc32(candidates.split), np.uint32(candidates.epoch)
         frames, tokens = map(np.asarray, scored_trajectories(spec, config.vocab, *names, index_R))
     return frames, tokens, scores(config.complexity, frames, tokens)

@@ -18,12 +18,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from nca_jax import distributed, keys
 from nca_jax.batch import Batch, to_batch
 from nca_jax.nca import bank, patches, score
+from nca_jax.nca.automaton import rollout
 from nca_jax.nca.config import NCAConfig
-from nca_jax.nca.rollout import rollout
 from nca_jax.progress import Progress, silent
-
-# Of the process that searches ahead, so that it leaves the cores to training.
-NICENESS = 10
 
 
 def sequence(
@@ -177,7 +174,8 @@ if __name__ == '__main__':
         os.read(sys.stdin.fileno(), 1)
         os._exit(1)
 
-    os.nice(NICENESS)
+    # Leaves the cores to training.
+    os.nice(10)
     candidates, folder = pickle.load(sys.stdin.buffer)
     threading.Thread(target=exit_with_parent, daemon=True).start()
     bank.bank(candidates, folder)
