@@ -21,7 +21,7 @@ from nca_jax.folders import checkpoints
 from nca_jax.nca import stream as nca_stream
 from nca_jax.nca.bank import write_examples
 from nca_jax.nca.config import NCAConfig
-from nca_jax.problems import benchmark, instruct
+from nca_jax.problems import benchmark, sets
 from nca_jax.problems.sets import CODE, load_problems
 from nca_jax.progress import Progress
 from nca_jax.train.loop import Data
@@ -110,10 +110,10 @@ def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, pro
     if data.problems.task == CODE:
         return Data(prepared.vocab, None, answers, hashes, keep)
     if distributed.is_first():
-        print(instruct.describe(prepared, length), flush=True)
+        print(sets.describe(prepared, length), flush=True)
 
     def stream(split: str, batch: int) -> Callable[[int], Batch]:
-        return instruct.make_stream(data, prepared, config.seed, split, batch, length, sharding)
+        return sets.make_stream(data, prepared, config.seed, split, batch, length, sharding)
 
     valid = stream('valid', config.eval.batch)
     loss = make_evaluator(config.model, prepared.vocab, mesh, valid, config.eval.batches, accuracy_scores({}))
@@ -205,5 +205,5 @@ STAGES = {
     'dyck': Stage(controls.DyckConfig, functools.partial(_computed, controls.dyck_sequences, subsets=_closing)),
     'copy': Stage(controls.CopyConfig, functools.partial(_computed, controls.copy_sequences), _check_copy),
     'noise': Stage(controls.NoiseConfig, functools.partial(_computed, controls.noise_sequences)),
-    'instruct': Stage(instruct.InstructConfig, _instruct, _check_instruct, _instruct_vocabulary, has_tokenizer=True),
+    'instruct': Stage(sets.InstructConfig, _instruct, _check_instruct, _instruct_vocabulary, has_tokenizer=True),
 }

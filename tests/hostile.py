@@ -636,7 +636,7 @@ class Scores:
         return 'guessed'
 
     def answers_in_advance(at):
-        import nca_jax.sandbox.wire as wire
+        import nca_jax.sandbox.sides as wire
 
         for answer in (True, None, 'x', 1):
             wire.send(4, wire.encode(('value', answer)))
@@ -651,7 +651,7 @@ class Scores:
     def equal_by_pickle(at):
         import pickle
 
-        import nca_jax.sandbox.wire as wire
+        import nca_jax.sandbox.sides as wire
 
         class Equal:
             def __reduce__(self):
@@ -663,7 +663,7 @@ class Scores:
     def other_codec(at):
         import pickle
 
-        import nca_jax.sandbox.wire as wire
+        import nca_jax.sandbox.sides as wire
 
         class Evil:
             def __reduce__(self):
@@ -755,7 +755,7 @@ class Scores:
 
 
 CLASSES = (Resources, Endless, Signals, Files, Network, Processes, Scores)
-SENDS = 'import nca_jax.sandbox.wire as wire\n'
+SENDS = 'import nca_jax.sandbox.sides as wire\n'
 # What happens before a candidate is called: whole programs.
 AT_FIRST = {
     'exit_at_first': 'import sys\nsys.exit(0)\n',

@@ -15,7 +15,7 @@ from nca_jax.data import tokenizer
 from nca_jax.decode.decoder import DecodeConfig
 from nca_jax.decode.sampling import Sampling
 from nca_jax.errors import UserError
-from nca_jax.problems import benchmark, gsm8k, instruct
+from nca_jax.problems import benchmark, gsm8k, sets
 from nca_jax.problems import problem as shots
 from nca_jax.problems.benchmark import BenchmarkConfig
 from nca_jax.problems.sets import ProblemsConfig, load_problems
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def config(folder):
-    return instruct.InstructConfig(PROBLEMS, str(folder / 'tokenizer.json'), shots=(1, 3), loss_on='target')
+    return sets.InstructConfig(PROBLEMS, str(folder / 'tokenizer.json'), shots=(1, 3), loss_on='target')
 
 
 def changed(config, **changes):
@@ -67,7 +67,7 @@ def sharding(devices):
 
 
 def make(config, prepared, devices=1, seed=0, split='train', batch=BATCH, length=LENGTH):
-    return instruct.make_stream(config, prepared, seed, split, batch, length, sharding(devices))
+    return sets.make_stream(config, prepared, seed, split, batch, length, sharding(devices))
 
 
 def rows(batch):
@@ -196,10 +196,10 @@ def test_truncation_drops_the_earliest_shots_and_never_the_target(config, prepar
 def test_problems_that_are_too_long_are_left_out_and_counted(config, prepared):
     sizes = sorted(len(t.prompt) + len(t.target) for t in prepared.tokens['train'])
     length = sizes[-3] - 1
-    assert len(instruct.fitting(prepared, 'train', length)) == 8
-    valid = 2 - len(instruct.fitting(prepared, 'valid', length))
-    said = f'10 train, 2 valid, 8 test problems; left out: 0 repeated, 2 train and {valid} valid'
-    assert instruct.describe(prepared, length) == f'{said} longer than {length}'
+    assert len(sets.fitting(prepared, 'train', length)) == 8
+    valid = 2 - len(sets.fitting(prepared, 'valid', length))
+    said = f'10 train, 2 valid, 8 test problems; left out: 2 train and {valid} valid'
+    assert sets.describe(prepared, length) == f'{said} longer than {length}'
     owns = [examples(prepared, t)[-1].id for t, _ in rows(make(config, prepared, length=length)(0))]
     assert len(set(owns)) == 8
     with pytest.raises(UserError, match=r'^gsm8k: no train problem fits into 20 tokens'):
@@ -210,7 +210,7 @@ def test_devices_and_splits_of_the_batch_do_not_change_rows(config, prepared):
     one, eight, halves = make(config, prepared), make(config, prepared, devices=8), make(config, prepared, batch=4)
     mesh = jax.make_mesh((2, 2, 2), ('data', 'fsdp', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 3)
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(('data', 'fsdp')))
-    other = instruct.make_stream(config, prepared, 0, 'train', BATCH, LENGTH, place)
+    other = sets.make_stream(config, prepared, 0, 'train', BATCH, LENGTH, place)
     for step in (3, 0):
         for part, left in enumerate(one(step)):
             np.testing.assert_array_equal(left, eight(step)[part])
@@ -231,8 +231,8 @@ def test_a_process_makes_its_own_rows_only(config, prepared, monkeypatch):
         made.append(arguments)
         return assemble(*arguments)
 
-    assemble = instruct.assemble
-    monkeypatch.setattr(instruct, 'assemble', counting)
+    assemble = sets.assemble
+    monkeypatch.setattr(sets, 'assemble', counting)
     monkeypatch.setattr(jax, 'make_array_from_callback', one_device)
     assert make(config, prepared, devices=8, batch=16)(0).inputs_BxL.shape == (2, LENGTH)
     assert len(made) == 2
@@ -245,14 +245,13 @@ def test_splits_share_no_problem(choices, prepared):
         assert len(set.union(*prompts.values())) == sum(map(len, prompts.values()))
 
 
-def test_training_problems_that_test_has_are_left_out_and_counted(config, tmp_path):
+def test_training_problems_that_test_has_are_left_out(config, tmp_path):
     lines = (GOLDEN / 'train.jsonl').read_text().splitlines()
     test = (GOLDEN / 'test.jsonl').read_text().splitlines()
     (tmp_path / 'train.jsonl').write_text('\n'.join([*lines, test[0], lines[3], test[5]]))
     (tmp_path / 'test.jsonl').write_text('\n'.join(test))
     found = prepare(changed(config, path=str(tmp_path)))
     assert {split: len(each) for split, each in found.splits.items()} == {'train': 10, 'valid': 2, 'test': 8}
-    assert found.repeated == 3
 
 
 def test_tasks_are_capped(choices):
@@ -310,7 +309,7 @@ def test_evaluation_prompts_are_rows_of_training_without_the_answer(prepared):
         assert len(before) == 3
         assert last == problem.prompt
         *drawn, own = shots.tokenise([*(train[shot] for shot in before), problem], prepared.tokenizer)
-        row, weights = instruct.assemble(own, drawn, LENGTH * 2, end, 'target')
+        row, weights = sets.assemble(own, drawn, LENGTH * 2, end, 'target')
         np.testing.assert_array_equal(prompt, row[: len(prompt)])
         np.testing.assert_array_equal(np.nonzero(weights)[0], np.arange(len(prompt), len(prompt) + len(own.target)))
 
@@ -389,6 +388,6 @@ def test_made_problems_have_a_size_and_no_path(config):
 
 def test_the_config_survives_an_experiment_file(config):
     values = json.loads(json.dumps(dataclasses.asdict(config)))
-    assert experiment._convert(instruct.InstructConfig, values, 'config.data') == config
+    assert experiment._convert(sets.InstructConfig, values, 'config.data') == config
     with pytest.raises(UserError, match=r'^config.data.shots\[1\] = '):
-        experiment._convert(instruct.InstructConfig, values | {'shots': [0, 'x']}, 'config.data')
+        experiment._convert(sets.InstructConfig, values | {'shots': [0, 'x']}, 'config.data')

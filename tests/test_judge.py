@@ -92,7 +92,7 @@ def test_nothing_runs_unasked(folder, capsys, monkeypatch):
 def test_without_a_layer_it_refuses_and_names_it(folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, 'platform', 'darwin')
     assert run(folder, sample()) == 2
-    assert capsys.readouterr().err == 'error: sandbox: it needs Linux, and this is darwin\n'
+    assert capsys.readouterr().err == 'error: sandbox: it needs Linux on x86_64, and this is darwin on x86_64\n'
 
 
 @pytest.mark.parametrize(

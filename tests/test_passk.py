@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from nca_jax.problems import passk
+from nca_jax.problems import benchmark
 
 
 def row(samples, correct, choices, right, task):
@@ -21,27 +21,27 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
             for k in range(1, samples + 1):
                 subsets = list(itertools.combinations(right, k))
                 expected = sum(map(any, subsets)) / len(subsets)
-                assert passk.pass_at_k(samples, correct, k) == pytest.approx(expected, abs=1e-15)
+                assert benchmark.pass_at_k(samples, correct, k) == pytest.approx(expected, abs=1e-15)
 
 
 def test_pass_at_k_is_exact_where_factorials_overflow():
-    assert passk.pass_at_k(10_000, 1, 32) == 32 / 10_000
-    assert passk.pass_at_k(10_000, 0, 32) == 0.0
-    assert passk.pass_at_k(10_000, 9_969, 32) == 1.0
+    assert benchmark.pass_at_k(10_000, 1, 32) == 32 / 10_000
+    assert benchmark.pass_at_k(10_000, 0, 32) == 0.0
+    assert benchmark.pass_at_k(10_000, 9_969, 32) == 1.0
 
 
 def test_chance_is_that_of_independent_guesses():
     for choices, right, k in ((2, 1, 1), (3, 1, 2), (5, 1, 3), (4, 2, 3), (3, 3, 1)):
         guesses = list(itertools.product(range(choices), repeat=k))
         share = sum(any(guess < right for guess in each) for each in guesses) / len(guesses)
-        assert passk.chance_pass_at_k(choices, right, k) == pytest.approx(share)
-    assert passk.chance_pass_at_k(0, 0, 32) == 0
+        assert benchmark.chance_pass_at_k(choices, right, k) == pytest.approx(share)
+    assert benchmark.chance_pass_at_k(0, 0, 32) == 0
 
 
 def test_scores_of_two_tasks_by_hand():
     """Task a: rows of 2 and of 4 options, 3 of which are right. Task b: an open row and one of 5. Two samples each."""
     rows = [row(2, 2, 2, 1, 'a'), row(2, 1, 4, 3, 'a'), row(2, 0, 0, 0, 'b'), row(2, 1, 5, 1, 'b')]
-    found = passk.metrics(rows, 0)
+    found = benchmark.metrics(rows, 0)
     a1, b1 = (1 + 1 / 2) / 2, (0 + 1 / 2) / 2
     a2, b2 = (1 + 1) / 2, (0 + 1) / 2
     single_a, single_b = (1 / 2 + 1 / 4) / 2, (0 + 1 / 5) / 2
@@ -70,24 +70,24 @@ def test_scores_of_two_tasks_by_hand():
 
 
 def test_below_chance_is_nothing():
-    assert passk.normalised(0.1, 0.25) == 0
-    assert passk.normalised(0.25, 0.25) == 0
-    assert passk.normalised(1.0, 1.0) == 0  # every guess is right
-    assert passk.normalised(1.0, 0.25) == 1
+    assert benchmark.normalised(0.1, 0.25) == 0
+    assert benchmark.normalised(0.25, 0.25) == 0
+    assert benchmark.normalised(1.0, 1.0) == 0  # every guess is right
+    assert benchmark.normalised(1.0, 0.25) == 1
 
 
 def test_only_what_every_problem_has_samples_for_is_reported():
-    found = passk.metrics([row(64, 1, 0, 0, 'a'), row(5, 1, 0, 0, 'a')], 0)
+    found = benchmark.metrics([row(64, 1, 0, 0, 'a'), row(5, 1, 0, 0, 'a')], 0)
     assert {name for name in found if name.startswith('pass@') and '_' not in name} == {'pass@1', 'pass@2', 'pass@4'}
     assert not [name for name in found if 'chance' in name or 'normalised' in name or '/' in name]
 
 
 def test_equal_scores_have_no_width_and_a_seed_fixes_the_interval():
     for correct in (0, 3):
-        found = passk.metrics([row(3, correct, 0, 0, 'a')] * 7, 0)
+        found = benchmark.metrics([row(3, correct, 0, 0, 'a')] * 7, 0)
         assert found['pass@1_low'] == found['pass@1_high'] == found['pass@1'] == correct / 3
     scores = [np.linspace(0, 1, 30)]
-    assert passk.interval(scores, 1) == passk.interval(scores, 1) != passk.interval(scores, 2)
+    assert benchmark.interval(scores, 1) == benchmark.interval(scores, 1) != benchmark.interval(scores, 2)
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
@@ -95,7 +95,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     generator = np.random.default_rng(0)
     held, widths = 0, []
     for number in range(300):
-        low, high = passk.interval([generator.random(40), generator.random(60)], number)
+        low, high = benchmark.interval([generator.random(40), generator.random(60)], number)
         held += low <= 0.5 <= high
         widths.append(high - low)
     assert 0.91 <= held / 300 <= 0.98

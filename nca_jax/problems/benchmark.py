@@ -1,12 +1,16 @@
-"""How many of a benchmark's problems a model solves: answers are sampled, graded and counted (arXiv 2603.10055)."""
+"""How many of a benchmark's problems a model solves: answers are sampled, graded and counted (arXiv 2603.10055).
+
+Scores are pass@k from n samples a problem, with its interval, beside what guessing would reach.
+"""
 
 import collections
 import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +25,8 @@ from nca_jax.decode.decoder import Answer, DecodeConfig, Prompt, make_decoder
 from nca_jax.decode.sampling import Sampling, cut, make_stops
 from nca_jax.errors import check
 from nca_jax.model.config import ModelConfig
-from nca_jax.problems import humaneval, passk
 from nca_jax.problems.problem import Problem, Problems
-from nca_jax.problems.sets import CODE, SOURCES, ProblemsConfig
+from nca_jax.problems.sets import CODE, SOURCES, ProblemsConfig, judged
 from nca_jax.progress import Progress, silent
 from nca_jax.sandbox import pool
 
@@ -58,8 +61,8 @@ class BenchmarkConfig:
         check(code or not self.run_code, 'run_code', self.run_code, f'must be false unless the task is {CODE}')
 
 
-# A problem with the tokens of its prompt.
-Question = tuple[Problem, np.ndarray]
+# The k of pass@k.
+KS = (1, 2, 4, 8, 16, 32)
 
 
 def make_evaluator(
@@ -71,7 +74,7 @@ def make_evaluator(
     folder: Path,
     progress: Progress = silent,
 ) -> Callable[[dict, int], dict]:
-    """`evaluate(params, step)` -> `passk.metrics` of the test problems, and the counts of `ask`.
+    """`evaluate(params, step)` -> `metrics` of the test problems, and the counts of `ask`.
 
     - A problem's answers depend on the seed, its id, the sample's number, its shots, the protocol and the weights.
     - They are written to `folder` as they come, and an evaluation that was killed continues with them.
@@ -101,20 +104,23 @@ def make_evaluator(
         if missing := [question for question in questions if question[0].id not in records]:
             samples, limits = range(config.samples), [config.max_tokens] * config.samples
             prompts = [Prompt(tokens, int(keys.crc32(problem.id)), samples, limits) for problem, tokens in missing]
-            problems, answers = [problem for problem, _ in missing], decode(params, prompts, seed)
+            problems = [problem for problem, _ in missing]
+            answers = decode(params, prompts, seed)
             records |= write_records(config, prepared.tokenizer, problems, answers, file, progress)
         rows = [records[problem.id] for problem, _ in questions]
         # A program is right if it passes its tests, which need a sandbox.
         if config.problems.task == CODE:
-            rows = humaneval.judged(rows, file, config.problems.path, config.run_code)
+            rows = judged(rows, file, config.problems.path, config.run_code)
             if rows is None:
                 return {'problems': len(questions), 'samples': config.samples} | counts
-        return passk.metrics(rows, seed) | counts
+        return metrics(rows, seed) | counts
 
     return evaluate
 
 
-def ask(config: BenchmarkConfig, prepared: Problems, length: int, seed: int) -> tuple[list[Question], dict[str, int]]:
+def ask(
+    config: BenchmarkConfig, prepared: Problems, length: int, seed: int
+) -> tuple[list[tuple[Problem, np.ndarray]], dict[str, int]]:
     """The first `limit` test problems of each task with the tokens of their prompts, laid out as in training.
 
     The earliest shots are dropped where a prompt would leave no room for an answer. Also returns the counts of
@@ -180,3 +186,86 @@ def record(problem: Problem, texts: Sequence[str], is_right: Callable[..., bool]
         'texts': texts,
         'correct': [is_right and is_right(text, problem.answers) for text in texts],
     }
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """1 - C(n-c, k) / C(n, k), the unbiased estimator of Chen et al., arXiv 2107.03374. k is at most n.
+
+    It is the chance that k of the n samples, drawn without replacement, have a right one.
+    """
+    # Whole numbers and one division: exact where floats would overflow or cancel.
+    draws = math.comb(samples, k)
+    return (draws - math.comb(samples - correct, k)) / draws
+
+
+def chance_pass_at_k(choices: int, right: int, k: int) -> float:
+    """The chance that one of k independent uniform guesses is among the right choices; 0 for open answers."""
+    return 1 - (1 - right / choices) ** k if choices else 0.0
+
+
+def normalised(mean: float, chance: float) -> float:
+    """max(0, (mean - chance) / (1 - chance)): 0 is guessing and 1 is all right."""
+    # Where every guess is right, a score says nothing.
+    return max(0.0, (mean - chance) / (1 - chance)) if chance < 1 else 0.0
+
+
+def metrics(rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, float]:
+    """Scores for each k of KS for which every problem has samples. A row is a problem's `record`.
+
+    - problems, samples: counts; the least number of samples where they differ.
+    - pass@k: the mean over tasks of the mean over a task's problems.
+    - pass@k_low, pass@k_high: its interval, see `interval`.
+    - TASK/pass@k: the means of several tasks.
+
+    If any problem has choices:
+
+    - chance_pass@k: what guessing reaches.
+    - normalised@k: the paper's score (arXiv 2603.10055). A task's chance is the mean of 1/choices over its rows.
+    - normalised_by_chance@k: the same with chance_pass@k as the chance, which flatters neither k > 1 nor rows with
+      several right choices.
+    """
+    tasks = sorted({row['task'] for row in rows})
+    groups = [[row for row in rows if row['task'] == task] for task in tasks]
+    samples = min(len(row['correct']) for row in rows)
+    result: dict[str, float] = {'problems': len(rows), 'samples': samples}
+
+    def task_means(score: Callable[[Mapping[str, Any]], float]) -> list[float]:
+        return [float(np.mean([score(row) for row in group])) for group in groups]
+
+    # The paper compares pass@k of any k with a single guess.
+    single = task_means(lambda row: 1 / row['choices'] if row['choices'] else 0.0)
+    for k in (k for k in KS if k <= samples):
+        scores = [np.array([pass_at_k(len(r['correct']), sum(r['correct']), k) for r in group]) for group in groups]
+        means = [float(np.mean(score)) for score in scores]
+        result[f'pass@{k}'] = float(np.mean(means))
+        # The same seed for every k, so that their intervals are of the same resamples.
+        result[f'pass@{k}_low'], result[f'pass@{k}_high'] = interval(scores, seed)
+        if len(tasks) > 1:
+            result |= {f'{task}/pass@{k}': mean for task, mean in zip(tasks, means, strict=True)}
+        if any(row['choices'] for row in rows):
+            chance = task_means(lambda row, k=k: chance_pass_at_k(row['choices'], len(row['answers']), k))
+            result[f'chance_pass@{k}'] = float(np.mean(chance))
+            result[f'normalised@{k}'] = float(np.mean([*map(normalised, means, single)]))
+            result[f'normalised_by_chance@{k}'] = float(np.mean([*map(normalised, means, chance)]))
+    return result
+
+
+def interval(scores: Sequence[np.ndarray], seed: int) -> tuple[float, float]:
+    """95 % percentile-bootstrap interval of the mean over tasks of their means. `scores` has an array for each task."""
+    # Imported here, since it takes a second and only a benchmark needs it.
+    from scipy import stats
+
+    # Problems are drawn anew within each task and the tasks stay: the interval says how far other problems of the same
+    # tasks would move the score.
+    low, high = stats.bootstrap(
+        # SciPy refuses a single observation. Twice the same one has the same resamples.
+        [np.repeat(score, 2) if len(score) == 1 else score for score in scores],
+        lambda *samples, axis: np.mean([np.mean(sample, axis=axis) for sample in samples], axis=0),
+        n_resamples=2000,
+        # Resamples that are in memory at a time.
+        batch=20,
+        confidence_level=0.95,
+        method='percentile',
+        rng=seed,
+    ).confidence_interval
+    return float(low), float(high)

@@ -87,8 +87,6 @@ class Problems:
     """Problems by split (train, valid, test), sorted by task; within a task any prefix is a random sample."""
 
     splits: dict[str, tuple[Problem, ...]]
-    # How many were left out since another one has the same prompt.
-    repeated: int
     tokenizer: Tokenizer
 
     @functools.cached_property

@@ -107,8 +107,7 @@ def read_tasks(path: pathlib.Path | None) -> dict[str, HumanEvalTask]:
                 ast.parse(getattr(task, field))
             # MemoryError where it is nested too deep.
             except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-                reason = str(error) or type(error).__name__
-                raise UserError(f'{place}: {field}: {reason}; it must be Python by itself') from None
+                raise UserError(f'{place}: {field}: {error}; it must be Python by itself') from None
         check(task.task_id not in tasks, f'{place}: task_id', task.task_id, 'is there twice')
         tasks[task.task_id] = task
     return tasks

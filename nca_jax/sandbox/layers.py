@@ -4,16 +4,18 @@ A worker calls `build` once. Each process that it forks calls `confine` before i
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import errno
 import fcntl
+import functools
 import os
 import resource
 import signal
 import socket
 import struct
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from nca_jax.sandbox import kernel
 
@@ -31,8 +33,7 @@ MIB = 1 << 20
 SIGNALS = {named.value: named.name for named in signal.Signals}
 NAMESPACES = 'user', 'mnt', 'net', 'ipc', 'uts', 'cgroup'
 UNTRUSTED = kernel.MS_NOSUID | kernel.MS_NODEV
-# The steps of `confine`. A process that fails in one ends with the exit code FAILED + its place here.
-LAYERS = 'mounts', 'limits', 'privileges', 'Landlock', 'seccomp'
+# Exit code of a process that fails in `confine`.
 FAILED = 70
 
 
@@ -54,14 +55,8 @@ class Limits:
     inodes: int = 512
 
 
-class Shared(NamedTuple):
-    """What a worker makes once and all its processes use."""
-
-    # Bytes of addresses that Python itself has.
-    mapped: int
-    # File number of Landlock's rules.
-    rules: int
-    filter: kernel.SeccompFilter
+# Puts a process behind the layers, with its limits and the files that it keeps.
+Confine = Callable[[Limits, Sequence[int]], Iterator[None]]
 
 
 def readable() -> list[str]:
@@ -81,10 +76,10 @@ def third_party(folders: Sequence[str]) -> list[str]:
     return sorted({os.path.realpath(path) for path in paths if os.path.isdir(path)})
 
 
-def build() -> Shared:
+def build() -> Confine:
     """Takes this process, and all that it forks, out of the machine's namespaces and into a root folder of its own.
 
-    Raises OSError where the kernel or its settings refuse a part.
+    Returns `confine` with what its processes share. Raises OSError where the kernel or its settings refuse a part.
     """
     with open('/proc/self/statm') as file:
         mapped = int(file.read().split()[0]) * resource.getpagesize()
@@ -110,8 +105,8 @@ def build() -> Shared:
     socket.sethostname(HOST)
     program = kernel.seccomp_program()
     # Eight bytes each instruction.
-    seccomp = kernel.SeccompFilter(len(program) // 8, program)
-    return Shared(mapped, kernel.landlock_ruleset(readable(), AROUND), seccomp)
+    seccomp = ctypes.pointer(kernel.SeccompFilter(len(program) // 8, program))
+    return functools.partial(confine, mapped, kernel.landlock_ruleset(readable(), AROUND), seccomp)
 
 
 def _new_namespaces(proc: int) -> None:
@@ -166,12 +161,13 @@ def _new_root() -> None:
     kernel.call('mount', None, '/', None, UNTRUSTED | kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY, None)
 
 
-def confine(limits: Limits, keep: Sequence[int], shared: Shared) -> Iterator[str]:
-    """Puts this process behind one layer after another for good, and yields the name of each once it works.
+def confine(mapped: int, rules: int, seccomp: Any, limits: Limits, keep: Sequence[int]) -> Iterator[None]:
+    """Puts this process behind one layer after another for good, and yields once each is in place.
 
+    mapped: bytes of addresses that Python itself has. rules: file number of Landlock's. seccomp: pointer to the filter.
     The files `keep` become numbers 3 and up; all others are closed.
     """
-    # A mount namespace of its own holds a private folder that no other program sees.
+    # Mounts: a namespace of its own holds a private folder that no other program sees.
     os.setsid()
     kernel.unshare('mnt')
     options = f'size={limits.disk_mb}m,nr_inodes={limits.inodes},mode=0700'
@@ -180,16 +176,17 @@ def confine(limits: Limits, keep: Sequence[int], shared: Shared) -> Iterator[str
     # What is printed goes into a nameless file of the private folder.
     printed = os.open(f'{PRIVATE}/printed', os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     os.unlink(f'{PRIVATE}/printed')
-    files = [os.open(EMPTY, os.O_RDONLY), printed, printed, *keep, shared.rules]
+    files = [os.open(EMPTY, os.O_RDONLY), printed, printed, *keep, rules]
     # By way of numbers above all of these, so that no copy lands on a file that is still needed.
     copies = [fcntl.fcntl(file, fcntl.F_DUPFD, max(files) + len(files)) for file in files]
     for number, copy in enumerate(copies):
         os.dup2(copy, number)
     kernel.call('close_range', len(files), 0xFFFFFFFF, 0)
-    yield 'mounts'
+    yield
+    # Limits.
     for kind, most in (
         (resource.RLIMIT_CPU, limits.cpu_seconds),
-        (resource.RLIMIT_AS, shared.mapped + limits.memory_mb * MIB),
+        (resource.RLIMIT_AS, mapped + limits.memory_mb * MIB),
         (resource.RLIMIT_FSIZE, limits.file_mb * MIB),
         (resource.RLIMIT_NOFILE, limits.files),
         (resource.RLIMIT_NPROC, limits.threads),
@@ -203,8 +200,8 @@ def confine(limits: Limits, keep: Sequence[int], shared: Shared) -> Iterator[str
         (resource.RLIMIT_SIGPENDING, 64),
     ):
         resource.setrlimit(kind, (most, most))
-    yield 'limits'
-    # The kernel counts threads per user namespace, so one of its own keeps other programs' threads out of the count.
+    yield
+    # Privileges. The kernel counts threads per user namespace: a new one keeps other programs' out of the count.
     kernel.unshare('user')
     kernel.prctl(kernel.PR_SET_SECUREBITS, kernel.LOCKED_SECUREBITS)
     kernel.call('capset', kernel.CAPABILITY_HEADER, kernel.NO_CAPABILITIES)
@@ -213,18 +210,15 @@ def confine(limits: Limits, keep: Sequence[int], shared: Shared) -> Iterator[str
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     # Landlock and seccomp demand it of an unprivileged process.
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-    yield 'privileges'
+    yield
     kernel.call('landlock_restrict_self', 3 + len(keep), 0)
     os.close(3 + len(keep))
-    yield 'Landlock'
-    kernel.call('seccomp', kernel.SECCOMP_SET_MODE_FILTER, 0, shared.filter)
-    yield 'seccomp'
+    yield
+    kernel.call('seccomp', kernel.SECCOMP_SET_MODE_FILTER, 0, seccomp)
+    yield
 
 
-def describe_status(status: int) -> str:
-    """Returns a wait status in words."""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        # Most real-time signals have no name.
-        return f'killed: {SIGNALS.get(number, number)}'
-    return f'exited: {os.WEXITSTATUS(status)}'
+def describe_exit(code: int) -> str:
+    """Returns an exit code, or the signal -code, in words."""
+    # Most real-time signals have no name.
+    return f'killed: {SIGNALS.get(-code, -code)}' if code < 0 else f'exited: {code}'
