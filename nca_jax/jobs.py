@@ -9,10 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from types import ModuleType
 
 from nca_jax import config as configs
-from nca_jax import experiment, files, folders, transfer
+from nca_jax import experiment, files, folders
 from nca_jax.config import Config
 from nca_jax.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, PREEMPTED, UserError, check
 from nca_jax.progress import bars
@@ -61,7 +60,7 @@ class Job:
         last = self.last_record()
         if last is None or last['kind'] != 'done':
             return False
-        identity = configs.identity(self.config, transfer.read_parent(self.config.init_from))
+        identity = configs.identity(self.config, folders.read_parent(self.config.init_from))
         if folders.read_record(self.folder)['identity'] != identity:
             another = f'the run of another config than {self.source}'
             raise UserError(f'{self.folder} holds {another}; remove it or choose another --out')
@@ -72,8 +71,7 @@ def run_study(file: pathlib.Path, study: str, out: pathlib.Path | None, workers:
     """Trains the runs that aren't finished, then writes the report. Returns the exit code."""
     check(workers is None or workers > 0, '--workers', workers, 'must be positive')
     check(out is None or ',' not in str(out), '--out', str(out), 'a comma would part it into words of a config')
-    module, chain = load_study(file, study)
-    out = out or pathlib.Path('runs') / (file.stem if chain[0] == 'main' else f'{file.stem}-{chain[0]}')
+    jobs, out = make_jobs(file, study, out)
     # On CPUs unless the user says otherwise: several runs can't share an accelerator's memory.
     # One process a core: small matrices gain nothing from a second one, and results don't depend on the number.
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -83,7 +81,6 @@ def run_study(file: pathlib.Path, study: str, out: pathlib.Path | None, workers:
     on_cpu = os.environ['JAX_PLATFORMS'] == 'cpu'
     # macOS can't pin a process to a core.
     cores = sorted(os.sched_getaffinity(0)) if on_cpu and hasattr(os, 'sched_getaffinity') else []
-    jobs = make_jobs(module, chain, file, out)
     files.make_folder(out, '--out')
     todo = [job for job in jobs if not job.is_finished()]
     print(f'{file.stem}: {len(jobs)} runs in {out}, {len(jobs) - len(todo)} of them finished before', flush=True)
@@ -93,10 +90,10 @@ def run_study(file: pathlib.Path, study: str, out: pathlib.Path | None, workers:
     return code
 
 
-def load_study(file: pathlib.Path, study: str) -> tuple[ModuleType, list[str]]:
-    """The experiment file as a module, and the studies to run: the earliest that `study` continues first, itself last.
+def make_jobs(file: pathlib.Path, study: str, out: pathlib.Path | None) -> tuple[list[Job], pathlib.Path]:
+    """The runs of a study and of those that it continues, parents before children, and the folder that holds them.
 
-    Raises UserError where the file can't be read or has no such study.
+    Raises UserError where the file can't be read, has no such study, or refuses a run's words.
     """
     module = experiment.load_module(file)
     if not hasattr(module, 'STUDIES'):
@@ -105,11 +102,8 @@ def load_study(file: pathlib.Path, study: str) -> tuple[ModuleType, list[str]]:
     chain, earlier = [study], getattr(module, 'CONTINUES', {})
     while chain[0] in earlier:
         chain.insert(0, earlier[chain[0]])
-    return module, chain
-
-
-def make_jobs(module: ModuleType, chain: list[str], file: pathlib.Path, out: pathlib.Path) -> list[Job]:
-    """The runs of all studies of the chain, in the file's order: parents come before children."""
+    # A study joins the folder of the one that it continues.
+    out = out or pathlib.Path('runs') / (file.stem if chain[0] == 'main' else f'{file.stem}-{chain[0]}')
     jobs = []
     for study in chain:
         for name, words in module.STUDIES[study].items():
@@ -119,7 +113,7 @@ def make_jobs(module: ModuleType, chain: list[str], file: pathlib.Path, out: pat
                 words = words.replace(parent[0], f'parent={out / parent[1]}')
             config = experiment.resolve(experiment.get_config(module, words, f'{file}: run {name} of study {study}'))
             jobs.append(Job(name, f'{file}:{words}', config, out / name, parent and parent[1]))
-    return jobs
+    return jobs, out
 
 
 def train_all(todo: list[Job], workers: int, cores: list[int]) -> int:

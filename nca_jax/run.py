@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from nca_jax import config as configs
-from nca_jax import distributed, folders, keys, stages, transfer, trees
+from nca_jax import distributed, folders, keys, stages, trees
 from nca_jax import mesh as meshes
 from nca_jax.batch import Vocab
 from nca_jax.checkpoint.manifest import environment
@@ -43,9 +43,9 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
     check_installed(config.track)
     mesh = meshes.make_mesh(config.mesh)
     check_fit(config, mesh)
-    parent = transfer.read_parent(config.init_from)
+    parent = folders.read_parent(config.init_from)
     if parent is not None:
-        transfer.check_layers(config, parent)
+        folders.check_layers(config, parent)
     identity = configs.identity(config, parent)
     # Processes with different configs would compile different programs and wait for each other forever.
     distributed.agree(identity, 'the config')
@@ -177,7 +177,7 @@ def start(
     # A resumed run never comes here: its weights have moved on from what was carried.
     if parent is None:
         return state, None
-    params, lineage = transfer.carry(config, program, state.params, parent, say)
+    params, lineage = folders.carry(config, program, state.params, parent, say)
     if state.ema is not None:
         # The average begins at the carried weights.
         layout = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.ema)

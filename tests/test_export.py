@@ -14,7 +14,7 @@ import tokenizers
 from safetensors.numpy import load_file, save_file
 
 from experiments import baselines, quickstart
-from nca_jax import cli, folders, run, transfer, trees
+from nca_jax import cli, folders, run, trees
 from nca_jax import mesh as meshes
 from nca_jax.checkpoint.store import Store, read_manifest, restore_params, saved_params
 from nca_jax.experiment import resolve
@@ -166,7 +166,7 @@ def test_a_run_starts_from_a_checkpoint_of_the_release(tmp_path):
     child = resolve(values)
     program = run.build(child, meshes.make_mesh(child.mesh), tmp_path)
     with Store(tmp_path / 'checkpoints', keep=1) as store:
-        state, lineage = run.start(child, program, store, transfer.read_parent(child.init_from), say=lambda line: None)
+        state, lineage = run.start(child, program, store, folders.read_parent(child.init_from), say=lambda line: None)
     assert (lineage['name'], lineage['step']) == ('release_checkpoint.pt', 0)
     golden, bias = np.load(GOLDEN / 'release_checkpoint.npz'), params_of(tmp_path / 'parent')['head/bias']
     found = logits(child.model, jax.device_get(state.params), golden['tokens'], program.data.vocab)

@@ -14,8 +14,8 @@ import pytest
 
 from experiments import baselines
 from nca_jax import config as configs
+from nca_jax import folders, run, trees
 from nca_jax import mesh as meshes
-from nca_jax import run, transfer, trees
 from nca_jax.batch import Batch
 from nca_jax.checkpoint.store import Store, read_manifest, restore_params
 from nca_jax.errors import FieldError
@@ -478,6 +478,6 @@ def test_a_parent_without_an_average_has_none_to_give(tmp_path):
     with Store(tmp_path / 'checkpoints', keep=1) as store:
         store.save(3, init_state({'w': jnp.zeros(3)}, optax.sgd(1.0)), {'stop': 3}, wait=True)
     wanted = configs.InitFrom(run=str(tmp_path), step=None, weights='ema', plan=(('.*', 'carry'),))
-    assert transfer.read_parent(dataclasses.replace(wanted, weights='params'))['step'] == 3
+    assert folders.read_parent(dataclasses.replace(wanted, weights='params'))['step'] == 3
     with pytest.raises(FieldError, match=r"config.init_from.weights = 'ema': must be 'params': .* kept no average"):
-        transfer.read_parent(wanted)
+        folders.read_parent(wanted)

@@ -15,7 +15,7 @@ import pytest
 
 from experiments import baselines, language, nca_pretrain, quickstart
 from nca_jax import config as configs
-from nca_jax import folders, run, stages, transfer, trees
+from nca_jax import folders, run, stages, trees
 from nca_jax import mesh as meshes
 from nca_jax.checkpoint.store import committed, read_manifest
 from nca_jax.errors import NotFiniteError, UserError
@@ -242,8 +242,8 @@ def test_a_text_run_starts_from_dyck(cache, tmp_path):
     words = f'recipe=release,corpus=text_files,path={cache}/corpus,parent={parent},parent_stage=dyck,smoke'
     child = adjusted(language.get_config(words), cache)
     program = run.build(child, meshes.make_mesh(child.mesh), tmp_path)
-    manifest = transfer.read_parent(child.init_from)
-    own, _ = transfer.carry(child, program, program.init().params, manifest, say=lambda line: None)
+    manifest = folders.read_parent(child.init_from)
+    own, _ = folders.carry(child, program, program.init().params, manifest, say=lambda line: None)
     carried, own = params_of(parent), trees.flatten(jax.device_get(own))
     assert 'head/bias' in carried
     assert 'head/bias' not in own
@@ -292,8 +292,8 @@ def test_a_transfer_carries_what_its_plan_says(cache, automata, tmp_path):
     mesh = meshes.make_mesh(child.mesh)
     program = run.build(child, mesh, tmp_path)
     fresh = jax.device_get(program.init().params)
-    carried, lineage = transfer.carry(
-        child, program, program.init().params, transfer.read_parent(child.init_from), say=lambda line: None
+    carried, lineage = folders.carry(
+        child, program, program.init().params, folders.read_parent(child.init_from), say=lambda line: None
     )
     parent = params_of(automata)
     for path, leaf in trees.flatten(jax.device_get(carried)).items():

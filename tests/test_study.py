@@ -64,7 +64,7 @@ def test_a_study_killed_in_each_stage_ends_the_same(tmp_path):
 
 
 def make_jobs(file: pathlib.Path, study: str, out: pathlib.Path) -> list[jobs.Job]:
-    return jobs.make_jobs(*jobs.load_study(file, study), file, out)
+    return jobs.make_jobs(file, study, out)[0]
 
 
 def test_parents_come_first_and_words_name_their_folders(tmp_path):
@@ -85,7 +85,9 @@ def test_a_study_that_continues_another_joins_it():
     assert [job.name for job in both[: len(main)]] == [job.name for job in main]
     assert len(both) == len(main) + 15
     assert all(job.parent == job.name.removesuffix('-tuned') for job in both[len(main) :])
-    assert jobs.load_study(file, 'smoke-reasoning')[1] == ['smoke', 'smoke-reasoning']
+    assert jobs.make_jobs(file, 'reasoning', None)[1] == out
+    smoke, both = (make_jobs(file, name, out) for name in ('smoke', 'smoke-reasoning'))
+    assert [job.name for job in both[: len(smoke)]] == [job.name for job in smoke]
 
 
 def test_a_finished_run_of_another_config_is_refused(tmp_path):
