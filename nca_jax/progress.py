@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from rich import console as rich_console
 from rich import progress as rich_progress
+from rich import text
 
 LINE_SECONDS = 60.0
 
@@ -17,6 +18,15 @@ def silent(stage: str, done: int, total: int | None) -> None:
     """Shows nothing."""
 
 
+class RateColumn(rich_progress.ProgressColumn):
+    """The recent rate per second, once it is known."""
+
+    def render(self, task: rich_progress.Task) -> text.Text:
+        rate = task.finished_speed or task.speed
+        words = '' if not rate else f'{rate:,.0f}/s' if rate >= 10 else f'{rate:.2g}/s'
+        return text.Text(words, style='progress.data.speed')
+
+
 @contextlib.contextmanager
 def bars() -> Iterator[Progress]:
     """A callback that shows a bar on stderr for each stage. A file gets a line a minute, and all of them at the end."""
@@ -24,6 +34,7 @@ def bars() -> Iterator[Progress]:
         rich_progress.TextColumn('{task.description:>9}'),
         rich_progress.BarColumn(),
         rich_progress.MofNCompleteColumn(),
+        RateColumn(),
         rich_progress.TimeElapsedColumn(),
         rich_progress.TimeRemainingColumn(),
     )
