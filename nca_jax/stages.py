@@ -132,7 +132,7 @@ def _tokenizer(config: Config) -> Tokenizer:
     bpe = None
     if config.init_from is not None:
         parent = pathlib.Path(config.init_from.run)
-        bpe = tokenizer.load_of_run(parent, read_manifest(checkpoints(parent), config.init_from.step), None)
+        bpe = tokenizer.load_of_run(parent, read_manifest(checkpoints(parent), config.init_from.step))
     allowed = 'must be a tokenizer.json, since no parent (config.init_from) has one'
     check(bpe is not None, 'config.data.tokenizer', '', allowed)
     return bpe

@@ -17,7 +17,7 @@ from nca_jax import trees
 from nca_jax.batch import Vocab
 from nca_jax.errors import UserError
 from nca_jax.hf import llama as hf
-from nca_jax.hf import release, torch_zip
+from nca_jax.hf import torch_zip
 from nca_jax.model import transformer
 from nca_jax.model.config import ModelConfig
 from tests.test_model import CONFIG
@@ -61,14 +61,13 @@ def test_logits_of_a_folder_that_transformers_saved():
 
 def test_logits_of_a_checkpoint_with_the_releases_names():
     model = torch_zip.load(GOLDEN / 'release_checkpoint.pt')['model']
-    shapes = {name: tensor.shape for name, tensor in model.items()}
-    llama, rows = release.model_config(shapes, 2, 'file')
+    tensors = {hf.from_release(name): tensor for name, tensor in model.items()}
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    llama, rows = hf.release_config(shapes, 2, 'file')
     assert (llama.layers, llama.width, llama.ffn, llama.head_bias, rows) == (2, 8, 12, True, 48)
-    hf.check_tensors(
-        {release.rename(name): shape for name, shape in hf.tensor_shapes(llama, rows).items()}, shapes, 'file'
-    )
+    hf.check_tensors(hf.tensor_shapes(llama, rows), shapes, 'file')
     vocab, golden = Vocab(34), np.load(GOLDEN / 'release_checkpoint.npz')
-    params = hf.imported(llama, lambda name: model[release.rename(name)].read(), vocab, np.dtype(np.float32))
+    params = hf.imported(llama, lambda name: tensors[name].read(), vocab, np.dtype(np.float32))
     assert_logits(logits(dataclasses.replace(llama, length=10), params, golden['tokens'], vocab), golden['logits'])
 
 
@@ -210,16 +209,16 @@ def test_other_tensors_are_refused(change, said):
 
 
 def test_shapes_that_make_no_model_are_refused():
-    shapes = {release.rename(name): shape for name, shape in hf.tensor_shapes(LLAMA, 40).items()}
+    shapes = hf.tensor_shapes(LLAMA, 40)
     for changes, said in (
-        ({'input_proj.weight': (40,)}, 'input_proj.weight must be a matrix, and is none'),
-        ({'input_proj.weight': (40, 0)}, 'width = 0'),
-        ({'layers.0.mlp.gate_proj.weight': ()}, 'layers.0.mlp.gate_proj.weight must be a matrix'),
+        ({'model.embed_tokens.weight': (40,)}, r'file: shape of model.embed_tokens.weight = \(40,\): must be a matrix'),
+        ({'model.embed_tokens.weight': (40, 0)}, 'hidden_size = 0: must be a positive int'),
+        ({'model.layers.0.mlp.gate_proj.weight': ()}, r'gate_proj.weight = \(\): must be a matrix'),
     ):
         with pytest.raises(UserError, match=said):
-            release.model_config(shapes | changes, 2, 'file')
+            hf.release_config(shapes | changes, 2, 'file')
     with pytest.raises(UserError, match='heads = 3: must divide width 16'):
-        release.model_config(shapes, 3, 'file')
-    del shapes['input_proj.weight']
-    with pytest.raises(UserError, match='is missing'):
-        release.model_config(shapes, 2, 'file')
+        hf.release_config(shapes, 3, 'file')
+    del shapes['model.embed_tokens.weight']
+    with pytest.raises(UserError, match=r'embed_tokens\.weight = None: must be a matrix'):
+        hf.release_config(shapes, 2, 'file')

@@ -125,6 +125,6 @@ class Refusal:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Refusal())
-import nca_jax.main, nca_jax.study, nca_jax.hf.llama, nca_jax.hf.release, nca_jax.scale.fit, nca_jax.scale.cost
+import nca_jax.main, nca_jax.study, nca_jax.hf.llama, nca_jax.scale.fit, nca_jax.scale.cost
 """
     subprocess.run([sys.executable, '-c', code], check=True)

@@ -178,7 +178,7 @@ def test_every_benchmark_runs_from_a_checkpoint(cache, parent, tmp_path, name):
 def test_a_model_that_has_read_no_text_is_asked_too(parent, tmp_path):
     """With fresh tables, for it has none for text, and a tokenizer that is named."""
     brackets = train(resolve(baselines.get_config('source=dyck,smoke')), tmp_path / 'brackets')
-    found = tokenizer.load_of_run(parent, folders.read_record(parent), None)
+    found = tokenizer.load_of_run(parent, folders.read_record(parent))
     found.save(str(tmp_path / 'tokenizer.json'))
     words = f'parent={brackets},parent_stage=dyck,evaluate,smoke'
     with pytest.raises(UserError, match=r"^config.data.tokenizer = '': must be a tokenizer.json, since no parent"):
@@ -197,7 +197,7 @@ def test_words_that_say_nothing_about_a_tuned_model():
 
 def test_only_the_tokenizer_of_carried_tables_will_do(cache, parent, tmp_path):
     """Another of the same size is refused, and what a beginning that failed has left is not taken for the parent's."""
-    found = tokenizer.load_of_run(parent, folders.read_record(parent), None)
+    found = tokenizer.load_of_run(parent, folders.read_record(parent))
     other = tokenizer.train((f'{number * 7919}' for number in range(2000)), found.get_vocab_size())
     assert other.get_vocab_size() == found.get_vocab_size()
     other.save(str(tmp_path / 'other.json'))

@@ -57,7 +57,7 @@ def test_a_trained_run_loads_and_generates(tmp_path, recipe):
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     fast = transformers.PreTrainedTokenizerFast.from_pretrained(out)
     text = 'def f1(x):\n    return x * 17  # é'
-    own = bpe.load_of_run(folder, read_manifest(folder / 'checkpoints'), None)
+    own = bpe.load_of_run(folder, read_manifest(folder / 'checkpoints'))
     assert tokenizer(text)['input_ids'] == fast(text)['input_ids'] == own.encode(text).ids
     assert tokenizer.decode(own.encode(text).ids) == text
     assert (tokenizer.eos_token_id, tokenizer.bos_token_id, len(tokenizer)) == (0, 0, 300)

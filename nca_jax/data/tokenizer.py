@@ -53,18 +53,14 @@ def load(file: str) -> Tokenizer:
     return _plain(tokenizer)
 
 
-def load_of_run(run: Path, manifest: Mapping[str, Any], given: Path | None) -> Tokenizer | None:
-    """The tokenizer in a run's folder, or the `given` file, which must be the manifest's; None for runs without one."""
-    if 'tokenizer' not in manifest['data']:
-        if given:
-            raise UserError(f'--tokenizer={given}: {run} was trained on no text')
+def load_of_run(run: Path, manifest: Mapping[str, Any]) -> Tokenizer | None:
+    """The tokenizer in a run's folder, which must be the manifest's; None for runs without one."""
+    expected = manifest['data'].get('tokenizer')
+    if expected is None:
         return None
-    file, expected = given or run / FILE, manifest['data']['tokenizer']
-    if not file.exists():
-        raise UserError(f'{file}: no such file; name it with --tokenizer=FILE')
-    tokenizer = load(str(file))
+    tokenizer = load(str(run / FILE))
     if identity(tokenizer) != expected:
-        raise UserError(f'{run}: was trained with a tokenizer of hash {expected[:12]}, and {file} is another one')
+        raise UserError(f'{run}: was trained with a tokenizer of hash {expected[:12]}, and {FILE} is another one')
     return tokenizer
 
 

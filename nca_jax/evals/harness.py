@@ -16,7 +16,7 @@ import argparse
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from nca_jax import files
@@ -27,8 +27,6 @@ from nca_jax.progress import bars
 ROWS = 8
 # Standard errors without a formula come from so many resamples, which makes them good to 2 %.
 RESAMPLES = 1000
-# The parts of the harness's results that --out keeps.
-KEPT = ('results', 'groups', 'group_subtasks', 'versions', 'n-shot', 'n-samples', 'lm_eval_version')
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +39,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add('--batch', type=int, metavar='N', help=f'sequences at a time over all devices ({ROWS} a device)')
     add('--weights', choices=('params', 'ema'), default='params', help='params, or ema, their average (params)')
     add('--seed', type=int, default=0, help='of sampled answers (0)')
-    add('--tokenizer', type=pathlib.Path, help="the run's tokenizer.json, if it has moved")
     add('--out', type=pathlib.Path, metavar='FILE.json', help='write the results there too')
 
 
@@ -52,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
     check(out is None or (out.absolute().parent.is_dir() and not out.is_dir()), '--out', str(out), 'must name a file')
     try:
         import lm_eval
+        from lm_eval.utils import make_table
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} isn't installed: pip install nca_jax[harness]") from None
     from nca_jax.evals import requests
@@ -60,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     os.environ.setdefault('DISABLE_MULTIPROC', '1')
     # Before the weights, which take longer to load than a misspelt task to find.
     manager, tasks = load_tasks(args.tasks.split(','), args.include_path)
-    model, about = load(args.run, args.weights, args.batch, args.seed, args.tokenizer)
+    model, about = load(args.run, args.weights, args.batch, args.seed)
     with bars() as progress:
         results = lm_eval.simple_evaluate(
             requests.make_lm(model, progress),
@@ -73,14 +71,14 @@ def run(args: argparse.Namespace) -> None:
             log_samples=False,
         )
     if out is not None:
-        record = about | {'limit': limit} | {name: results[name] for name in KEPT if name in results}
-        files.write(out, json.dumps(record, indent=1, default=str) + '\n')
-    print(table(results))
+        # The harness's own configs hold types and functions.
+        files.write(out, json.dumps(about | results, indent=1, default=str) + '\n')
+    print(make_table(results))
+    if 'groups' in results:
+        print(make_table(results, 'groups'))
 
 
-def load(
-    folder: pathlib.Path, weights: str, batch: int | None, seed: int, tokenizer: pathlib.Path | None
-) -> tuple[Any, dict[str, Any]]:
+def load(folder: pathlib.Path, weights: str, batch: int | None, seed: int) -> tuple[Any, dict[str, Any]]:
     """(the `requests.Model` of a run, the fields that identify it). Raises UserError if the run has read no text."""
     from nca_jax import mesh as meshes
     from nca_jax.data.tokenizer import load_of_run
@@ -93,7 +91,7 @@ def load(
     check(rows > 0 and rows % devices == 0, '--batch', rows, f'must be a multiple of {devices} devices')
     check(0 <= seed < 2**32, '--seed', seed, 'must be in 0..2^32 - 1')
     config, vocab, params, manifest = load_model(folder, mesh, weights)
-    bpe = load_of_run(folder, manifest, tokenizer)
+    bpe = load_of_run(folder, manifest)
     if bpe is None:
         raise UserError(f'{folder}: was trained on no text, so it has no tokenizer to read tasks with')
     tokens, allowed = bpe.get_vocab_size(), f"must be at most {vocab.size}, the model's vocabulary"
@@ -128,27 +126,3 @@ def load_tasks(names: Sequence[str], folder: pathlib.Path | None) -> tuple[Any, 
         unsafe = getattr(task, 'UNSAFE_CODE', False)
         check(not unsafe, '--tasks', name, 'is marked as unsafe: it would run code that a model wrote')
     return manager, tasks
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """The results of simple_evaluate, a row for each metric."""
-    from nca_jax.report import tables
-
-    rows = []
-    for task, values in (results['results'] | results.get('groups', {})).items():
-        for key, value in values.items():
-            # Results are named 'acc,none' and 'acc_stderr,none', besides words such as the alias.
-            metric, _, filter_name = key.partition(',')
-            if not filter_name or metric.endswith('_stderr'):
-                continue
-            error = values.get(f'{metric}_stderr,{filter_name}')
-            row = {
-                'task': values.get('alias', task),
-                'filter': filter_name,
-                'shots': str(results['n-shot'].get(task, tables.NONE)),
-                'metric': metric,
-                'value': f'{value:.4f}' if isinstance(value, float) else str(value),
-                'standard error': f'{error:.4f}' if isinstance(error, float) else tables.NONE,
-            }
-            rows.append(row)
-    return tables.table(rows)

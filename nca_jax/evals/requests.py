@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -162,38 +162,30 @@ def continuations(model: Model, requests: Sequence[tuple[str, Mapping]], progres
     groups = defaultdict(lambda: defaultdict(list))
     for number, (context, options) in enumerate(requests):
         groups[parse_options(options)][context].append(number)
-    texts: dict[int, str] = {}
-    for way, numbers_of in groups.items():
-        for number, text in _continue(model, *way, numbers_of):
-            texts[number] = text
-            progress('answers', len(texts), len(requests))
-    return [texts[number] for number in range(len(requests))]
-
-
-def _continue(
-    model: Model, sampling: Sampling, until: tuple[str, ...], max_tokens: int, numbers_of: Mapping[str, list[int]]
-) -> Iterator[tuple[int, str]]:
-    """(number of a request, its text) as soon as it has ended; `numbers_of` has the requests of each context."""
-    prompts, length = [], model.config.length
-    for context, numbers in numbers_of.items():
-        # The end of the context that leaves room for the answer, or for half of the length where that is less.
-        tokens = (model.encode(context) or [model.end])[-(length - min(max_tokens, length // 2)) :]
-        limits = [min(max_tokens, length - len(tokens))] * len(numbers)
-        # Samples depend on the context itself, not on what else is asked.
-        prompts.append(Prompt(np.array(tokens), int(keys.crc32(context)), range(len(numbers)), limits))
-    limits = [limit for prompt in prompts for limit in prompt.limits]
-    if short := sum(limit < max_tokens for limit in limits):
-        room = f'room for fewer than {max_tokens} tokens in length {length}'
-        print(f'warning: {short} of {len(limits)} answers have {room}', file=sys.stderr)
-    pieces = bpe.pieces(model.tokenizer)
+    length, pieces = model.config.length, bpe.pieces(model.tokenizer)
     # Adopted tables may have rows that are no tokens.
     pieces += [b''] * (model.vocab.size - len(pieces))
-    stops = make_stops([model.end], until, pieces)
     # Prompts differ, so rows share none.
     layout = DecodeConfig(rows=model.rows, share=1, chunk=CHUNK)
-    decode = make_decoder(model.config, model.vocab, model.mesh, layout, sampling, stops)
-    groups = list(numbers_of.values())
-    for answer in decode(model.params, prompts, model.seed):
-        text = model.tokenizer.decode(answer.tokens.tolist())
-        # The last token may hold more than the stop string.
-        yield groups[answer.prompt][answer.sample], cut(text, until)
+    texts: dict[int, str] = {}
+    for (sampling, until, max_tokens), numbers_of in groups.items():
+        prompts = []
+        for context, numbers in numbers_of.items():
+            # The end of the context that leaves room for the answer, or for half of the length where that is less.
+            tokens = (model.encode(context) or [model.end])[-(length - min(max_tokens, length // 2)) :]
+            limits = [min(max_tokens, length - len(tokens))] * len(numbers)
+            # Samples depend on the context itself, not on what else is asked.
+            prompts.append(Prompt(np.array(tokens), int(keys.crc32(context)), range(len(numbers)), limits))
+        limits = [limit for prompt in prompts for limit in prompt.limits]
+        if short := sum(limit < max_tokens for limit in limits):
+            room = f'room for fewer than {max_tokens} tokens in length {length}'
+            print(f'warning: {short} of {len(limits)} answers have {room}', file=sys.stderr)
+        stops = make_stops([model.end], until, pieces)
+        decode = make_decoder(model.config, model.vocab, model.mesh, layout, sampling, stops)
+        numbers_of_prompts = list(numbers_of.values())
+        for answer in decode(model.params, prompts, model.seed):
+            # The last token may hold more than the stop string.
+            text = cut(model.tokenizer.decode(answer.tokens.tolist()), until)
+            texts[numbers_of_prompts[answer.prompt][answer.sample]] = text
+            progress('answers', len(texts), len(requests))
+    return [texts[number] for number in range(len(requests))]

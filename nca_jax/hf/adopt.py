@@ -19,9 +19,6 @@ import pathlib
 from nca_jax import files
 from nca_jax.errors import check
 
-# A child's config must repeat these fields.
-PRINTED = ('layers', 'width', 'heads', 'ffn', 'rope_theta', 'norm_eps', 'tied', 'param_dtype')
-
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -41,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     from nca_jax.checkpoint.manifest import environment, leaf_table
     from nca_jax.checkpoint.store import Store
     from nca_jax.data import tokenizer as bpe
-    from nca_jax.hf import llama, release
+    from nca_jax.hf import llama
     from nca_jax.stages import STAGES
 
     check(args.stage in STAGES, '--stage', args.stage, f'must be one of {", ".join(STAGES)}')
@@ -51,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
             source = llama.read_folder(args.source)
         else:
             check(args.heads is not None, '--heads', args.heads, 'must be given for a file, which does not say it')
-            source = release.read(args.source, args.heads)
+            source = llama.read_checkpoint(args.source, args.heads)
         # Rows beyond the tokens are padding of the tables, which only the user can tell from tokens.
         size = source.tokens if args.vocab_size is None else args.vocab_size
         allowed = f'must be 1 to {source.rows}: how many of the {source.rows:,} rows of its tables are tokens'
@@ -71,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
             'identity': hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
             'config': {'model': model},
             'parent': None,
-            'data': {'adopted': source.format} | ({'tokenizer': bpe.identity(tokenizer)} if tokenizer else {}),
+            'data': {'tokenizer': bpe.identity(tokenizer)} if tokenizer else {},
             'vocab_size': vocab.size,
             'parameters': trees.count(params),
             'tokens_per_step': 0,
@@ -84,9 +81,11 @@ def run(args: argparse.Namespace) -> None:
         if tokenizer:
             tokenizer.save(str(out / bpe.FILE))
         folders.write_record(out, record)
-    print(f'{args.source}: {source.format}, {trees.count(params):,} parameters as {args.param_dtype}')
+    print(f'{args.source}: {trees.count(params):,} parameters as {args.param_dtype}')
     print(f'tables: {vocab.size:,} of {source.rows:,} rows, padded to {vocab.padded:,}')
     print(f'tokenizer: {bpe.FILE if tokenizer else "none that a stage can read"}')
     fields = model | {'param_dtype': args.param_dtype}
-    print('a run that starts from it has ' + ' '.join(f'--config.model.{name}={fields[name]}' for name in PRINTED))
+    # Plans drop a bias of the head, and a model may become longer.
+    repeated = [f'--config.model.{name}={fields[name]}' for name in fields if name not in ('length', 'head_bias')]
+    print('a run that starts from it has ' + ' '.join(repeated))
     print(args.out)

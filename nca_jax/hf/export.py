@@ -23,7 +23,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     weights = 'params, or ema, their average that optimizer.ema keeps (params)'
     add('--weights', choices=('params', 'ema'), default='params', help=weights)
     add('--dtype', choices=('float32', 'bfloat16'), default='float32', help='of the weights (float32)')
-    add('--tokenizer', type=pathlib.Path, help="the run's tokenizer.json, if it has left its place")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,10 +37,9 @@ def run(args: argparse.Namespace) -> None:
     one_device = meshes.make_mesh(meshes.MeshConfig(1, 1, 1), jax.devices()[:1])
     with files.new_folder(args.out, '--out') as out:
         model, vocab, params, manifest = load_model(args.run, one_device, args.weights, args.step)
-        tokenizer = load_of_run(args.run, manifest, args.tokenizer)
+        tokenizer = load_of_run(args.run, manifest)
         llama.write_folder(out, model, vocab, params, tokenizer, args.dtype)
     parameters = f'{trees.count(params):,} parameters ({args.weights}) as {args.dtype}'
     print(f'{args.run}, step {manifest["step"]}: {parameters}')
-    print(f'tables: {vocab.size:,} rows, without the {vocab.padded - vocab.size} of padding')
     print(f'tokenizer: {f"{tokenizer.get_vocab_size():,} tokens" if tokenizer else "none, since the run has none"}')
     print(args.out)

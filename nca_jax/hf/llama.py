@@ -1,12 +1,14 @@
-"""The same model as Hugging Face's LlamaForCausalLM, out and in: a folder of config.json, safetensors and a tokenizer.
+"""The same model as Hugging Face's LlamaForCausalLM, out and in, and as the release of the paper's code saved it, in.
 
-One table, TENSORS, says for both directions where each parameter goes.
+One table, TENSORS, says for all of them where each parameter goes.
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import pathlib
+import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ from nca_jax.batch import Vocab
 from nca_jax.checkpoint.graft import STACKED, VOCAB_AXIS
 from nca_jax.data import tokenizer as bpe
 from nca_jax.errors import UserError, check
+from nca_jax.hf import torch_zip
 from nca_jax.model import transformer
 from nca_jax.model.config import InitConfig, ModelConfig
 
@@ -43,8 +46,9 @@ SHARED = (*FIELDS.values(), 'head_bias')
 FIXED = {'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False}
 # LlamaConfig's own, for fields that a config.json may leave out.
 DEFAULTS = {'max_position_embeddings': 2048, 'rope_theta': 1e4, 'rms_norm_eps': 1e-6, 'tie_word_embeddings': False}
-# safetensors' names of the dtypes that are read.
-DTYPES = ('F32', 'F16', 'BF16')
+# The dtypes that are read, as safetensors and NumPy name them. Others are quantized: their numbers aren't the weights.
+DTYPES = ('F32', 'F16', 'BF16', 'float32', 'float16', 'bfloat16')
+FLOATS = 'must be floats of 16 or 32 bits'
 
 # Our path, Hugging Face's name, and how many of our first axes (of one layer) are inputs of a projection: theirs are
 # (out, in), with heads and head width as one axis. 0 stands for arrays that both lay out alike.
@@ -63,18 +67,23 @@ TENSORS = (
     ('head/kernel', 'lm_head.weight', 1),
     ('head/bias', 'lm_head.bias', 0),
 )
+# Beginnings of names: the release's, and Hugging Face's. The first that fits counts.
+RENAMED = {'input_proj.': 'model.embed_tokens.', 'output_proj.': 'lm_head.', '': 'model.'}
+# DistributedDataParallel and torch.compile put these before every name.
+WRAPPERS = r'^(module\.|_orig_mod\.)+'
+
+# The array of one of Hugging Face's names, and the shapes of all.
+Read, Shapes = Callable[[str], np.ndarray], dict[str, tuple[int, ...]]
 
 
 class WeightSource(NamedTuple):
     """A model outside, checked, but with its weights still unread."""
 
-    format: str
     model: ModelConfig
     # Rows of its tables, and how many of them are tokens, if that is known.
     rows: int
     tokens: int | None
-    # The array of one of Hugging Face's names.
-    read: Callable[[str], np.ndarray]
+    read: Read
     tokenizer: Tokenizer | None
 
 
@@ -100,10 +109,8 @@ def exported(params: trees.Tree, vocab: Vocab, dtype: np.dtype) -> Iterator[tupl
         yield name, np.ascontiguousarray(view, dtype)
 
 
-def imported(
-    model: ModelConfig, read: Callable[[str], np.ndarray], vocab: Vocab, dtype: np.dtype
-) -> dict[str, dict[str, Any]]:
-    """Our parameters of `dtype` on the default device; `read` gives the array of one of Hugging Face's names.
+def imported(model: ModelConfig, read: Read, vocab: Vocab, dtype: np.dtype) -> dict[str, dict[str, Any]]:
+    """Our parameters of `dtype` on the default device.
 
     Tables get the first `vocab.size` of their rows, and zeros in the vocabulary's padding.
     """
@@ -117,7 +124,7 @@ def imported(
     return flax.traverse_util.unflatten_dict(leaves, sep='/')
 
 
-def tensor_shapes(model: ModelConfig, rows: int) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(model: ModelConfig, rows: int) -> Shapes:
     """Hugging Face's names and shapes, in the order of `exported`, if its tables have `rows` rows."""
     shapes = trees.flatten(transformer.abstract_params(model, Vocab(rows)))
     # Broadcast from one byte: arrays without memory.
@@ -136,9 +143,7 @@ def _views(arrays: Mapping[str, Any], rows: int) -> Iterator[tuple[str, np.ndarr
                 yield name.format(layer), view[:rows] if path in VOCAB_AXIS else view
 
 
-def check_tensors(
-    expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]], place: object
-) -> None:
+def check_tensors(expected: Shapes, actual: Shapes, place: object) -> None:
     """Raises UserError, naming one tensor, unless names and shapes are as expected."""
     for name in sorted(expected.keys() | actual.keys()):
         wanted, given = expected.get(name, 'absent'), actual.get(name, 'missing')
@@ -233,16 +238,14 @@ def read_folder(folder: pathlib.Path) -> WeightSource:
     for file in sorted(folder.glob('model*.safetensors')):
         try:
             with safe_open(str(file), framework='numpy') as tensors:
-                found = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+                for name in tensors.keys():  # noqa: SIM118
+                    if name in pieces:
+                        raise UserError(f'{file}: {name} is in another file too')
+                    pieces[name] = tensors.get_slice(name)
+                    dtype = pieces[name].get_dtype()
+                    check(dtype in DTYPES, f'{file}: dtype of {name!r}', dtype, FLOATS)
         except (SafetensorError, OSError) as error:
             raise UserError(f'{file}: not a whole safetensors file ({error})') from None
-        for name, piece in found.items():
-            # Others are quantized: their numbers aren't the weights.
-            allowed = f'must be {", ".join(DTYPES)}'
-            check(piece.get_dtype() in DTYPES, f'{file}: dtype of {name}', piece.get_dtype(), allowed)
-            if name in pieces:
-                raise UserError(f'{file}: {name} is in another file too')
-            pieces[name] = piece
     shapes = {name: tuple(piece.get_shape()) for name, piece in pieces.items()}
     check_tensors(tensor_shapes(model, rows), shapes, folder)
     tokenizer = None
@@ -251,4 +254,47 @@ def read_folder(folder: pathlib.Path) -> WeightSource:
         tokenizer = bpe.load(str(folder / bpe.FILE))
     # Tables with more rows than tokens may be padded, which only the user knows.
     tokens = rows if tokenizer is None or tokenizer.get_vocab_size() == rows else None
-    return WeightSource('Hugging Face folder', model, rows, tokens, lambda name: pieces[name][:], tokenizer)
+    return WeightSource(model, rows, tokens, lambda name: pieces[name][:], tokenizer)
+
+
+def read_checkpoint(file: pathlib.Path, heads: int) -> WeightSource:
+    """A checkpoint of PyTorch that the release of the paper's code wrote. UserError for any other file."""
+    content = torch_zip.load(file)
+    named = content.get('model') if isinstance(content, dict) else None
+    if not isinstance(named, dict) or not all(isinstance(tensor, torch_zip.Tensor) for tensor in named.values()):
+        raise UserError(f"{file}: must hold a dict with 'model', a dict of tensors")
+    tensors = {from_release(str(name)): tensor for name, tensor in named.items()}
+    for name, tensor in tensors.items():
+        dtype = str(tensor.storage.dtype)
+        check(dtype in DTYPES, f'{file}: dtype of {name!r}', dtype, FLOATS)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    model, rows = release_config(shapes, heads, file)
+    check_tensors(tensor_shapes(model, rows), shapes, file)
+    # The release's tables have more rows than its vocabulary has tokens, and no file says how many.
+    return WeightSource(model, rows, tokens=None, read=lambda name: tensors[name].read(), tokenizer=None)
+
+
+def from_release(name: str) -> str:
+    """Hugging Face's name of a tensor of the release."""
+    name = re.sub(WRAPPERS, '', name)
+    beginning = next(beginning for beginning in RENAMED if name.startswith(beginning))
+    return RENAMED[beginning] + name.removeprefix(beginning)
+
+
+def release_config(shapes: Shapes, heads: int, place: object) -> tuple[ModelConfig, int]:
+    """The release's model of these shapes, which don't show its heads, and the rows of its tables."""
+    table, gate = 'model.embed_tokens.weight', 'model.layers.0.mlp.gate_proj.weight'
+    for name in (table, gate):
+        check(len(shapes.get(name, ())) == 2, f'{place}: shape of {name}', shapes.get(name), 'must be a matrix')
+    given = {
+        'model_type': 'llama',
+        'vocab_size': shapes[table][0],
+        'hidden_size': shapes[table][1],
+        'intermediate_size': shapes[gate][0],
+        'num_hidden_layers': len({match[1] for name in shapes if (match := re.match(r'model\.layers\.(\d+)', name))}),
+        'num_attention_heads': heads,
+        'max_position_embeddings': 1024,
+    }
+    model, rows = from_config(given, place)
+    # Only first stages have a bias.
+    return dataclasses.replace(model, head_bias='lm_head.bias' in shapes), rows

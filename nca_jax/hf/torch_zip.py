@@ -28,21 +28,19 @@ from nca_jax.errors import UserError
 MAX_PICKLE = 1 << 23
 MAX_DIMENSIONS = 8
 STORAGES = {
-    'FloatStorage': np.float32,
-    'DoubleStorage': np.float64,
-    'HalfStorage': np.float16,
-    'BFloat16Storage': jnp.bfloat16,
-    'LongStorage': np.int64,
-    'IntStorage': np.int32,
-    'ShortStorage': np.int16,
-    'CharStorage': np.int8,
-    'ByteStorage': np.uint8,
-    'BoolStorage': np.bool_,
+    'torch FloatStorage': np.float32,
+    'torch DoubleStorage': np.float64,
+    'torch HalfStorage': np.float16,
+    'torch BFloat16Storage': jnp.bfloat16,
+    'torch LongStorage': np.int64,
+    'torch IntStorage': np.int32,
+    'torch ShortStorage': np.int16,
+    'torch CharStorage': np.int8,
+    'torch ByteStorage': np.uint8,
+    'torch BoolStorage': np.bool_,
 }
-DTYPES = [np.dtype(kind).name for kind in STORAGES.values()]
-CALLED = 'collections OrderedDict', 'torch._utils _rebuild_tensor_v2'
-# torch names its storages' types; settings in a checkpoint may name a dtype, which nothing here needs.
-GLOBALS = {*CALLED, *(f'torch {name}' for name in (*STORAGES, *DTYPES))}
+# What the pickle may name: two functions, and the types of storages.
+GLOBALS = {'collections OrderedDict', 'torch._utils _rebuild_tensor_v2', *STORAGES}
 # Opcodes of protocol 2, which torch.save writes: they push their argument, a constant, or something new and empty.
 LITERALS = {'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE'}
 CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
@@ -75,25 +73,20 @@ class Tensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
-    @property
-    def dtype(self) -> np.dtype:
-        return self.storage.dtype
-
     def read(self) -> np.ndarray:
         """Its numbers, read-only. UserError if the file is damaged."""
         stored = self.storage
         # The whole storage, since zipfile compares the checksum at its end. Parameters have storages of their own.
         with _refusals(stored.file), zipfile.ZipFile(stored.file) as archive:
-            numbers = np.frombuffer(archive.read(stored.member), self.dtype)
-        strides = [stride * self.dtype.itemsize for stride in self.strides]
+            numbers = np.frombuffer(archive.read(stored.member), stored.dtype)
+        strides = [stride * stored.dtype.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, strides, writeable=False)
 
 
 def load(path: Path) -> Any:
     """The content of the file: dicts, lists, tuples, numbers, strings, and a `Tensor` for every tensor.
 
-    Raises UserError, naming the file and what is wrong, for a file that isn't such a zip file, is damaged, or holds
-    anything else.
+    Raises UserError, which names the file and what is wrong with it, for any other.
     """
     with _refusals(path), zipfile.ZipFile(path) as archive:
         members, length = {}, path.stat().st_size
@@ -121,13 +114,10 @@ def _refusals(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f'{path}: {error.strerror or error}') from None
-    # For encrypted and other odd members zipfile raises RuntimeError.
-    except (zipfile.BadZipFile, RuntimeError) as error:
-        old = 'a file from before PyTorch 1.6 must be loaded and saved anew'
-        raise UserError(f'{path}: not a whole zip file ({error}); {old}') from None
-    # Demands, and a pickle that pops an empty stack, names a memo that isn't there, or ends in the middle.
-    except (ValueError, LookupError, TypeError, EOFError, struct.error) as error:
-        raise UserError(f'{path}: not a checkpoint that torch.save wrote: {error}') from None
+    # For encrypted and other odd members zipfile raises RuntimeError. The others are demands, and a pickle that pops an
+    # empty stack, names a memo that isn't there, or ends in the middle.
+    except (zipfile.BadZipFile, RuntimeError, ValueError, LookupError, TypeError, EOFError, struct.error) as error:
+        raise UserError(f'{path}: not a checkpoint that PyTorch 1.6 or later wrote: {error}') from None
 
 
 def _demand(ok: bool, wrong: str) -> None:
@@ -214,8 +204,8 @@ class _Machine:
         """The storage that a persistent id names: ('storage', type, key, device, count of numbers)."""
         match given:
             case ('storage', Global(name=kind), str(key), _, int(size)) if f'data/{key}' in self._members:
-                _demand(kind.removeprefix('torch ') in STORAGES, f'has a storage of type {kind}')
-                info, dtype = self._members[f'data/{key}'], np.dtype(STORAGES[kind.removeprefix('torch ')])
+                _demand(kind in STORAGES, f'has a storage of type {kind}')
+                info, dtype = self._members[f'data/{key}'], np.dtype(STORAGES[kind])
                 wrong = f'data/{key} has {info.file_size} bytes, not those of {size} numbers of {dtype}'
                 _demand(size * dtype.itemsize == info.file_size, wrong)
                 return Storage(self._path, info.filename, size, dtype)
