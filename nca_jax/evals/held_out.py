@@ -43,9 +43,7 @@ class Scores(NamedTuple):
     measure: Measure = lambda *_: {}
 
 
-def make_sums(
-    model: ModelConfig, vocab: Vocab, measure: Measure = lambda *_: {}
-) -> Callable[[dict, Batch], dict[str, jax.Array]]:
+def make_sums(model: ModelConfig, vocab: Vocab, measure: Measure) -> Callable[[dict, Batch], dict[str, jax.Array]]:
     """A jitted `sums(params, batch)`: nll in nats, the weight, and the sums that `measure` adds."""
 
     @jax.jit
@@ -109,7 +107,7 @@ def accuracy_scores(subsets: dict[str, Callable[[jax.Array], jax.Array]]) -> Sco
 
 
 def text_scores(scored_bytes: int) -> Scores:
-    """loss (nats per scored token), perplexity, bits_per_byte, scored_tokens, scored_bytes.
+    """loss (nats per scored token), perplexity, bits_per_byte, scored_tokens.
 
     `scored_bytes` is the number of UTF-8 bytes of the scored targets: bits per byte compare between tokenizers.
     """
@@ -122,7 +120,6 @@ def text_scores(scored_bytes: int) -> Scores:
             'perplexity': math.exp(min(nll / tokens, 700.0)),
             'bits_per_byte': nll / math.log(2) / scored_bytes,
             'scored_tokens': int(tokens),
-            'scored_bytes': scored_bytes,
         }
 
     return Scores(summarise)

@@ -38,25 +38,20 @@ def run(args: argparse.Namespace) -> int:
     import jax
 
     from nca_jax import experiment
-    from nca_jax.scale import fit, topology
+    from nca_jax.scale import fit
 
     # A program for chips that aren't here can't be read back from the cache.
     jax.config.update('jax_enable_compilation_cache', False)
-    topology.check_name(args.topology)
+    fit.check_name(args.topology)
     config = experiment.load(args.config, args.changes)
-    target = fit.make_target(config, topology.open_slice(args.topology))
-    try:
-        if args.search:
-            target, record = fit.search(target, lambda line: print(line, file=sys.stderr, flush=True))
-        else:
-            record = fit.measure_step(target)
-    except topology.DoesNotFitError as error:
-        print(f'does not fit: {error}', file=sys.stderr)
-        # Tables are made of all points, those that don't fit included.
-        if args.json:
-            print(json.dumps(fit.describe_target(target) | {'hbm_bytes': error.needed}))
-        return 1
-    record['programs'] = {} if args.step_only else fit.measure_others(target)
+    devices = fit.open_slice(args.topology)
+    target = fit.make_target(config, args.topology, devices, fit.hbm_limit(devices))
+    if args.search:
+        target, record = fit.search(target, lambda line: print(line, file=sys.stderr, flush=True))
+    else:
+        record = fit.measure_step(target)
+    # They take minutes to compile, and tell nothing more about a run whose step doesn't fit.
+    record['programs'] = fit.measure_others(target) if record['fits'] and not args.step_only else {}
     lines = (f'{name:20}{fit.in_words(name, value)}' for name, value in record.items())
     print(json.dumps(record) if args.json else '\n'.join(lines))
-    return 0 if all(program['fits'] for program in record['programs'].values()) else 1
+    return 0 if all(program['fits'] for program in (record, *record['programs'].values())) else 1

@@ -12,7 +12,6 @@ needed, only a tokenizer.json where the config names one.
 import argparse
 import json
 import pathlib
-import re
 import statistics
 
 from nca_jax import cli, files
@@ -69,8 +68,8 @@ def parse_slice(name: str) -> tuple[str, int]:
     """The chip and the number of chips: 'v5p-32' is 32 cores, and so 16 chips, of v5p."""
     by_slice = {in_slices: (chip, per_chip) for chip, (in_slices, per_chip) in SLICES.items()}
     kind, _, size = name.partition('-')
-    known = kind in by_slice and re.fullmatch('[1-9][0-9]*', size)
-    check(bool(known), '--slice', name, f'must be one of {", ".join(by_slice)} with its size, such as v5litepod-16')
+    allowed = f'must be one of {", ".join(by_slice)} with its size, such as v5litepod-16'
+    check(kind in by_slice and size.isdecimal(), '--slice', name, allowed)
     chip, per_chip = by_slice[kind]
     check(int(size) % per_chip == 0, '--slice', name, f'is counted in cores, {per_chip} to a chip')
     return chip, int(size) // per_chip

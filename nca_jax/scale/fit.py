@@ -1,24 +1,36 @@
-"""What a compiler says of a run on a slice: memory, FLOPs and traffic, and the largest batch that fits."""
+"""What a compiler says of a run on an absent TPU slice: memory, FLOPs and traffic, and the largest batch that fits.
+
+It needs no TPU, only the package `libtpu`, whose compiler runs on any x86 machine.
+"""
 
 import dataclasses
+import importlib.util
 import math
+import os
+import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import topologies
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from nca_jax import keys, run, stages
 from nca_jax import mesh as meshes
 from nca_jax.batch import Batch, Vocab
 from nca_jax.config import Config
+from nca_jax.errors import UserError
 from nca_jax.evals import held_out
 from nca_jax.model.config import step_flops
 from nca_jax.nca import stream
-from nca_jax.scale import collectives
-from nca_jax.scale.topology import GIB, DoesNotFitError, Slice, compile_program
+from nca_jax.scale import chips, collectives
 
+GIB = 2**30
+# Slices by generation; the compiler knows larger ones too, but these are what one can rent in one piece.
+FLAT = ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
+CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8')
+SIZES = {'v4': CUBES, 'v5e': FLAT, 'v5p': CUBES, 'v6e': FLAT}
 # Remat policies, each of which keeps more activations than the one before.
 POLICIES = ('full', 'projections', 'dots', 'none')
 
@@ -28,9 +40,12 @@ class Target:
     """A config on a slice: all that its programs are lowered from, without any data."""
 
     config: Config
-    slice: Slice
+    # The slice's name.
+    topology: str
     mesh: jax.sharding.Mesh
     vocab: Vocab
+    # Bytes that a program may use on each chip.
+    hbm_limit: float
 
     @property
     def rows_per_chip(self) -> int:
@@ -38,11 +53,78 @@ class Target:
         return self.config.train.batch // self.config.train.accumulate // meshes.row_shards(self.mesh)
 
 
-def make_target(config: Config, opened: Slice) -> Target:
+def check_name(name: str) -> None:
+    """Raises UserError unless `name` is a known slice and its compiler is installed. Starts nothing."""
+    generation, _, size = name.partition(':')
+    if size not in SIZES.get(generation, ()):
+        known = ', '.join(f'{generation}:{size}' for generation, sizes in SIZES.items() for size in sizes)
+        raise UserError(f'--topology={name}: unknown; known are {known}')
+    if importlib.util.find_spec('libtpu') is None:
+        raise UserError("the TPU compiler is not installed: pip install 'libtpu==0.0.42.*' (the extra `tpu` has it)")
+
+
+def open_slice(name: str) -> list[jax.Device]:
+    """The devices of a slice, by a name that `check_name` accepts.
+
+    Sets the environment and keeps JAX on the CPU, so call it before anything else starts a backend.
+    """
+    generation, _, size = name.partition(':')
+    accelerator, cores = chips.SLICES[generation]
+    # libtpu reads these when it is loaded.
+    os.environ |= {
+        # A machine outside of Google Cloud has no metadata server to ask.
+        'TPU_SKIP_MDS_QUERY': '1',
+        'TPU_WORKER_HOSTNAMES': 'localhost',
+        'TPU_ACCELERATOR_TYPE': f'{accelerator}-{cores * math.prod(map(int, size.split("x")))}',
+        # No device is taken, so processes needn't wait for each other's lock file.
+        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+    }
+    jax.config.update('jax_platforms', 'cpu')
+    # By default a chip of v4 is two devices.
+    whole_chips = {'chip_config_name': 'megacore'} if generation == 'v4' else {}
+    return topologies.get_topology_desc(platform='tpu', topology_name=name, **whole_chips).devices
+
+
+def hbm_limit(devices: list[jax.Device]) -> float:
+    """Bytes that a program may use on each chip, from the refusal of one that can't fit: no other interface has it."""
+    mesh = jax.sharding.Mesh(devices, ('all',), axis_types=(jax.sharding.AxisType.Auto,))
+    # 4 TiB, which no chip has.
+    huge = jax.ShapeDtypeStruct((2**42,), jnp.uint8, sharding=jax.NamedSharding(mesh, jax.P()))
+    try:
+        jax.jit(lambda x: x + 1).lower(huge).compile()
+    except jax.errors.JaxRuntimeError as error:
+        return parse_refusal(error)[1]
+    raise UserError('this libtpu has no limit of memory')
+
+
+def compile_program(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, dict[str, Any]]:
+    """(the program, None where it doesn't fit; whether it fits, and the bytes of memory that it needs on each chip)."""
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        return None, {'fits': False, 'hbm_bytes': parse_refusal(error)[0]}
+    # All that is alive at once: this the compiler compares with the limit. The space that it sets aside for temporaries
+    # (`temp_size_in_bytes`) is larger, at times beyond the limit.
+    return compiled, {'fits': True, 'hbm_bytes': compiled.memory_analysis().peak_memory_in_bytes}
+
+
+def parse_refusal(error: Exception) -> tuple[float, float]:
+    """The bytes that a program needs on each chip, and those that it may use. Raises `error` if it says neither."""
+    size = r'([\d.]+[KMGT])'
+    # Of HBM alone: a kernel that is too large for the small memory beside it fits no batch.
+    pattern = rf'Used {size} of {size} hbm|\({size}\) exceeds available HBM \({size}\)'
+    match = re.search(pattern, str(error))
+    if match is None:
+        raise error
+    needed, limit = (float(text[:-1]) * 1024 ** (1 + 'KMGT'.index(text[-1])) for text in match.groups() if text)
+    return needed, limit
+
+
+def make_target(config: Config, topology: str, devices: list[jax.Device], limit: float) -> Target:
     """Raises UserError where config and slice don't fit together."""
-    mesh = meshes.make_mesh(config.mesh, list(opened.devices))
+    mesh = meshes.make_mesh(config.mesh, devices)
     run.check_fit(config, mesh)
-    return Target(config, opened, mesh, stages.STAGES[config.stage].vocabulary(config))
+    return Target(config, topology, mesh, stages.STAGES[config.stage].vocabulary(config), limit)
 
 
 def describe_target(target: Target) -> dict[str, Any]:
@@ -50,7 +132,7 @@ def describe_target(target: Target) -> dict[str, Any]:
     config = target.config
     return {
         'name': config.name,
-        'topology': target.slice.name,
+        'topology': target.topology,
         'mesh': dict(target.mesh.shape),
         'batch': config.train.batch,
         'accumulate': config.train.accumulate,
@@ -58,28 +140,26 @@ def describe_target(target: Target) -> dict[str, Any]:
         'remat': config.model.remat,
         'fits': False,
         'hbm_bytes': None,
-        'hbm_limit': target.slice.hbm_limit,
+        'hbm_limit': target.hbm_limit,
         'model_flops': step_flops(config.model, target.vocab, config.train.batch),
     }
 
 
 def measure_step(target: Target) -> dict[str, Any]:
-    """What the very train step of `nca_jax train` needs: bytes of one chip, FLOPs of all. Raises DoesNotFitError."""
+    """What the very train step of `nca_jax train` needs: bytes of one chip, FLOPs of all; less if it doesn't fit."""
     state, _, train_step = run.make_update(target.config, target.mesh, target.vocab)
     with meshes.use(target.mesh):
         traced = train_step.trace(state, abstract_batch(target, target.config.train.batch))
-        compiled = compile_program(traced.lower(), 'train step')
-    memory = compiled.memory_analysis()
+        compiled, sizes = compile_program(traced.lower())
+    record = describe_target(target) | sizes
+    if compiled is None:
+        return record
     parts = jax.tree.leaves((state.params, state.opt_state, state.ema))
     state_bytes = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in parts)
-    return describe_target(target) | {
-        'fits': True,
-        # All that is alive at once: this the compiler compares with the limit. The space that it sets aside
-        # for temporaries (`temp_size_in_bytes`) is larger, at times beyond the limit.
-        'hbm_bytes': memory.peak_memory_in_bytes,
+    return record | {
         'state_bytes': state_bytes,
         # Of the state, what is donated and updated in place. Padding of the compiler's tiles may take it above 1.
-        'alias_share': memory.alias_size_in_bytes / state_bytes,
+        'alias_share': compiled.memory_analysis().alias_size_in_bytes / state_bytes,
         'flops': product_flops(traced.jaxpr.jaxpr),
         # The compiler's own count, with each loop's body once.
         'bytes_accessed': compiled.cost_analysis()['bytes accessed'],
@@ -123,7 +203,7 @@ def measure_others(target: Target) -> dict[str, dict[str, Any]]:
     config, mesh, vocab = target.config, target.mesh, target.vocab
     params, rows = run.make_update(config, mesh, vocab)[0].params, meshes.batch_sharding(mesh)
     with meshes.use(mesh):
-        sums = held_out.make_sums(config.model, vocab)
+        sums = held_out.make_sums(config.model, vocab, lambda *_: {})
         lowered = {'evaluation': sums.lower(params, abstract_batch(target, config.eval.batch))}
         if config.stage == 'nca':
             # A batch is made from the seed's key and the names of its rows.
@@ -132,20 +212,13 @@ def measure_others(target: Target) -> dict[str, dict[str, Any]]:
             names = jax.ShapeDtypeStruct((config.train.batch, 3), jnp.uint32, sharding=rows)
             sequences = stream.make_sequences(config.data, config.model.length + 1, 'train', rows)
             lowered['generator'] = sequences.lower(root, names)
-    sizes = {}
-    for name, program in lowered.items():
-        try:
-            compiled = compile_program(program, name)
-            sizes[name] = {'fits': True, 'hbm_bytes': compiled.memory_analysis().peak_memory_in_bytes}
-        except DoesNotFitError as error:
-            sizes[name] = {'fits': False, 'hbm_bytes': error.needed}
-    return sizes
+    return {name: compile_program(program)[1] for name, program in lowered.items()}
 
 
 def search(target: Target, say: Callable[[str], None]) -> tuple[Target, dict[str, Any]]:
     """The remat policy that recomputes least, with the most sequences a chip that fit, and its `measure_step`.
 
-    Raises DoesNotFitError where nothing fits.
+    Where nothing fits, the choice that needs least memory.
     """
     best, config = None, target.config
     most = config.train.batch // meshes.row_shards(target.mesh)
@@ -156,18 +229,19 @@ def search(target: Target, say: Callable[[str], None]) -> tuple[Target, dict[str
         while sizes:
             train = dataclasses.replace(config.train, accumulate=most // sizes[0])
             changed = dataclasses.replace(config, train=train, model=dataclasses.replace(config.model, remat=remat))
-            choice, label = dataclasses.replace(target, config=changed), f'{remat:12} {sizes[0]:4} a chip'
+            choice = dataclasses.replace(target, config=changed)
             try:
-                best = choice, measure_step(choice)
-                say(f'{label}: {best[1]["hbm_bytes"] / GIB:6.2f} GiB')
-                break
+                record = measure_step(choice)
+                result = f'{record["hbm_bytes"] / GIB:6.2f} of {target.hbm_limit / GIB:.2f} GiB'
             # Other memories than HBM may be full, too.
-            except (DoesNotFitError, jax.errors.JaxRuntimeError) as error:
-                say(f'{label}: {str(error).splitlines()[0]}')
-                sizes = sizes[1:]
-    if best is None:
-        raise DoesNotFitError('train step', None, target.slice.hbm_limit)
-    return best
+            except jax.errors.JaxRuntimeError as error:
+                record, result = describe_target(choice), str(error).splitlines()[0]
+            say(f'{remat:12} {sizes[0]:4} a chip: {result}')
+            if record['fits']:
+                best = choice, record
+                break
+            sizes = sizes[1:]
+    return best or (choice, record)
 
 
 def in_words(name: str, value: Any) -> str:
