@@ -18,14 +18,7 @@ from nca_jax.train.optimizer import OptimizerConfig, make_schedule
 from nca_jax.train.timetable import LoopConfig, Timetable, make_timetable
 
 # Fields outside a run's identity: places on this machine. The manifest holds the hashes of their contents.
-PATHS = (
-    'data.path',
-    'data.cache',
-    'data.tokenizer',
-    'data.problems.path',
-    'benchmark.problems.path',
-    'init_from.run',
-)
+PATHS = ('data.path', 'data.cache', 'data.tokenizer', 'data.problems.path', 'benchmark.problems.path', 'init_from.run')
 # Fields outside a run's identity: they change results by rounding at most, so a run may resume with other values.
 HOW_IT_RUNS = (
     'mesh',

@@ -93,21 +93,18 @@ def row_shards(mesh: jax.sharding.Mesh) -> int:
 def param_shardings(mesh: jax.sharding.Mesh, logical_axes: dict, abstract_params: dict) -> dict:
     """A NamedSharding per leaf, from the logical axis names of the model.
 
-    Raises UserError naming the leaf where an axis doesn't divide, where two logical axes of one leaf want the same mesh
-    axis, or where a leaf over 1 MiB is split by neither fsdp nor tensor though one of them is larger than 1.
+    Raises UserError naming the leaf where an axis doesn't divide, or where a leaf over 1 MiB is split by neither fsdp
+    nor tensor though one of them is larger than 1. Two logical axes of one leaf on the same mesh axis raise in JAX.
     """
     rules = dict(RULES)
     shapes, specs = trees.flatten(abstract_params), trees.flatten(logical_axes)
     shardings = {}
     for path, leaf in shapes.items():
         axes = [rules[name] for name in specs[path]]
-        used = [axis for axis in axes if axis is not None]
-        if len(used) != len(set(used)):
-            raise UserError(f'{path}: logical axes {tuple(specs[path])} share a mesh axis ({used})')
         for size, axis in zip(leaf.shape, axes, strict=True):
             if axis is not None and size % (parts := mesh.shape[axis]):
                 raise UserError(f'{path}: axis of size {size} is not divisible by mesh axis {axis} = {parts}')
-        pieces = math.prod(mesh.shape[axis] for axis in used)
+        pieces = math.prod(mesh.shape[axis] for axis in axes if axis is not None)
         whole = leaf.size * leaf.dtype.itemsize
         if mesh.shape['fsdp'] * mesh.shape['tensor'] > 1 and pieces == 1 and whole > LARGE_LEAF_BYTES:
             raise UserError(f'{path}: neither fsdp nor tensor splits its {whole} bytes; add a rule to nca_jax/mesh.py')

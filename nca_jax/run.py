@@ -59,7 +59,7 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
         program = build(config, mesh, folder, progress)
         distributed.agree(json.dumps(program.data.hashes, sort_keys=True), 'the data')
         folders.check_data(folder, program.data.hashes)
-        start_clock = time.perf_counter()
+        data_seconds = time.perf_counter() - data_clock
         store = stack.enter_context(Store(checkpoints, config.train.keep_last, program.timetable.keep))
         stack.enter_context(meshes.use(mesh))
         state, lineage = start(config, program, store, parent, print if first else lambda line: None)
@@ -74,10 +74,7 @@ def train(config: Config, folder: pathlib.Path, preemption: loop.Preemption) -> 
             writer=writer,
             traces=folder / 'profile',
             preemption=preemption,
-            seconds={
-                'prepare': data_clock - clock + time.perf_counter() - start_clock,
-                'data': start_clock - data_clock,
-            },
+            seconds={'prepare': time.perf_counter() - clock - data_seconds, 'data': data_seconds},
             evaluated=evaluated_before,
         )
 
