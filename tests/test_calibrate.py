@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from nca_jax import cli, experiment
-from nca_jax.look import calibration, pictures, texts
+from nca_jax.data import documents
+from nca_jax.look import calibrate, calibration, pictures
 from nca_jax.nca import bank, score
 from nca_jax.progress import silent
 
@@ -47,7 +48,7 @@ def run(tmp_path, *arguments) -> int:
 def test_ratios_are_those_of_gzip_files(tmp_path):
     content = bytes(np.random.default_rng(0).integers(97, 123, 20_000, np.uint8))
     corpus = write(tmp_path / 'letters.txt', content)
-    found = texts.measure_text(DATA, corpus, 10_000, 0)
+    found = calibration.measure_text(DATA, corpus, 10_000, 0)
     assert list(found) == ['bytes', 'raw', 'long']
     for name, length, width in (('bytes', TOKENS, '<i4'), ('raw', 4 * TOKENS, 'u1'), ('long', 20_000, 'u1')):
         cuts = np.frombuffer(content, np.uint8)[: len(content) // length * length].reshape(-1, length)
@@ -65,10 +66,10 @@ def test_constant_bytes_have_normalized_ratio_0_and_uniform_ones_1(tmp_path):
         'four': bytes(generator.choice(np.frombuffer(b'ACGT', np.uint8), 50_000)),
         'all': generator.bytes(50_000),
     }
-    for found in texts.measure_text(DATA, constant, 200, 0).values():
+    for found in calibration.measure_text(DATA, constant, 200, 0).values():
         np.testing.assert_allclose(found.scale.normalize(found.ratios_W), 0, atol=1e-9)
     for name, content in uniform.items():
-        for found in texts.measure_text(DATA, write(tmp_path / name, content), 500, 0).values():
+        for found in calibration.measure_text(DATA, write(tmp_path / name, content), 500, 0).values():
             assert abs(np.mean(found.scale.normalize(found.ratios_W)) - 1) < 0.02, name
             assert abs(found.scale.normalize(found.shuffled) - 1) < 0.02, name
 
@@ -76,7 +77,7 @@ def test_constant_bytes_have_normalized_ratio_0_and_uniform_ones_1(tmp_path):
 def test_frequencies_alone_give_what_a_shuffled_text_does(tmp_path):
     generator = np.random.default_rng(6)
     content = np.repeat(generator.choice(np.array([97, 98, 99], np.uint8), 4000, p=[0.7, 0.2, 0.1]), 10)
-    found = texts.measure_text(DATA, write(tmp_path / 'runs', content.tobytes()), 500, 0)['bytes']
+    found = calibration.measure_text(DATA, write(tmp_path / 'runs', content.tobytes()), 500, 0)['bytes']
     cuts = generator.permutation(content)[: len(content) // TOKENS * TOKENS].reshape(-1, TOKENS)
     shuffled = np.mean([packed(window, '<i4') for window in cuts])
     assert found.shuffled == pytest.approx(shuffled, abs=0.005)
@@ -84,7 +85,7 @@ def test_frequencies_alone_give_what_a_shuffled_text_does(tmp_path):
 
 
 def test_the_automatas_scale_runs_from_constant_to_uniform_tokens():
-    scale = texts.make_scale(DATA.complexity, DATA.scored_tokens, np.arange(DATA.vocab.start), 0)
+    scale = calibration.make_scale(DATA.complexity, DATA.scored_tokens, np.arange(DATA.vocab.start), 0)
     drawn = np.random.default_rng(2).integers(0, 10**4, (50, TOKENS))
     assert scale.vocabulary == 10**4
     uniform = np.mean([packed(tokens, '<i4') for tokens in drawn])
@@ -96,12 +97,12 @@ def test_the_automatas_scale_runs_from_constant_to_uniform_tokens():
 def test_rare_tokens_are_no_part_of_the_vocabulary():
     for counts, covering in (([499, 500, 1], [1, 0]), ([10, 500, 490], [1, 2, 0]), ([3], [0])):
         counter = collections.Counter(dict(enumerate(counts)))
-        assert texts.covering(counter).tolist() == covering
+        assert calibration.covering(counter).tolist() == covering
 
 
 def test_the_numbers_of_a_vocabulary_matter():
     config = DATA.complexity  # a compressor sees bytes: 256 tokens that differ in two of them take more
-    narrow, wide = (texts.make_scale(config, 1000, np.arange(256) * step, 0).uniform for step in (1, 37))
+    narrow, wide = (calibration.make_scale(config, 1000, np.arange(256) * step, 0).uniform for step in (1, 37))
     assert wide > 1.2 * narrow
 
 
@@ -110,20 +111,20 @@ def test_a_folder_is_its_files_in_order(tmp_path):
     for name, content in (contents | {'.hidden': b'no', '.git/c': b'no'}).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    corpus = texts.read_corpus(str(tmp_path))
+    corpus = calibration.read_corpus(str(tmp_path))
     assert corpus.tobytes() == b''.join(contents.values())
-    starts = texts.window_starts(corpus.size, 50, 5, 0)
+    window_starts = calibration.window_starts
+    starts = window_starts(corpus.size, 50, 5, 0)
     assert len(set(starts)) == 5
-    assert starts == texts.window_starts(corpus.size, 50, 5, 0) != texts.window_starts(corpus.size, 50, 5, 1)
-    assert sorted(texts.window_starts(corpus.size, 50, 1000, 0)) == list(range(0, corpus.size - 49, 50))
+    assert starts == window_starts(corpus.size, 50, 5, 0) != window_starts(corpus.size, 50, 5, 1)
+    assert sorted(window_starts(corpus.size, 50, 1000, 0)) == list(range(0, corpus.size - 49, 50))
 
 
 def test_corpora_that_need_no_file(monkeypatch):
-    monkeypatch.setitem(
-        texts.BUILT_IN, 'python_docs', lambda: [texts.documents.Document('ü', 'a'), texts.documents.Document('b', 'b')]
-    )
-    assert texts.read_corpus('python_docs').tobytes() == 'üb'.encode()
-    assert texts.BUILT_IN.keys() == {'python_stdlib', 'python_docs'}
+    made = [documents.Document('ü', 'a'), documents.Document('b', 'b')]
+    monkeypatch.setitem(calibration.BUILT_IN, 'python_docs', lambda: made)
+    assert calibration.read_corpus('python_docs').tobytes() == 'üb'.encode()
+    assert calibration.BUILT_IN.keys() == {'python_stdlib', 'python_docs'}
 
 
 def test_the_papers_thresholds_apply_where_experiments_take_them():
@@ -272,7 +273,7 @@ def test_the_figure_draws_the_record(measured):
         text = record['texts'][name]
         found = text['settings']['bytes']
         windows = np.frombuffer(content, np.uint8)[: len(content) // TOKENS * TOKENS].reshape(-1, TOKENS)
-        rules_scale, scale = (texts.Scale(0, of['constant'], of['uniform']) for of in (record['rules'], found))
+        rules_scale, scale = (calibration.Scale(0, of['constant'], of['uniform']) for of in (record['rules'], found))
         ratios_W = np.array([packed(window, '<i4') for window in windows])
         heights(axes, rules_scale.ratio(scale.normalize(ratios_W)))
         assert axes.get_title('left').endswith(name[-20:])
@@ -294,7 +295,7 @@ def heights(axes, scores):
 
 def test_the_table_tells_the_record(measured):
     record, _, names, _ = measured
-    text = calibration.report(record)
+    text = calibrate.report(record)
     for name, table in zip(names, text.split('\n\n|')[:2], strict=True):
         found = record['texts'][name]
         lines = [line for line in table.splitlines() if line.startswith('|') or line.startswith(' ')]
@@ -373,7 +374,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch, capsys):
         raise PermissionError(errno.EACCES, 'Permission denied', 'secret')
 
     (tmp_path / 'secret').write_bytes(b'x' * 10_000)
-    monkeypatch.setattr(texts.np, 'memmap', refuse)
+    monkeypatch.setattr(calibration.np, 'memmap', refuse)
     assert run(tmp_path, f'--text={tmp_path / "secret"}') == 2
     assert capsys.readouterr().err.endswith('secret: Permission denied\n')
 

@@ -420,7 +420,7 @@ def test_the_page_and_the_terminal_show_what_was_solved(tmp_path, capsys):
     assert solved.GAIN_NOTE in text
     assert solved.CHANCE_NOTE not in text
     assert '### Settings that differ between the runs on gsm_symbolic' in text
-    assert {run.name for run in study.runs} == {row['run'] for row in provenance.seconds_rows(study)}
+    assert {run.name for run in study.runs} == {row['run'] for row in provenance.run_rows(study)}
     assert len(study.runs) == 8
 
 

@@ -57,7 +57,8 @@ def file(tmp_path_factory):
 @pytest.fixture(scope='module')
 def shown(file, tmp_path_factory):
     out = tmp_path_factory.mktemp('shown')
-    assert cli.main(['show', f'--config={file}', '--sequences=12', '--rules=8', f'--out={out}']) == 0
+    eight_rules = '--config.data.rules_per_epoch=8'
+    assert cli.main(['show', f'--config={file}', eight_rules, '--sequences=12', f'--out={out}']) == 0
     return out
 
 
@@ -193,10 +194,10 @@ def test_the_information_figure_draws_the_bits(known):
 def test_the_animation_has_every_frame_and_every_cell_in_its_colour():
     frames = np.random.default_rng(0).integers(0, 5, (3, 7, 4, 6)).astype(np.uint8)
     frames[:, 3] = frames[:, 2]  # equal frames aren't merged
-    content = pictures.animation({'a': (frames, np.arange(3.0)), 'b': (frames[:1], np.ones(1))}, 5, 'x')
+    content = pictures.animation({'a': (frames, np.arange(3.0)), 'b': (frames[:1], np.ones(1))}, 5)
     image = Image.open(io.BytesIO(content))
     assert image.n_frames == 7
-    x, y = pictures.MARGIN, pictures.TITLE + pictures.LABEL
+    x = y = pictures.GAP
     pitch = pictures.SIDE + pictures.GAP
     for t in range(7):
         image.seek(t)

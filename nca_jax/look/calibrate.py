@@ -23,13 +23,19 @@ Files in --out: calibration.png and calibration.json.
 """
 
 import argparse
+from collections.abc import Mapping
+from typing import Any
 
 from nca_jax import progress
 from nca_jax.errors import check
 from nca_jax.look import output
+from nca_jax.report import tables
 
 # Fewer give no quantiles.
 LEAST = 50
+NOTE = """
+
+`calibrate --help` explains the rows. Above 0 or 100 % of rules, no band holds a text: the nearest one is proposed."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -50,4 +56,18 @@ def run(args: argparse.Namespace) -> None:
     with progress.bars() as show_progress:
         record = calibration.calibrate(config, args, show_progress)
     drawn = {'calibration.png': figures.render(pictures.score_histograms, config.data, record)}
-    output.save(args, 'calibration.json', record, drawn, calibration.report)
+    output.save(args, 'calibration.json', record, drawn, report)
+
+
+def report(record: Mapping[str, Any]) -> str:
+    """A table and a proposal in words for each text of a plain record."""
+    parts = []
+    for name, text in record['texts'].items():
+        band, score, below = record['bands'][text['band']], text['settings']['bytes']['score'], text['rules_below']
+        parts += [
+            output.table({'rules': record['rules']} | text['settings']),
+            f'{name}: band {band["name"]}, scores {tables.number(band["low"])} to {tables.number(band["high"])}\n'
+            f'  {text["arguments"]}\n'
+            f'  In bytes, the median window has the score {score:.3f}, above {100 * below:.0f} % of rules.',
+        ]
+    return '\n\n'.join(parts) + NOTE

@@ -10,11 +10,9 @@ from nca_jax import cli, files
 from nca_jax.errors import check
 from nca_jax.report import tables
 
-EXPERIMENT = 'experiments/nca_pretrain.py'
-
 
 def add_flags(parser: argparse.ArgumentParser, folder: str) -> None:
-    cli.add_config(parser, EXPERIMENT)
+    cli.add_config(parser, 'experiments/nca_pretrain.py')
     parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path(folder), help=f'folder for files ({folder})')
     parser.add_argument('--json', action='store_true', help='print one JSON object and nothing else')
 

@@ -46,11 +46,12 @@ class SequenceSet:
         return self.frames_SxTxYxX[rows], self.scores_S[rows]
 
 
-def sample_sets(config: Config, rules: int | None, sequences: int, progress: Progress) -> dict[str, SequenceSet]:
+def sample_sets(config: Config, sequences: int, progress: Progress) -> dict[str, SequenceSet]:
     """The set in the band and the unfiltered one by name; the first alone if the band took every candidate."""
     check(sequences >= 2, '--sequences', sequences, 'must be at least 2')
-    most = min(sequences, config.data.rules_per_epoch)
-    data = dataclasses.replace(config.data, rules_per_epoch=min(rules or most, most), fresh_rules=False)
+    # More rules than sequences would be searched in vain.
+    rules = min(sequences, config.data.rules_per_epoch)
+    data = dataclasses.replace(config.data, rules_per_epoch=rules, fresh_rules=False)
     # Quantiles 0 to 1 accept every score and need no survey.
     unfiltered = dataclasses.replace(data, band=(0.0, 1.0), band_by='quantile')
     sets = {}
@@ -95,8 +96,8 @@ def measure(data: NCAConfig, sequences: SequenceSet) -> dict[str, Any]:
     # A token's digits are its patch's cells.
     powers_K = colours ** np.arange(data.patch**2)
     cells = (tokens[..., None] // powers_K % colours).astype(np.uint8)
-    # Cells, not tokens: tokens would keep their frequencies, and with them their law.
-    shuffled = shuffle(cells, 2).astype(int) @ powers_K
+    # Cells, not tokens: tokens would keep their frequencies, and with them their law. As one frame all change places.
+    shuffled = permute_places(cells.reshape(len(cells), 1, -1), 2).reshape(cells.shape).astype(int) @ powers_K
     laws = zipf_laws(tokens, shuffled)
     by_distance, by_offset = excess_information(data, cells, frames)
     counts_SxC = np.stack([np.bincount(row, minlength=colours) for row in frames.reshape(len(frames), -1)])
@@ -202,12 +203,6 @@ def mutual_information(x: np.ndarray, y: np.ndarray, size: int) -> np.ndarray:
     of_x, of_y, of_both = (stats.entropy(table, base=2, axis=1) for table in counts)
     # Rounding may take it below zero.
     return np.maximum(0.0, of_x + of_y - of_both)
-
-
-def shuffle(samples: np.ndarray, seed: int) -> np.ndarray:
-    """All values of each sequence (axis 0) in a random order: the same counts without any dependence."""
-    rows_SxN = samples.reshape(len(samples), -1)
-    return np.random.default_rng(seed).permuted(rows_SxN, axis=1).reshape(samples.shape)
 
 
 def permute_places(samples: np.ndarray, seed: int) -> np.ndarray:

@@ -25,8 +25,6 @@ that of all sequences depends on their number, and beside each stands what comes
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     output.add_flags(parser, 'runs/show')
-    rules = 'rules in each set, at most one a sequence and a training set (as many as that)'
-    parser.add_argument('--rules', type=int, help=rules)
     parser.add_argument('--sequences', type=int, default=512, help='sequences of each set (512)')
 
 
@@ -36,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     config = output.load(args)
     data = config.data
     with progress.bars() as show_progress:
-        sets = sequences.sample_sets(config, args.rules, args.sequences, show_progress)
+        sets = sequences.sample_sets(config, args.sequences, show_progress)
     measured = {name: sequences.measure(data, drawn) for name, drawn in sets.items()}
     drawn = pictures.draw_sequences(data, sets, measured)
     record = {'name': config.name, 'seed': config.seed, 'spec': dataclasses.asdict(data), 'sets': measured}

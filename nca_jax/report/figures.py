@@ -46,11 +46,6 @@ def render(draw: Callable[..., Figure], *args: Any) -> bytes:
     return buffer.getvalue()
 
 
-def score_name(measure: str) -> str:
-    """The name of a complexity measure's values, for labels."""
-    return 'change rate' if measure == 'change_rate' else f'{measure} ratio'
-
-
 def arm_colours(arms: Sequence[str], baseline: str) -> dict[str, str]:
     """One colour an arm, the same in every figure; the baseline is grey."""
     others = [arm for arm in arms if arm != baseline]
@@ -73,14 +68,6 @@ def label(axes: Axes, title: str, note: str) -> None:
     if curves:
         curves.sort(key=lambda line: line.get_ydata()[-1], reverse=True)
         axes.legend(handles=curves, loc='center left', bbox_to_anchor=(1, 0.5), labelcolor='linecolor')
-
-
-def tokens_label(value: float, _position: int | None = None) -> str:
-    """1500 as 1.5K, 4.1e6 as 4.1M, 9e9 as 9B."""
-    for unit, name in ((1e9, 'B'), (1e6, 'M'), (1e3, 'K')):
-        if abs(value) >= unit:
-            return f'{value / unit:.3g}{name}'
-    return f'{value:.3g}'
 
 
 def levels_and_gains(
@@ -153,10 +140,11 @@ def token_axis(axes: Axes) -> None:
     # A run of one evaluation has a point, and an axis needs a width.
     axes.set_xlim(low, high if high > low else low * 1.1)
     axes.set_xlabel('tokens')
-    label_ticks(axes.xaxis, LOG_TICKS, tokens_label)
+    # 1500 as 1.5k, 4.1e6 as 4.1M.
+    label_ticks(axes.xaxis, LOG_TICKS, ticker.EngFormatter(sep=''))
 
 
-def label_ticks(axis: Axis, places: Sequence[float], text: Callable[[float, int], str] | str) -> None:
+def label_ticks(axis: Axis, places: Sequence[float], text: ticker.Formatter | str) -> None:
     # A logarithmic axis adds minor ticks of its own.
     axis.set(major_locator=ticker.FixedLocator(places), minor_locator=ticker.NullLocator(), major_formatter=text)
 
@@ -173,11 +161,8 @@ def nca_stage(study: Study) -> Figure:
             accuracy = 100 * np.array(run.final.get(f'{name}_accuracy_by_grid', []), float)
             legend = f'{name}s' if run is study.nca[0] and len(accuracy) else None
             right.plot(np.arange(len(accuracy)), accuracy, color=colour, linestyle=dashes, label=legend)
-    reference = {'color': MUTED, 'linewidth': 1, 'linestyle': DASHES}
-    left.axhline(max(math.log(run.record['vocab_size']) for run in study.nca), **reference, label='uniform')
-    # Copying the last grid is what context gives a reader who has inferred nothing.
-    if len(study.nca) == 1 and 'copy_accuracy' in study.nca[0].final:
-        right.axhline(100 * study.nca[0].final['copy_accuracy'], **reference, label='copying')
+    uniform = max(math.log(run.record['vocab_size']) for run in study.nca)
+    left.axhline(uniform, color=MUTED, linewidth=1, linestyle=DASHES, label='uniform')
     left.set_ylabel('nats per token')
     left.set_ylim(bottom=0)
     token_axis(left)
@@ -234,7 +219,7 @@ def complexity(record: Mapping[str, Any]) -> Figure:
     axes.axvspan(*record['band'], color=ARMS[2], alpha=0.25, linewidth=0)
     axes.bar(edges[:-1], shares, np.diff(edges), align='edge', color=MUTED, edgecolor=PAPER, linewidth=0.8)
     # A band may reach beyond the histogram.
-    axes.set(xlim=(edges[0], edges[-1]), ylabel='% of rules', xlabel=score_name(record['score']))
+    axes.set(xlim=(edges[0], edges[-1]), ylabel='% of rules', xlabel=f'score by {record["score"]}')
     axes.grid(visible=False, axis='x')
     accepted = '{:g} to {:g}'.format(*record['band'])
     within = f'{record["accepted"]:,} of {record["candidates"]:,}'

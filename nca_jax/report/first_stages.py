@@ -92,7 +92,7 @@ def _automata_pictures(run: Run, suffix: str) -> list[page.Picture]:
         return []
     found = files.read_json(path)
     require(found, COMPLEXITY, f'{path}')
-    strips, score = _read_automata(run.folder / 'automata.npz'), figures.score_name(found['score'])
+    strips, score = _read_automata(run.folder / 'automata.npz'), f'score by {found["score"]}'
     caption = f'Nine rules of `{run.name}`, three a level, labelled with how complex their first frames are.'
     histogram = f'{found["candidates"]:,} random rules by {score}. Only rules within the shaded band are used.'
     return [

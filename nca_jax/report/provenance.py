@@ -5,7 +5,7 @@ from nca_jax.report.runs import Group, Run, Study, flatten
 
 
 def run_rows(study: Study) -> list[dict[str, str]]:
-    """One row a run: what it is, which code and device made it, and what it started from."""
+    """One row a run: what it is, which code and device made it, how long that took, and what it started from."""
     return [
         {
             'run': run.name,
@@ -17,6 +17,9 @@ def run_rows(study: Study) -> list[dict[str, str]]:
             + (', with changes' if run.record['code'].get('dirty') else ''),
             'parameters': f'{run.record["parameters"]:,}',
             'device': '{count} x {kind}'.format(**run.record['device']),
+            'tokens': f'{run.done["tokens"]:,}',
+            # Runs of other stages have other phases.
+            'seconds by phase': ', '.join(f'{name} {taken:.1f}' for name, taken in run.done['seconds'].items()),
             'lineage': lineage(study, run),
         }
         for run in study.runs
@@ -24,15 +27,12 @@ def run_rows(study: Study) -> list[dict[str, str]]:
 
 
 def lineage(study: Study, run: Run) -> str:
-    """'grandparent @step -> parent @step -> run', upwards as far as the folders show it."""
+    """'grandparent @step -> parent @step -> run', as far as the folders show it; only the name of a fresh run."""
     if run.parent is None:
-        return 'fresh'
-    parent, step = study.parent_of(run), run.parent['step']
-    if parent is None:
-        return f'{run.parent["identity"][:12]} (not in these folders) @{step:,} -> {run.name}'
-    # The parent's own line ends with its name, which its step follows here.
-    above = '' if parent.parent is None else lineage(study, parent).removesuffix(parent.name)
-    return f'{above}{parent.name} @{step:,} -> {run.name}'
+        return run.name
+    parent = study.parent_of(run)
+    above = lineage(study, parent) if parent else f'{run.parent["identity"][:12]} (not in these folders)'
+    return f'{above} @{run.parent["step"]:,} -> {run.name}'
 
 
 def plan_rows(study: Study) -> list[dict[str, str]]:
@@ -59,29 +59,15 @@ def setting_rows(group: Group) -> list[dict[str, str]]:
     return rows
 
 
-def seconds_rows(study: Study) -> list[dict[str, str]]:
-    """One row a run: wall seconds by phase, from its last record."""
-    # Runs of other stages have other phases; all columns stand in every row.
-    phases = dict.fromkeys(phase for run in study.runs for phase in run.done['seconds'])
-    return [
-        {'run': run.name, 'tokens': f'{run.done["tokens"]:,}'}
-        | {phase: tables.number(run.done['seconds'].get(phase), 1) for phase in phases}
-        | {'total': tables.number(sum(run.done['seconds'].values()), 1)}
-        for run in study.runs
-    ]
-
-
 def blocks(study: Study) -> list[page.Block]:
-    section: list[page.Block] = ['## Where this comes from']
     if not study.runs:
-        return [*section, 'No finished runs.']
+        return []
     optional = {'What was carried': plan_rows(study), 'Settings that differ between the runs': setting_rows(study.text)}
     for name, group in study.solved.items():
         optional[f'Settings that differ between the runs on {name}'] = setting_rows(group)
-    section.append(tables.table(run_rows(study)))
+    section: list[page.Block] = ['## Where this comes from', tables.table(run_rows(study))]
     for title, rows in optional.items():
         section += [f'### {title}', tables.table(rows)] if rows else []
     # Most often all runs used the same versions.
     versions = dict.fromkeys(', '.join(map(' '.join, run.record['versions'].items())) for run in study.runs)
-    section += ['### Seconds by phase', tables.table(seconds_rows(study)), '### Versions', *map(page.Note, versions)]
-    return section
+    return [*section, '### Versions', *map(page.Note, versions)]

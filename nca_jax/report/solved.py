@@ -204,10 +204,8 @@ def blocks(study: Study, gains: Mapping[str, Gains]) -> list[page.Block]:
         )
         results = result_rows(group, gains[name], study.baseline)
         section += [f'### {name}', asked, tables.table(results), page.Note(NOTE)]
-        if rows := gain_rows(gains[name], study.baseline):
-            section += [tables.table(rows), page.Note(GAIN_NOTE)]
-        if rows := chance_rows(group):
-            section += [tables.table(rows), page.Note(CHANCE_NOTE)]
+        for rows, note in ((gain_rows(gains[name], study.baseline), GAIN_NOTE), (chance_rows(group), CHANCE_NOTE)):
+            section += [tables.table(rows), page.Note(note)] if rows else []
         if rows := task_rows(group):
             section.append(tables.table(rows))
         if caveat := stats.caveat(group):
