@@ -28,6 +28,7 @@ from nca_jax.errors import FieldError, UserError
 from nca_jax.evals import harness, requests
 from nca_jax.evals.requests import Model
 from nca_jax.model import transformer
+from nca_jax.report.tables import NONE
 from tests.runs import load_program
 from tests.test_export import write_corpus
 from tests.test_hf import GOLDEN
@@ -192,6 +193,25 @@ def test_what_cannot_be_done(options, said):
         requests.parse_options(options)
 
 
+def test_the_table():
+    found = {
+        'results': {
+            'all': {'alias': 'all', 'acc,none': 0.5},
+            'a': {'alias': ' - a', 'acc,none': 0.5, 'acc_stderr,none': 0.25, 'sample_len': 4},
+            'b': {'bytes,strict': 1.5, 'bytes_stderr,strict': 'N/A'},
+        },
+        'groups': {'all': {'alias': 'all', 'acc,none': 0.5}},
+        'n-shot': {'a': 2, 'b': 0},
+    }
+    lines = [[cell.strip() for cell in line.split('|')[1:-1]] for line in harness.table(found).splitlines()]
+    assert lines[0] == ['task', 'filter', 'shots', 'metric', 'value', 'standard error']
+    assert lines[2:] == [
+        ['all', 'none', NONE, 'acc', '0.5000', NONE],
+        ['- a', 'none', '2', 'acc', '0.5000', '0.2500'],
+        ['b', 'strict', '0', 'bytes', '1.5000', NONE],
+    ]
+
+
 def refused(capsys, *arguments: str) -> str:
     assert cli.main(['harness', *map(str, arguments)]) == 2
     printed = capsys.readouterr()
@@ -346,7 +366,7 @@ def test_tasks_of_each_kind_from_end_to_end(trained, tmp_path):
     assert results['nca_texts']['byte_perplexity,none'] == pytest.approx(math.exp(nats), rel=1e-4)
     assert results['nca_answers']['exact_match,none'] == 0.5
     for name in results:
-        assert f'|{name}' in done.stdout
+        assert f'| {name}' in done.stdout
     assert f'{accuracy:.4f}' in done.stdout
 
 
