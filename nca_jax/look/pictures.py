@@ -99,6 +99,7 @@ def information(measured: Mapping[str, Any], tokens_per_grid: int) -> Figure:
             label = 'itself' if np.isnan(bits) else f'{max(0.0, round(bits, 3)):.2g}'
             axes.text(dx, dt, label, ha='center', va='center', fontsize=7)
         axes.set(xlabel='cells to the right', ylabel='frames later')
+        axes.grid(visible=False)
         figures.label(axes, f'Between cells, {name}', 'bits, less those of permuted places: an upper bound')
     return figure
 
