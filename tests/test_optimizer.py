@@ -327,9 +327,11 @@ def run_one(config: OptimizerConfig) -> trees.Tree:
         ({'frozen': ('embed',)}, r"config.optimizer.frozen = 'embed': must match the whole path"),
         ({'frozen': ('.*',)}, r"config.optimizer.frozen = \('\.\*',\): must leave a parameter to train"),
         ({'lr_scale': (('blocks/attn', 2.0),)}, r"config.optimizer.lr_scale = 'blocks/attn': must match the whole"),
+        ({'lr_scale': (('.*', 2.0), ('head/.*', 3.0))}, r"lr_scale = \('head/\.\*', 3.0\): .* claimed by earlier"),
+        ({'lr_scale': (('head/.*', 3.0),), 'frozen': ('head/.*',)}, r"lr_scale = \('head/\.\*', 3.0\): .* is frozen"),
     ],
 )
-def test_patterns_that_match_nothing_are_named(fields, said):
+def test_patterns_that_do_nothing_are_named(fields, said):
     with pytest.raises(FieldError, match=said) as error:
         check_paths(changed(**fields), trees.flatten(params()))
     assert '\n' not in str(error.value)

@@ -34,9 +34,6 @@ STACKED = 'blocks/'
 # The tables, whose padded sizes may differ between models of one vocabulary.
 VOCAB_AXIS = {'embed/table': 0, 'head/kernel': 1, 'head/bias': 0}
 
-# A path and, for a stacked leaf, one layer: the smallest part that a plan decides about.
-Unit = tuple[str, int | None]
-
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -92,8 +89,19 @@ def resolve(
     of_source, of_target = _claims(plan, source), _claims(plan, target)
     # The target's units come first, so that what only the source has stands at the report's end.
     claims = of_target | of_source
-    for unit, entry in claims.items():
-        _check_claim(unit, entry, unit in of_source, unit in of_target)
+    for (path, layer), entry in claims.items():
+        name, action = path if layer is None else f'{path} (layer {layer})', entry and entry.action
+        if (path, layer) not in of_target and action != 'drop':
+            # Nothing is lost in silence: weights that the target has no place for must be named.
+            claim = 'no entry covers it' if entry is None else f'{entry} claims it'
+            raise UserError(f'plan: {name} of the source has no counterpart in the target and {claim}; drop it')
+        if entry is None:
+            raise UserError(f'plan: no entry covers {name} of the target')
+        if (path, layer) in of_target and action == 'drop':
+            raise UserError(f'plan: drop claims {name}, which the target has; say fresh or carry')
+        # The parent may lack a leaf (a tied head), or a layer where it is less deep.
+        if action == 'carry' and (path, layer) not in of_source:
+            raise UserError(f'plan: carry claims {name}, which the source does not have; say fresh')
     # By identity, since a plan may hold the same entry twice: then the second claims nothing.
     for number, entry in enumerate(plan):
         if not any(entry is claim for claim in claims.values()):
@@ -170,31 +178,13 @@ def lines(report: Iterable[Mapping[str, Any]]) -> list[str]:
     return ['  '.join(map(str.ljust, line, widths)).rstrip() for line in cells]
 
 
-def _claims(plan: Sequence[Entry], leaves: Mapping[str, Any]) -> dict[Unit, Entry | None]:
+def _claims(plan: Sequence[Entry], leaves: Mapping[str, Any]) -> dict[tuple[str, int | None], Entry | None]:
     """The first entry that claims each unit of the leaves, by leaf, then by layer; None where no entry does."""
     claims = {}
     for path, leaf in leaves.items():
         for layer in range(leaf.shape[0]) if path.startswith(STACKED) else [None]:
             claims[path, layer] = next((entry for entry in plan if entry.claims(path, layer)), None)
     return claims
-
-
-def _check_claim(unit: Unit, entry: Entry | None, in_source: bool, in_target: bool) -> None:
-    """UserError unless the entry that claims the unit says something possible about it."""
-    path, layer = unit
-    name, action = path if layer is None else f'{path} (layer {layer})', entry and entry.action
-    if in_target:
-        if entry is None:
-            raise UserError(f'plan: no entry covers {name} of the target')
-        if action == 'drop':
-            raise UserError(f'plan: drop claims {name}, which the target has; say fresh or carry')
-        # The parent may lack a leaf (a tied head), or a layer where it is less deep.
-        if action == 'carry' and not in_source:
-            raise UserError(f'plan: carry claims {name}, which the source does not have; say fresh')
-    elif action != 'drop':
-        # Nothing is lost in silence: weights that the target has no place for must be named.
-        claim = 'no entry covers it' if entry is None else f'{entry} claims it'
-        raise UserError(f'plan: {name} of the source has no counterpart in the target and {claim}; drop it')
 
 
 def _check_leaf(path: str, source: Any, target: Any, source_vocab_size: int, target_vocab_size: int) -> None:

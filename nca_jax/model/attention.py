@@ -145,9 +145,9 @@ def splash_attention(
     )
 
     def attend(*qkv: jax.Array) -> jax.Array:
-        heads = qkv[0].shape[1]
+        mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * qkv[0].shape[1])
         kernel = splash.make_splash_mha_single_device(
-            splash.MultiHeadMask([splash.CausalMask((length, length))] * heads),
+            mask,
             block_sizes=sizes,
             # Remat 'projections' then keeps the kernel's results too.
             residual_checkpoint_name=SAVED,
@@ -184,12 +184,11 @@ def shared_attention(
     `ring` holds the answers; the token's own key and value go into its `slot` first. The masks say which positions
     hold tokens of the prompt (Q, T) and of the answer (B, T), the new token included.
     """
-    ring = Cache(
-        *(
-            jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=2)
-            for old, new in zip(ring, (k_BxHx1xDh, v_BxHx1xDh), strict=True)
-        )
-    )
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=2)
+
+    ring = Cache(put(ring.k_BxHxTxDh, k_BxHx1xDh), put(ring.v_BxHxTxDh, v_BxHx1xDh))
     (rows, heads, _, width), count = q_BxHx1xDh.shape, in_prompt_QxT.shape[0]
     # The rows of a prompt become one more axis of the queries, so that its cache is read once.
     q_BxHxDh = q_BxHx1xDh[:, :, 0]

@@ -79,8 +79,7 @@ class ModelConfig:
         check(self.length % self.loss_chunks == 0, 'loss_chunks', self.loss_chunks, f'must divide length {self.length}')
         check(not (self.tied and self.head_bias), 'head_bias', self.head_bias, 'tied tables have no head to bias')
         if self.attention != 'einsum':
-            allowed = "needs attention 'einsum', since no fused kernel has dropout"
-            check(self.dropout == 0, 'dropout', self.dropout, allowed)
+            check(self.dropout == 0, 'dropout', self.dropout, "needs attention 'einsum': no fused kernel has dropout")
         if self.attention == 'splash':
             check(self.length % 128 == 0, 'length', self.length, "must be a multiple of 128 for attention 'splash'")
         if self.attention == 'cudnn':

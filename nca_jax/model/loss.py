@@ -1,4 +1,4 @@
-"""Cross-entropy with hand-written backward passes that compute nothing twice and keep little alive."""
+"""Cross-entropy, and its sum with a hand-written backward pass that computes nothing twice and keeps little alive."""
 
 import functools
 from collections.abc import Callable
@@ -7,28 +7,10 @@ import jax
 import jax.numpy as jnp
 
 
-@jax.custom_vjp
 def cross_entropy(logits_BxLxV: jax.Array, targets_BxL: jax.Array) -> jax.Array:
-    """Negative log-likelihood of each target in nats, (B, L). Logits are float32; masked ones get no gradient."""
-    return _forward(logits_BxLxV, targets_BxL)[0]
-
-
-def _forward(logits_BxLxV, targets_BxL):
-    # Backward needs these three. Autodiff would also keep exp(logits), and differentiate the maximum.
-    logsumexp_BxL = jax.nn.logsumexp(logits_BxLxV, axis=-1)
+    """Negative log-likelihood of each target in nats, (B, L). Logits are float32."""
     picked_BxL = jnp.take_along_axis(logits_BxLxV, targets_BxL[..., None], axis=-1)[..., 0]
-    return logsumexp_BxL - picked_BxL, (logits_BxLxV, targets_BxL, logsumexp_BxL)
-
-
-def _backward(saved, cotangent_BxL):
-    logits_BxLxV, targets_BxL, logsumexp_BxL = saved
-    # The gradient is softmax - one-hot. A comparison makes the one-hot without a scatter, in the same fused loop.
-    is_target_BxLxV = jnp.arange(logits_BxLxV.shape[-1])[None, None] == targets_BxL[..., None]
-    gradient_BxLxV = jnp.exp(logits_BxLxV - logsumexp_BxL[..., None]) - is_target_BxLxV
-    return gradient_BxLxV * cotangent_BxL[..., None], None
-
-
-cross_entropy.defvjp(_forward, _backward)
+    return jax.nn.logsumexp(logits_BxLxV, axis=-1) - picked_BxL
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -48,15 +30,22 @@ def sum_cross_entropy(
 
 
 def _sum_forward(logits_of, chunks, x_BxLxD, head, targets_BxL, weights_BxL):
-    def sum_piece(head, x_BxMxD, targets_BxM, weights_BxM):
-        return jnp.sum(cross_entropy(logits_of(x_BxMxD, head), targets_BxM) * weights_BxM)
-
     # Each piece's gradient is taken while its logits exist, and only the gradient is kept: with several pieces the
     # (B, L, V) logits never exist, and the backward pass recomputes nothing.
     def add(carry, piece):
         total, head_gradient = carry
-        loss, (piece_gradient, x_gradient_BxMxD) = jax.value_and_grad(sum_piece, argnums=(0, 1))(head, *piece)
-        return (total + loss, jax.tree.map(jnp.add, head_gradient, piece_gradient)), x_gradient_BxMxD
+        x_BxMxD, targets_BxM, weights_BxM = piece
+        logits_BxMxV, backward = jax.vjp(logits_of, x_BxMxD, head)
+        nll_BxM = cross_entropy(logits_BxMxV, targets_BxM)
+        # XLA merges this with the same one in `cross_entropy`.
+        logsumexp_BxM = jax.nn.logsumexp(logits_BxMxV, axis=-1)
+        # The gradient is softmax - one-hot. Autodiff would also keep exp(logits), and differentiate the maximum. A
+        # comparison makes the one-hot without a scatter, in the same fused loop.
+        is_target_BxMxV = jnp.arange(logits_BxMxV.shape[-1])[None, None] == targets_BxM[..., None]
+        gradient_BxMxV = jnp.exp(logits_BxMxV - logsumexp_BxM[..., None]) - is_target_BxMxV
+        x_gradient_BxMxD, piece_gradient = backward(gradient_BxMxV * weights_BxM[..., None])
+        total = total + jnp.sum(nll_BxM * weights_BxM)
+        return (total, jax.tree.map(jnp.add, head_gradient, piece_gradient)), x_gradient_BxMxD
 
     start = jnp.zeros(()), jax.tree.map(jnp.zeros_like, head)
     # (B, L, ...) becomes (chunks, B, M, ...) with M = L / chunks.

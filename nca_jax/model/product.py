@@ -9,15 +9,7 @@ import jax
 import jax.numpy as jnp
 
 # The logical axis of each letter in an equation. The width has another name in kernels: `mesh` splits it there alone.
-ACTIVATION_AXES = {
-    'b': 'batch',
-    'l': 'length',
-    'd': 'residual',
-    'h': 'heads',
-    'k': 'head',
-    'f': 'ffn',
-    'v': 'vocab',
-}
+ACTIVATION_AXES = {'b': 'batch', 'l': 'length', 'd': 'residual', 'h': 'heads', 'k': 'head', 'f': 'ffn', 'v': 'vocab'}
 KERNEL_AXES = ACTIVATION_AXES | {'d': 'embed'}
 
 
@@ -72,9 +64,7 @@ def _reduce_scattered(contract: Callable, of_x: str, of_kernel: str, of_out: str
     if mesh.empty:
         return contract
     kernel_spec = nn.logical_to_mesh_axes([KERNEL_AXES[letter] for letter in of_kernel])
-    specs = tuple(
-        nn.logical_to_mesh_axes([ACTIVATION_AXES[letter] for letter in letters]) for letters in (of_x, of_out)
-    )
+    specs = tuple(nn.logical_to_mesh_axes([ACTIVATION_AXES[x] for x in letters]) for letters in (of_x, of_out))
     row_axes = specs[0][0] if isinstance(specs[0][0], tuple) else (specs[0][0],)
     # Without a mesh axis that splits both rows and kernel a plain sum is right, which the compiler does itself.
     if not any(axis in kernel_spec and mesh.shape[axis] > 1 for axis in row_axes):

@@ -113,7 +113,7 @@ class OptimizerConfig:
 
 
 def check_paths(config: OptimizerConfig, paths: Collection[str]) -> None:
-    """Raises FieldError for a pattern that matches none of a model's paths, or where all leaves would be frozen."""
+    """Raises FieldError for a pattern without effect on a model of these paths, or where all leaves would be frozen."""
     scaled = [pattern for pattern, _ in config.lr_scale]
     for field, patterns in (('decay', config.decay), ('frozen', config.frozen), ('lr_scale', scaled)):
         for pattern in patterns:
@@ -122,8 +122,14 @@ def check_paths(config: OptimizerConfig, paths: Collection[str]) -> None:
             except re.error as error:
                 raise FieldError(f'config.optimizer.{field}', pattern, f'not a regular expression: {error}') from None
             check(matched, f'config.optimizer.{field}', pattern, 'must match the whole path of a parameter')
-    all_frozen = all(trees.matches(path, config.frozen) for path in paths)
-    check(not all_frozen, 'config.optimizer.frozen', config.frozen, 'must leave a parameter to train')
+    free = [path for path in paths if not trees.matches(path, config.frozen)]
+    check(bool(free), 'config.optimizer.frozen', config.frozen, 'must leave a parameter to train')
+    # Frozen leaves and earlier entries may leave an entry nothing to scale.
+    for entry in config.lr_scale:
+        rest = [path for path in free if not trees.matches(path, entry[:1])]
+        acts = len(rest) < len(free)
+        check(acts, 'config.optimizer.lr_scale', entry, 'all that it matches is frozen or claimed by earlier entries')
+        free = rest
 
 
 def make_schedule(config: OptimizerConfig, tokens_per_step: int) -> optax.Schedule:

@@ -51,11 +51,10 @@ class LoopConfig:
     keep_last: int
 
     def __post_init__(self):
-        check(self.batch > 0, 'batch', self.batch, 'must be positive')
-        check(self.accumulate > 0, 'accumulate', self.accumulate, 'must be positive')
+        for field in ('batch', 'accumulate', 'keep_last'):
+            check(getattr(self, field) > 0, field, getattr(self, field), 'must be positive')
         divides = self.batch % self.accumulate == 0
         check(divides, 'accumulate', self.accumulate, f'must divide train.batch = {self.batch}')
-        check(self.keep_last > 0, 'keep_last', self.keep_last, 'must be positive')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +87,9 @@ def make_timetable(config: LoopConfig, profile: str, length: int) -> Timetable:
         duration, field = getattr(config, name), f'train.{name}'
         steps[name] = to_steps(duration, tokens_per_step, field)
         check(steps[name] >= least, field, duration, 'at least one step')
-    stop, keep = steps['stop'], set()
-    for duration in config.keep:
-        step = to_steps(duration, tokens_per_step, 'train.keep')
+    stop, traced = steps['stop'], to_updates(profile)
+    keep = {to_steps(duration, tokens_per_step, 'train.keep'): duration for duration in config.keep}
+    for step, duration in keep.items():
         check(step <= stop, 'train.keep', duration, f'step {step} comes after the last, {stop}')
-        keep.add(step)
-    traced = to_updates(profile)
-    check(not traced or traced[-1] <= stop, 'profile', profile, f'the last update is {stop}')
+    check(max(traced, default=0) <= stop, 'profile', profile, f'the last update is {stop}')
     return Timetable(keep=frozenset(keep), traced=traced, tokens_per_step=tokens_per_step, **steps)
