@@ -162,7 +162,11 @@ def nca_stage(study: Study) -> Figure:
             legend = f'{name}s' if run is study.nca[0] and len(accuracy) else None
             right.plot(np.arange(len(accuracy)), accuracy, color=colour, linestyle=dashes, label=legend)
     uniform = max(math.log(run.record['vocab_size']) for run in study.nca)
-    left.axhline(uniform, color=MUTED, linewidth=1, linestyle=DASHES, label='uniform')
+    reference = {'color': MUTED, 'linewidth': 1, 'linestyle': DASHES}
+    left.axhline(uniform, **reference, label='uniform')
+    # Copying the last grid is what context gives a reader who has inferred nothing.
+    if len(study.nca) == 1 and 'copy_accuracy' in study.nca[0].final:
+        right.axhline(100 * study.nca[0].final['copy_accuracy'], **reference, label='copying')
     left.set_ylabel('nats per token')
     left.set_ylim(bottom=0)
     token_axis(left)
