@@ -22,7 +22,8 @@ from nca_jax.nca import stream as nca_stream
 from nca_jax.nca.bank import write_examples
 from nca_jax.nca.config import NCAConfig
 from nca_jax.problems import benchmark, sets
-from nca_jax.problems.sets import CODE, load_problems
+from nca_jax.problems.problem import Problems
+from nca_jax.problems.sets import CODE, ProblemsConfig, load_problems
 from nca_jax.progress import Progress
 from nca_jax.train.loop import Data
 
@@ -72,7 +73,7 @@ def _text(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progres
     valid, size = text.make_eval_stream(prepared, evaluation.batch, length, evaluation.batches, sharding)
     evaluator = make_evaluator(config.model, prepared.vocab, mesh, valid, evaluation.batches, text_scores(size))
     hashes = {'text': prepared.identity, 'tokenizer': prepared.tokenizer_identity}
-    answers, answer_hashes = _benchmark(config, prepared.tokenizer, mesh, folder, progress)
+    answers, answer_hashes = _benchmark(config, prepared.tokenizer, mesh, folder, progress, {})
     keep = functools.partial(_keep_tokenizer, prepared.tokenizer)
     return Data(prepared.vocab, stream, {'perplexity': evaluator} | answers, hashes | answer_hashes, keep)
 
@@ -104,7 +105,7 @@ def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, pro
     bpe = _tokenizer(config)
     prepared = distributed.first(lambda: load_problems(data.problems, bpe))
     check_vocab(prepared.vocab.size, 'config.data.tokenizer', data.tokenizer)
-    answers, answer_hashes = _benchmark(config, bpe, mesh, folder, progress)
+    answers, answer_hashes = _benchmark(config, bpe, mesh, folder, progress, {data.problems: prepared})
     hashes = {'problems': prepared.identity, 'tokenizer': tokenizer.identity(bpe)} | answer_hashes
     keep = functools.partial(_keep_tokenizer, bpe)
     if data.problems.task == CODE:
@@ -121,10 +122,6 @@ def _instruct(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, pro
     return Data(prepared.vocab, stream('train', config.train.batch), answers | {'held_out': loss}, hashes, keep)
 
 
-def _instruct_vocabulary(config: Config) -> Vocab:
-    return Vocab(_tokenizer(config).get_vocab_size())
-
-
 def _tokenizer(config: Config) -> Tokenizer:
     """The config's tokenizer, else the parent's."""
     if config.data.tokenizer:
@@ -139,13 +136,18 @@ def _tokenizer(config: Config) -> Tokenizer:
 
 
 def _benchmark(
-    config: Config, bpe: Tokenizer, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress
+    config: Config,
+    bpe: Tokenizer,
+    mesh: jax.sharding.Mesh,
+    folder: pathlib.Path,
+    progress: Progress,
+    loaded: dict[ProblemsConfig, Problems],
 ) -> tuple[dict[str, Callable[[Any, int], dict]], dict[str, str]]:
-    """(evaluators, hashes) of the config's benchmark, if it has one."""
+    """(evaluators, hashes) of the config's benchmark, if it has one; `loaded` are the stage's own problems."""
     chosen = config.benchmark
     if chosen is None:
         return {}, {}
-    prepared = distributed.first(lambda: load_problems(chosen.problems, bpe))
+    prepared = loaded.get(chosen.problems) or distributed.first(lambda: load_problems(chosen.problems, bpe))
     answers = folder / 'answers'
     evaluator = benchmark.make_evaluator(chosen, prepared, config.model, mesh, config.seed, answers, progress)
     return {'benchmark': evaluator}, {'benchmark': prepared.identity}
@@ -180,10 +182,6 @@ def _computed(
     return Data(data.vocab, train, {'held_out': evaluator}, {})
 
 
-def _closing(data: controls.DyckConfig) -> dict[str, Callable]:
-    return {'close': lambda targets_BxL: targets_BxL >= data.kinds}
-
-
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One kind of data that a run can train on."""
@@ -202,8 +200,20 @@ class Stage:
 STAGES = {
     'nca': Stage(NCAConfig, _nca, _check_nca),
     'text': Stage(corpora.TextConfig, _text, vocabulary=_text_vocabulary, has_tokenizer=True),
-    'dyck': Stage(controls.DyckConfig, functools.partial(_computed, controls.dyck_sequences, subsets=_closing)),
+    'dyck': Stage(
+        controls.DyckConfig,
+        # Closing brackets are the tokens that a model can know.
+        functools.partial(
+            _computed, controls.dyck_sequences, subsets=lambda data: {'close': lambda t: t >= data.kinds}
+        ),
+    ),
     'copy': Stage(controls.CopyConfig, functools.partial(_computed, controls.copy_sequences), _check_copy),
     'noise': Stage(controls.NoiseConfig, functools.partial(_computed, controls.noise_sequences)),
-    'instruct': Stage(sets.InstructConfig, _instruct, _check_instruct, _instruct_vocabulary, has_tokenizer=True),
+    'instruct': Stage(
+        sets.InstructConfig,
+        _instruct,
+        _check_instruct,
+        vocabulary=lambda config: Vocab(_tokenizer(config).get_vocab_size()),
+        has_tokenizer=True,
+    ),
 }

@@ -78,8 +78,7 @@ class Store(contextlib.AbstractContextManager):
         """
         # A write in flight would be taken for a damaged checkpoint.
         self.wait()
-        steps = self._manager.all_steps()
-        if not steps:
+        if not committed(self.folder):
             return None
 
         def choose(manifest: Manifest) -> trees.Tree:
@@ -92,7 +91,7 @@ class Store(contextlib.AbstractContextManager):
                     raise ValueError(f'{path} is {there} in it and {here} in this run')
             return abstract
 
-        result, damaged = _newest(self.folder, steps, lambda path: _load(path, choose))
+        result, damaged = _newest(self.folder, lambda path: _load(path, choose))
         if damaged:
             if distributed.is_first():
                 for step in damaged:
@@ -121,7 +120,7 @@ def committed(folder: epath.PathLike) -> list[int]:
 
 def read_manifest(folder: epath.PathLike, step: int | None = None) -> Manifest:
     """The manifest of a step, or of the newest that can be read. Nothing is written, and no array is read."""
-    return _newest(folder, committed(folder), _read_manifest, step)[0]
+    return _newest(folder, _read_manifest, step)[0]
 
 
 def saved_params(manifest: Manifest, weights: str = 'params') -> dict[str, jax.ShapeDtypeStruct]:
@@ -155,7 +154,7 @@ def restore_params(
         leaves = {path: saved[path].update(sharding=sharding) for path, sharding in shardings.items()}
         return {weights: flax.traverse_util.unflatten_dict(leaves, sep='/')}
 
-    (tree, manifest), _ = _newest(folder, committed(folder), lambda path: _load(path, choose), step)
+    (tree, manifest), _ = _newest(folder, lambda path: _load(path, choose), step)
     return tree[weights], manifest
 
 
@@ -165,14 +164,12 @@ def _absolute(folder: epath.PathLike) -> epath.Path:
     return path if path.is_absolute() else path.resolve()
 
 
-def _newest(
-    folder: epath.PathLike, steps: Iterable[int], read: Callable[[epath.Path], T], only: int | None = None
-) -> tuple[T, list[int]]:
+def _newest(folder: epath.PathLike, read: Callable[[epath.Path], T], only: int | None = None) -> tuple[T, list[int]]:
     """The result of `read` for the newest step that it can read, and the newer steps that it can't; or for step `only`.
 
     A warning names the damaged steps. Raises UserError if no step can be read.
     """
-    folder, steps = _absolute(folder), sorted(steps)
+    folder, steps = _absolute(folder), committed(folder)
     if only is not None and only not in steps:
         raise UserError(f'{folder}: no checkpoint of step {only}; there are {steps}')
     damaged: dict[int, str] = {}

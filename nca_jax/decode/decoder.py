@@ -117,7 +117,7 @@ def make_decoder(
                 elif (needed := _slots_for(used + batch.chunk, slots)) > ring[0].k_BxHxTxDh.shape[2]:
                     ring = programs.grow(ring, needed)
                 # While answers wait, the host gives a few idle rows new work; else the rows run until all have ended.
-                patience = max(1, batch.rows // IMPATIENCE) if schedule.has_waiting else batch.rows
+                patience = max(1, batch.rows // IMPATIENCE) if any(schedule.waiting) else batch.rows
                 state = layers, caches, schedule.lengths_Q, ring, schedule.rows, np.uint32(seed), stops, slot, patience
                 ring, *host = programs.write_tokens(config, vocab, sampling, batch.chunk, *state)
                 rows, tokens_BxC, steps = jax.device_get(host)
@@ -173,14 +173,10 @@ class Schedule:
         self._prompts, self._share = prompts, share
         self._unread = iter(range(len(prompts)))
         # The samples and limits that no row has begun, by prompt.
-        self._waiting = [deque(zip(prompt.samples, prompt.limits, strict=True)) for prompt in prompts]
+        self.waiting = [deque(zip(prompt.samples, prompt.limits, strict=True)) for prompt in prompts]
         self._prompt_of: list[int | None] = [None] * (rows // share)
         # The tokens of each row's unfinished answer, chunk by chunk.
         self._written: list[list[np.ndarray]] = [[] for _ in range(rows)]
-
-    @property
-    def has_waiting(self) -> bool:
-        return any(self._waiting)
 
     def fill(self) -> Iterator[tuple[int, int | None]]:
         """Gives work to every idle row while any is left, and yields the groups that need another cache.
@@ -190,13 +186,13 @@ class Schedule:
         for group, prompt in enumerate(self._prompt_of):
             rows = range(group * self._share, (group + 1) * self._share)
             idle = [row for row in rows if not self.rows.live_B[row]]
-            if len(idle) == self._share and (prompt is None or not self._waiting[prompt]):
+            if len(idle) == self._share and (prompt is None or not self.waiting[prompt]):
                 # No row needs this group's cache any more. Unread prompts come first: splitting one prompt over groups
                 # only pays at the end.
                 prompt, source = next(self._unread, None), None
                 if prompt is None:
                     # Then the prompt with the most answers waiting, from a group that has its cache.
-                    waiting = {g: len(self._waiting[p]) for g, p in enumerate(self._prompt_of) if p is not None}
+                    waiting = {g: len(self.waiting[p]) for g, p in enumerate(self._prompt_of) if p is not None}
                     source = max(waiting, key=waiting.get, default=None)
                     if not waiting.get(source):
                         continue
@@ -204,8 +200,8 @@ class Schedule:
                 self._prompt_of[group] = prompt
                 self.lengths_Q[group] = len(self._prompts[prompt].tokens) - 1
                 yield group, source
-            for row in idle[: len(self._waiting[prompt])]:
-                sample, limit = self._waiting[prompt].popleft()
+            for row in idle[: len(self.waiting[prompt])]:
+                sample, limit = self.waiting[prompt].popleft()
                 tokens, number = self._prompts[prompt].tokens, self._prompts[prompt].number
                 # The row begins with the prompt's last token, which isn't in the cache.
                 values = Rows(tokens[-1], len(tokens) - 1, 0, limit, 0, True, number, sample)
