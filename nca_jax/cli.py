@@ -107,14 +107,14 @@ def start_command(name: str, argv: list[str]) -> int | None:
 
 def split_changes(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Takes --config.a.b=c and --config.a.b c out of the arguments: (the rest, [('a.b', 'c')])."""
-    rest, changes, left = [], [], list(argv)
-    while left:
-        word = left.pop(0)
+    rest, changes, words = [], [], iter(argv)
+    for word in words:
         change = re.fullmatch(r'--config\.([\w.]+)(?:=(.*))?', word, re.DOTALL)
         if change is None:
             rest.append(word)
-        elif change[2] is None and not left:
+            continue
+        value = next(words, None) if change[2] is None else change[2]
+        if value is None:
             raise UserError(f'{word}: needs a value: {word}=VALUE')
-        else:
-            changes.append((change[1], left.pop(0) if change[2] is None else change[2]))
+        changes.append((change[1], value))
     return rest, changes

@@ -21,14 +21,8 @@ from nca_jax.train.timetable import LoopConfig, Timetable, make_timetable
 PATHS = ('data.path', 'data.cache', 'data.tokenizer', 'data.problems.path', 'benchmark.problems.path', 'init_from.run')
 # Fields outside a run's identity: they change results by rounding at most, so a run may resume with other values.
 HOW_IT_RUNS = (
-    'mesh',
-    'profile',
-    'track',
-    'model.remat',
-    'model.unroll',
-    'model.loss_chunks',
-    'benchmark.batch',
-    'benchmark.run_code',
+    *('mesh', 'profile', 'track', 'benchmark.batch', 'benchmark.run_code'),
+    *('model.remat', 'model.unroll', 'model.loss_chunks'),
 )
 
 

@@ -33,7 +33,6 @@ LONGEST_LINE = 2048
 SHUTDOWN_SECONDS = 60
 # After an error, process 0 leaves last, because it runs JAX's service for the others.
 FAREWELL_SECONDS = 2.0
-RETRY_SECONDS = 0.2
 # Something else may find the port and say nothing: it delays the others by no more than this.
 HELLO_SECONDS = 5.0
 # The answers of process 0.
@@ -125,7 +124,7 @@ def _call_roll(host: str, port: int, count: int, process: int, seconds: float) -
             if answer.startswith(NO):
                 raise UserError(answer.removeprefix(NO))
             trouble = 'what is there waits for no process: another program, or process 0 after it gave up'
-        time.sleep(RETRY_SECONDS)
+        time.sleep(0.2)
     raise UserError(f'process {process} of {count} found no process 0 at {host}:{port} in {seconds} s: {trouble}')
 
 

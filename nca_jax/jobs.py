@@ -17,9 +17,6 @@ from nca_jax.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, PREEMPTED, User
 from nca_jax.progress import bars
 from nca_jax.report import write as report
 
-POLL_SECONDS = 1.0
-# Lines of a failed run's log that are shown.
-TAIL = 8
 PR_SET_PDEATHSIG = 1
 
 
@@ -132,7 +129,7 @@ def train_all(todo: list[Job], workers: int, cores: list[int]) -> int:
                 job.core = free.pop() if free else None
                 launch(job)
                 print(f'{job.name}: started', flush=True)
-            time.sleep(POLL_SECONDS)
+            time.sleep(1.0)
             progress('all runs', sum(job.trained() for job in todo), total)
             for job in running:
                 progress(job.name, job.trained(), job.tokens)
@@ -143,7 +140,7 @@ def train_all(todo: list[Job], workers: int, cores: list[int]) -> int:
                 if job.process.returncode:
                     stop(running)
                     print(f'{job.name} failed, exit code {job.process.returncode}; {job.log} ends with:')
-                    print('\n'.join(job.log.read_text().splitlines()[-TAIL:]), flush=True)
+                    print('\n'.join(job.log.read_text().splitlines()[-8:]), flush=True)
                     return BAD_INPUT if job.process.returncode == BAD_INPUT else FAILED
                 print(f'{job.name}: done, step {job.last_record()["step"]}', flush=True)
             if interrupted:

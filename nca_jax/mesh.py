@@ -12,8 +12,6 @@ from nca_jax import trees
 from nca_jax.batch import VOCAB_MULTIPLE
 from nca_jax.errors import UserError, check
 
-AXES = ('data', 'fsdp', 'tensor')
-
 # Logical axis -> mesh axis. Axes that stay whole are listed too, so that param_shardings refuses an unknown name.
 RULES = (
     ('batch', ('data', 'fsdp')),
@@ -57,9 +55,12 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> ja
     sizes = f'{config.data} x {config.fsdp} x {config.tensor}'
     check(data * split == len(devices), 'config.mesh', sizes, f'data x fsdp x tensor must be {len(devices)} devices')
     # Linen's logical partitioning refuses Explicit axes, which make_mesh would choose by default.
-    return jax.make_mesh(
-        (data, config.fsdp, config.tensor), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices
+    shape, axes, kinds = (
+        (data, config.fsdp, config.tensor),
+        ('data', 'fsdp', 'tensor'),
+        (jax.sharding.AxisType.Auto,) * 3,
     )
+    return jax.make_mesh(shape, axes, axis_types=kinds, devices=devices)
 
 
 @contextlib.contextmanager
@@ -91,25 +92,22 @@ def row_shards(mesh: jax.sharding.Mesh) -> int:
 
 
 def param_shardings(mesh: jax.sharding.Mesh, logical_axes: dict, abstract_params: dict) -> dict:
-    """A NamedSharding per leaf, from the logical axis names of the model.
+    """A NamedSharding per leaf, from the logical axis names of the model. The axes divide, as `run.check_fit` tells.
 
-    Raises UserError naming the leaf where an axis doesn't divide, or where a leaf over 1 MiB is split by neither fsdp
-    nor tensor though one of them is larger than 1. Two logical axes of one leaf on the same mesh axis raise in JAX.
+    Raises UserError naming a leaf over 1 MiB that neither fsdp nor tensor splits, though one of them is larger than 1.
+    Two logical axes of one leaf on the same mesh axis raise in JAX.
     """
-    rules = dict(RULES)
-    shapes, specs = trees.flatten(abstract_params), trees.flatten(logical_axes)
-    shardings = {}
-    for path, leaf in shapes.items():
-        axes = [rules[name] for name in specs[path]]
-        for size, axis in zip(leaf.shape, axes, strict=True):
-            if axis is not None and size % (parts := mesh.shape[axis]):
-                raise UserError(f'{path}: axis of size {size} is not divisible by mesh axis {axis} = {parts}')
+    rules, names = dict(RULES), trees.flatten(logical_axes)
+
+    def sharding_of(path: str, leaf) -> jax.sharding.NamedSharding:
+        axes = [rules[name] for name in names[path]]
         pieces = math.prod(mesh.shape[axis] for axis in axes if axis is not None)
-        whole = leaf.size * leaf.dtype.itemsize
-        if mesh.shape['fsdp'] * mesh.shape['tensor'] > 1 and pieces == 1 and whole > LARGE_LEAF_BYTES:
-            raise UserError(f'{path}: neither fsdp nor tensor splits its {whole} bytes; add a rule to nca_jax/mesh.py')
-        shardings[path] = jax.NamedSharding(mesh, jax.P(*axes))
-    return trees.map_with_path(lambda path, _: shardings[path], abstract_params)
+        size = leaf.size * leaf.dtype.itemsize
+        if mesh.shape['fsdp'] * mesh.shape['tensor'] > 1 and pieces == 1 and size > LARGE_LEAF_BYTES:
+            raise UserError(f'{path}: neither fsdp nor tensor splits its {size} bytes; add a rule to nca_jax/mesh.py')
+        return jax.NamedSharding(mesh, jax.P(*axes))
+
+    return trees.map_with_path(sharding_of, abstract_params)
 
 
 def optimizer_shardings(mesh: jax.sharding.Mesh, abstract_params: dict, params_shardings: dict) -> dict:

@@ -8,8 +8,6 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 from rich import text
 
-LINE_SECONDS = 60.0
-
 # Arguments: stage, done, total (None: unknown).
 Progress = Callable[[str, int, int | None], None]
 
@@ -48,7 +46,7 @@ def bars() -> Iterator[Progress]:
         if stage not in tasks:
             tasks[stage] = display.add_task(stage, total=total)
         display.update(tasks[stage], completed=done, total=total)
-        if not console.is_terminal and time.monotonic() - last_line > LINE_SECONDS:
+        if not console.is_terminal and time.monotonic() - last_line > 60.0:
             last_line = time.monotonic()
             console.print(display.make_tasks_table([task for task in display.tasks if task.id == tasks[stage]]))
 

@@ -27,8 +27,6 @@ from nca_jax.problems.sets import CODE, ProblemsConfig, load_problems
 from nca_jax.progress import Progress
 from nca_jax.train.loop import Data
 
-# Automata.
-
 
 def _check_nca(config: Config) -> None:
     data, length = config.data, config.model.length
@@ -56,9 +54,6 @@ def _nca(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress
     hashes = {'rules': rules(0).hash, 'valid_rules': valid_rules(0).hash}
     examples = functools.partial(write_examples, data, config.seed)
     return Data(data.vocab, stream, {'nca_grid': evaluator}, hashes, examples)
-
-
-# Text.
 
 
 def _text(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, progress: Progress) -> Data:
@@ -89,9 +84,6 @@ def _text_vocabulary(config: Config) -> Vocab:
 def _keep_tokenizer(bpe: Tokenizer, folder: pathlib.Path) -> None:
     """Writes the tokenizer to where later stages and commands look for it."""
     files.write(folder / tokenizer.FILE, bpe.to_str())
-
-
-# Problems with known answers.
 
 
 def _check_instruct(config: Config) -> None:
@@ -151,9 +143,6 @@ def _benchmark(
     answers = folder / 'answers'
     evaluator = benchmark.make_evaluator(chosen, prepared, config.model, mesh, config.seed, answers, progress)
     return {'benchmark': evaluator}, {'benchmark': prepared.identity}
-
-
-# Sequences computed from their numbers.
 
 
 def _check_copy(config: Config) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import numpy as np
 
 Tree = Any
 
@@ -32,11 +31,6 @@ def mask(tree: Tree, patterns: Iterable[str]) -> Tree:
     """A tree of bools, True where a pattern matches the leaf's path: the mask that optax takes for weight decay."""
     patterns = tuple(patterns)
     return map_with_path(lambda path, _: matches(path, patterns), tree)
-
-
-def count(tree: Tree) -> int:
-    """Number of scalars in all leaves (arrays or shape structs)."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 def table(tree: Tree) -> list[dict[str, Any]]:

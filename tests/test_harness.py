@@ -28,7 +28,6 @@ from nca_jax.errors import FieldError, UserError
 from nca_jax.evals import harness, requests
 from nca_jax.evals.requests import Model
 from nca_jax.model import transformer
-from nca_jax.report.tables import NONE
 from tests.runs import load_program
 from tests.test_export import write_corpus
 from tests.test_hf import GOLDEN
@@ -191,25 +190,6 @@ def test_what_tasks_ask_for(options, expected):
 def test_what_cannot_be_done(options, said):
     with pytest.raises(FieldError, match=said):
         requests.parse_options(options)
-
-
-def test_the_table():
-    found = {
-        'results': {
-            'all': {'alias': 'all', 'acc,none': 0.5},
-            'a': {'alias': ' - a', 'acc,none': 0.5, 'acc_stderr,none': 0.25, 'sample_len': 4},
-            'b': {'bytes,strict': 1.5, 'bytes_stderr,strict': 'N/A'},
-        },
-        'groups': {'all': {'alias': 'all', 'acc,none': 0.5}},
-        'n-shot': {'a': 2, 'b': 0},
-    }
-    lines = [[cell.strip() for cell in line.split('|')[1:-1]] for line in harness.table(found).splitlines()]
-    assert lines[0] == ['task', 'filter', 'shots', 'metric', 'value', 'standard error']
-    assert lines[2:] == [
-        ['all', 'none', NONE, 'acc', '0.5000', NONE],
-        ['- a', 'none', '2', 'acc', '0.5000', '0.2500'],
-        ['b', 'strict', '0', 'bytes', '1.5000', NONE],
-    ]
 
 
 def refused(capsys, *arguments: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from nca_jax import cli, errors
-from nca_jax.report import figures, first_stages, losses, page, provenance, runs, stats, tables, write
+from nca_jax.report import figures, first_stages, losses, page, runs, stats, tables, write
 from nca_jax.report.runs import make_study
 
 STEPS = (50, 100, 200, 300, 400, 500, 600)
@@ -457,14 +457,14 @@ def test_tokens_of_all_earlier_stages_are_counted(tmp_path):
     assert study.earlier_tokens(by_arm['nca']) == 0
     assert study.earlier_tokens(by_arm['math']) == 30 * 10
     assert study.earlier_tokens(by_arm['tuned']) == 30 * 10 + 11 * 7
-    assert provenance.lineage(study, by_arm['tuned']) == 'a @30 -> b @11 -> c'
+    assert write.lineage(study, by_arm['tuned']) == 'a @30 -> b @11 -> c'
     alone = study_of(tmp_path / 'c')
     assert alone.earlier_tokens(alone.runs[0]) is None
-    assert provenance.lineage(alone, alone.runs[0]) == 'bb (not in these folders) @11 -> c'
+    assert write.lineage(alone, alone.runs[0]) == 'bb (not in these folders) @11 -> c'
 
 
 def test_settings_that_differ_are_shown_and_no_others(root):
-    rows = provenance.setting_rows(study_of(root).text)
+    rows = write.setting_rows(study_of(root).text)
     assert [row['setting'] for row in rows] == ['`seed`', '`transfer`']
     assert rows[1]['only_attn'] == '`only_attn`'
 
@@ -534,7 +534,7 @@ def test_names_cannot_break_the_page():
 
 
 def test_no_jax_is_imported():
-    imports = 'from nca_jax.report import first_stages, losses, provenance, solved, write'
+    imports = 'from nca_jax.report import first_stages, losses, solved, write'
     code = f'import sys; {imports}; sys.exit(any(m.split(".")[0] in ("jax", "flax") for m in sys.modules))'
     assert subprocess.run([sys.executable, '-c', code], check=False).returncode == 0
 

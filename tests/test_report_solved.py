@@ -7,7 +7,7 @@ import pytest
 
 from nca_jax import cli, errors
 from nca_jax.problems import benchmark
-from nca_jax.report import figures, losses, page, provenance, solved, stats, tables
+from nca_jax.report import figures, losses, page, solved, stats, tables, write
 from tests.test_report_page import TOKENS_PER_STEP, blocks_of, edit, study_of, text_records, write_run
 
 TEXT = text_records((4.0, 2.5), (100, 200))
@@ -231,7 +231,7 @@ def test_what_the_intervals_leave_out(tmp_path):
     study = study_of(tmp_path)
     group, *_ = gains_of(study)
     assert stats.caveat(group).startswith('All seeds of `nca` start from one parent run')
-    assert [row['arm'] for row in provenance.plan_rows(study)] == ['scratch, instruct', 'nca, instruct']
+    assert [row['arm'] for row in write.plan_rows(study)] == ['scratch, instruct', 'nca, instruct']
 
 
 # Several tasks, and guessing
@@ -339,7 +339,7 @@ def test_text_runs_are_among_both_and_instruct_runs_only_here(tmp_path):
     text = study.solved['gsm_symbolic in the text stage']['scratch']
     assert [run.solved['pass@1'] for run in text.values()] == [0.04, 0.05]
     assert study.solved['gsm_symbolic without training']['scratch'][0].solved_before is None
-    assert [row['run'] for row in provenance.run_rows(study)].count('text-0') == 1
+    assert [row['run'] for row in write.run_rows(study)].count('text-0') == 1
     blocks = blocks_of(study)
     assert not any(isinstance(block, page.Picture) and 'pass' in block.name for block in blocks)  # one k is no curve
 
@@ -420,7 +420,7 @@ def test_the_page_and_the_terminal_show_what_was_solved(tmp_path, capsys):
     assert solved.GAIN_NOTE in text
     assert solved.CHANCE_NOTE not in text
     assert '### Settings that differ between the runs on gsm_symbolic' in text
-    assert {run.name for run in study.runs} == {row['run'] for row in provenance.run_rows(study)}
+    assert {run.name for run in study.runs} == {row['run'] for row in write.run_rows(study)}
     assert len(study.runs) == 8
 
 

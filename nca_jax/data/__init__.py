@@ -1,1 +1,0 @@
-"""All sources of Batches but automata: text (corpora, tokenizer, shards, windows), Dyck words, controls."""

@@ -135,7 +135,9 @@ class Corpus(NamedTuple):
 # Corpora that every interpreter brings.
 BUILT_IN = {
     'python_stdlib': lambda: Corpus('python_stdlib', documents.source_identity(), documents.sources),
-    'python_docs': lambda: Corpus('python_docs', documents.docs_identity(), documents.docstrings),
+    'python_docs': lambda: Corpus(
+        'python_docs', documents.source_identity(documents.DEPENDENCIES), documents.docstrings
+    ),
 }
 
 

@@ -16,7 +16,7 @@ import pydoc_data.topics
 import sysconfig
 import tokenize
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,10 +114,11 @@ def sources() -> list[Document]:
     return [Document(_read_source(file), name) for name, file in _library_files()]
 
 
-def source_identity() -> list:
+def source_identity(packages: Sequence[str] = ()) -> list:
     # The files' sizes tell libraries apart without reading them.
     interpreter = f'{platform.python_implementation()} {platform.python_version()}'
-    return [interpreter, [(name, file.stat().st_size) for name, file in _library_files()]]
+    versions = [(name, importlib.metadata.version(name)) for name in packages]
+    return [interpreter, [(name, file.stat().st_size) for name, file in _library_files()], versions]
 
 
 # Parsing all modules takes many seconds, and the texts take only 16 MB.
@@ -130,10 +131,6 @@ def docstrings() -> list[Document]:
         if text := _docstrings(_read_source(file), module):
             documents.append(Document(text, name))
     return documents
-
-
-def docs_identity() -> list:
-    return [source_identity(), [(name, importlib.metadata.version(name)) for name in DEPENDENCIES]]
 
 
 def _library_files() -> list[tuple[str, Path]]:

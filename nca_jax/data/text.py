@@ -46,7 +46,7 @@ class TokenStore:
     def __init__(self, folder: Path, side: str, shards: int, tokens: int, documents: int, bytes: int):
         """Raises UserError for a missing or damaged shard."""
         self.documents, self.bytes = documents, bytes
-        self._shards = [open_shard(shard_file(folder, side, number)) for number in range(shards)]
+        self._shards = [open_shard(folder / f'{side}-{number:05d}.npy') for number in range(shards)]
         self._starts = np.cumsum([0, *map(len, self._shards)]).tolist()
         # Shards of another preparation would make other batches.
         if len(self) != tokens:
@@ -62,10 +62,6 @@ class TokenStore:
         touched = range(bisect.bisect_right(starts, start) - 1, bisect.bisect_left(starts, stop))
         pieces = [self._shards[i][max(start - starts[i], 0) : stop - starts[i]] for i in touched]
         return np.concatenate(pieces, dtype=np.int32)
-
-
-def shard_file(folder: Path, side: str, number: int) -> Path:
-    return folder / f'{side}-{number:05d}.npy'
 
 
 def open_shard(file: Path) -> np.ndarray:
@@ -108,8 +104,7 @@ def prepare_text(config: TextConfig, folder: Path | str, progress: Progress = si
         allowed = f"must be GPT-2's tokenizer.json, of {corpora.GPT2_VOCAB} tokens, for {corpus.name}"
         check(gpt2, 'tokenizer', config.tokenizer, allowed)
     # All that decides the shards, so that any other text has a folder of its own.
-    # 'replace' is the only value of a field that is gone; prepared folders are known by a hash with it.
-    settings = [FORMAT, corpus.name, corpus.source, config.field, 'replace', config.valid_share]
+    settings = [FORMAT, corpus.name, corpus.source, config.field, config.valid_share]
     settings.append(bpe.identity(tokenizer) if tokenizer else config.vocab_size)
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     root = Path(config.cache or folder).expanduser()
@@ -206,7 +201,7 @@ def _write_shards(
     # A shard ends with the document that fills it, so its documents are known before any is tokenized.
     shards = np.split(size_M, np.flatnonzero(np.diff(np.cumsum(size_M) // SHARD_BYTES)) + 1)
     for number, sizes in enumerate(shards):
-        file, end = shard_file(out, side, number), done + int(sizes.sum())
+        file, end = out / f'{side}-{number:05d}.npy', done + int(sizes.sum())
         # Read in any case, since the texts of the next shard come after these.
         own = list(itertools.islice(texts, len(sizes)))
         if not file.exists():

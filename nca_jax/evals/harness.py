@@ -16,7 +16,7 @@ import argparse
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from nca_jax import files
@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
     check(out is None or (out.absolute().parent.is_dir() and not out.is_dir()), '--out', str(out), 'must name a file')
     try:
         import lm_eval
+        from lm_eval.utils import make_table
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} isn't installed: pip install nca_jax[harness]") from None
     from nca_jax.evals import requests
@@ -72,8 +73,7 @@ def run(args: argparse.Namespace) -> None:
     if out is not None:
         # The harness's own configs hold types and functions.
         files.write(out, json.dumps(about | results, indent=1, default=str) + '\n')
-    # Not lm_eval's own, which has no header with the pytablewriter that launch/oracle.lock pins.
-    print(table(results))
+    print(*(make_table(results, part) for part in ('results', 'groups') if part in results), sep='\n')
 
 
 def load(folder: pathlib.Path, weights: str, batch: int | None, seed: int) -> tuple[Any, dict[str, Any]]:
@@ -124,27 +124,3 @@ def load_tasks(names: Sequence[str], folder: pathlib.Path | None) -> tuple[Any, 
         unsafe = getattr(task, 'UNSAFE_CODE', False)
         check(not unsafe, '--tasks', name, 'is marked as unsafe: it would run code that a model wrote')
     return manager, tasks
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """The results of simple_evaluate, a row for each metric."""
-    from nca_jax.report import tables
-
-    rows = []
-    for task, values in (results['results'] | results.get('groups', {})).items():
-        for key, value in values.items():
-            # Results are named 'acc,none' and 'acc_stderr,none', besides words such as the alias.
-            metric, _, filter_name = key.partition(',')
-            if not filter_name or metric.endswith('_stderr'):
-                continue
-            error = values.get(f'{metric}_stderr,{filter_name}')
-            row = {
-                'task': values.get('alias', task),
-                'filter': filter_name,
-                'shots': str(results['n-shot'].get(task, tables.NONE)),
-                'metric': metric,
-                'value': f'{value:.4f}' if isinstance(value, float) else str(value),
-                'standard error': f'{error:.4f}' if isinstance(error, float) else tables.NONE,
-            }
-            rows.append(row)
-    return tables.table(rows)

@@ -263,10 +263,12 @@ def read_checkpoint(file: pathlib.Path, heads: int) -> WeightSource:
     named = content.get('model') if isinstance(content, dict) else None
     if not isinstance(named, dict) or not all(isinstance(tensor, torch_zip.Tensor) for tensor in named.values()):
         raise UserError(f"{file}: must hold a dict with 'model', a dict of tensors")
-    tensors = {from_release(str(name)): tensor for name, tensor in named.items()}
-    for name, tensor in tensors.items():
-        dtype = str(tensor.storage.dtype)
+    tensors: dict[str, torch_zip.Tensor] = {}
+    for of_release, tensor in named.items():
+        name, dtype = from_release(str(of_release)), str(tensor.storage.dtype)
+        check(name not in tensors, f'{file}: name', of_release, 'another tensor of the file means the same')
         check(dtype in DTYPES, f'{file}: dtype of {name!r}', dtype, FLOATS)
+        tensors[name] = tensor
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     model, rows = release_config(shapes, heads, file)
     check_tensors(tensor_shapes(model, rows), shapes, file)

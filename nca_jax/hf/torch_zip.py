@@ -26,7 +26,6 @@ from nca_jax.errors import UserError
 
 # In bytes; 1.6B parameters with the moments of Adam take 0.1 MB. Reading takes time and memory of its length.
 MAX_PICKLE = 1 << 23
-MAX_DIMENSIONS = 8
 STORAGES = {
     'torch FloatStorage': np.float32,
     'torch DoubleStorage': np.float64,
@@ -222,7 +221,7 @@ def _call(function: Any, arguments: Any) -> Any:
             (Storage() as storage, offset, tuple(shape), tuple(strides), _, _),
         ):
             counts = all(type(number) is int and number >= 0 for number in (offset, *shape, *strides))
-            counts = counts and len(shape) == len(strides) <= MAX_DIMENSIONS
+            counts = counts and len(shape) == len(strides) <= 8
             _demand(counts, 'a tensor has an odd offset, shape or strides')
             # How many numbers from the offset on it lies in; 0 without elements.
             spans = [(length - 1) * stride for length, stride in zip(shape, strides, strict=True)]

@@ -21,7 +21,6 @@ SET_COLOURS = (figures.ARMS[2], figures.ARMS[1])
 MIN_BITS = 1e-3
 # In pixels, of the animation: a trajectory, and the gap around it, with room for words.
 SIDE, GAP = 96, 20
-FRAME_MS = 160
 
 
 def draw_sequences(data: NCAConfig, sets: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, bytes]:
@@ -54,7 +53,7 @@ def animation(blocks: Mapping[str, tuple[np.ndarray, np.ndarray]], colours: int)
         pen.rectangle((0, height - 3, (t + 1) * width // count, height - 1), figures.MUTED)
         images.append(image)
     buffer = io.BytesIO()
-    images[0].save(buffer, 'gif', save_all=True, append_images=images[1:], duration=FRAME_MS, loop=0)
+    images[0].save(buffer, 'gif', save_all=True, append_images=images[1:], duration=160, loop=0)
     return buffer.getvalue()
 
 

@@ -6,9 +6,11 @@ import math
 from nca_jax.batch import Vocab
 from nca_jax.errors import check
 
-DTYPES = ('float32', 'bfloat16')
-REMATS = ('none', 'full', 'projections', 'dots')
-ATTENTIONS = ('einsum', 'cudnn', 'splash')
+CHOICES = {
+    **dict.fromkeys(('dtype', 'param_dtype'), ('float32', 'bfloat16')),
+    'remat': ('none', 'full', 'projections', 'dots'),
+    'attention': ('einsum', 'cudnn', 'splash'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,7 @@ class ModelConfig:
     def __post_init__(self):
         for field in ('layers', 'width', 'heads', 'ffn', 'length', 'rope_theta', 'norm_eps', 'loss_chunks'):
             check(getattr(self, field) > 0, field, getattr(self, field), 'must be positive')
-        for field, known in (('dtype', DTYPES), ('param_dtype', DTYPES), ('remat', REMATS), ('attention', ATTENTIONS)):
+        for field, known in CHOICES.items():
             check(getattr(self, field) in known, field, getattr(self, field), f'must be one of {", ".join(known)}')
         check(self.width % self.heads == 0, 'heads', self.heads, f'must divide width {self.width}')
         check(self.head_width % 2 == 0, 'heads', self.heads, 'width / heads must be even (rotary embedding)')

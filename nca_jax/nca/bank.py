@@ -60,8 +60,6 @@ def band_request(config: NCAConfig) -> dict:
         names += ('band_sample',)
     # A search always looks up.
     del fields['rule']['perceive']
-    # The only value of a field that is gone; saved banks are known by a hash with it.
-    fields['rule']['groups'] = 1
     return {name: fields[name] for name in names}
 
 

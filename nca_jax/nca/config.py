@@ -8,12 +8,8 @@ from nca_jax.nca.automaton import RolloutSpec, RuleSpec
 from nca_jax.nca.patches import PatchVocab, tokens_per_grid
 
 COUNTS = (
-    'band_sample',
-    'rules_per_epoch',
-    'trajectories_per_rule',
-    'candidates_per_rule',
-    'search_block',
-    'stream_block',
+    *('band_sample', 'rules_per_epoch', 'trajectories_per_rule', 'candidates_per_rule'),
+    *('search_block', 'stream_block'),
 )
 CHOICES = {
     'band_by': ('score', 'quantile'),

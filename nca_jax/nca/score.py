@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow
 
 from nca_jax import keys
+from nca_jax.errors import UserError
 from nca_jax.nca import patches
 from nca_jax.nca.automaton import RolloutSpec, Rule, RuleSpec, init_rule, rollout
 from nca_jax.nca.config import ComplexityConfig, NCAConfig
@@ -107,8 +108,12 @@ def score_block(candidates: Candidates, block: int) -> Block:
     rule = dataclasses.replace(config.rule, perceive='table')
     spec = RolloutSpec(rule, config.burn_in, stride, config.complexity.frames)
     index_R = np.arange(config.search_block, dtype=np.uint32) + np.uint32(block * config.search_block)
-    # JAX_PLATFORMS, where it is set, must name cpu too.
-    with jax.default_device(jax.local_devices(backend='cpu')[0]):
+    try:
+        cpu = jax.local_devices(backend='cpu')[0]
+    except RuntimeError:
+        allowed = "must name cpu too, on which rules are searched, such as 'cuda,cpu'"
+        raise UserError(f'JAX_PLATFORMS = {jax.config.jax_platforms!r}: {allowed}') from None
+    with jax.default_device(cpu):
         names = keys.key(candidates.seed), keys.crc32(candidates.split), np.uint32(candidates.epoch)
         frames, tokens = map(np.asarray, scored_trajectories(spec, config.vocab, *names, index_R))
     return frames, tokens, scores(config.complexity, frames, tokens)

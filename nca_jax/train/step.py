@@ -63,12 +63,7 @@ def make_sum_loss(config: ModelConfig, vocab: Vocab, frozen: tuple[str, ...] = (
 
 
 def loss_and_grads(
-    sum_loss: SumLoss,
-    params: dict,
-    batch: Batch,
-    dropout_key: jax.Array | None,
-    accumulate: int = 1,
-    replicas: int = 1,
+    sum_loss: SumLoss, params: dict, batch: Batch, dropout_key: jax.Array | None, accumulate: int = 1, replicas: int = 1
 ) -> tuple[jax.Array, Any]:
     """Mean loss over the batch's weight and its gradient, in `accumulate` micro-batches one after another.
 
