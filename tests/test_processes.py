@@ -100,6 +100,7 @@ def interrupted_run(workdir: pathlib.Path, arguments: list[str], processes: int,
     assert codes(start(workdir, arguments, processes, devices)) == [0] * processes
 
 
+@pytest.mark.full
 def test_two_processes_train_stop_and_go_on_as_one(tmp_path):
     alone = start(tmp_path / 'one', AUTOMATA, processes=1, devices=4)
     assert codes(alone) == [0]

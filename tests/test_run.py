@@ -103,7 +103,7 @@ def crash():
     raise CrashError
 
 
-@pytest.mark.parametrize('at', [2, 5])
+@pytest.mark.parametrize('at', [2, pytest.param(5, marks=pytest.mark.full)])
 @pytest.mark.parametrize('words', ['arm=automata', 'arm=scratch'])
 def test_six_steps_equal_some_and_a_crash_and_the_rest(cache, automata, scratch, tmp_path, monkeypatch, words, at):
     """The newest checkpoint is of step 3 or there is none yet; later metrics were already written."""
@@ -220,7 +220,9 @@ def baseline(cache: pathlib.Path, words: str, **changes) -> configs.Config:
     return adjusted(baselines.get_config(f'{words},smoke'), cache, **changes)
 
 
-@pytest.mark.parametrize('source', ['dyck', 'shuffle_dyck', 'copy', 'noise'])
+@pytest.mark.parametrize(
+    'source', ['dyck', *(pytest.param(name, marks=pytest.mark.full) for name in ('shuffle_dyck', 'copy', 'noise'))]
+)
 def test_every_baseline_trains_resumes_and_is_evaluated(cache, tmp_path, monkeypatch, source):
     wanted = baseline(cache, f'source={source}')
     with monkeypatch.context() as patched:
