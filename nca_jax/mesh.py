@@ -92,15 +92,18 @@ def row_shards(mesh: jax.sharding.Mesh) -> int:
 
 
 def param_shardings(mesh: jax.sharding.Mesh, logical_axes: dict, abstract_params: dict) -> dict:
-    """A NamedSharding per leaf, from the logical axis names of the model. The axes divide, as `run.check_fit` tells.
+    """A NamedSharding per leaf, from the logical axis names of the model.
 
-    Raises UserError naming a leaf over 1 MiB that neither fsdp nor tensor splits, though one of them is larger than 1.
-    Two logical axes of one leaf on the same mesh axis raise in JAX.
+    Raises UserError naming a leaf whose axes don't divide, or a leaf over 1 MiB that neither fsdp nor tensor splits,
+    though one of them is larger than 1. Two logical axes of one leaf on the same mesh axis raise in JAX.
     """
     rules, names = dict(RULES), trees.flatten(logical_axes)
 
     def sharding_of(path: str, leaf) -> jax.sharding.NamedSharding:
         axes = [rules[name] for name in names[path]]
+        for size, axis in zip(leaf.shape, axes, strict=True):
+            if axis is not None and size % (parts := mesh.shape[axis]):
+                raise UserError(f'{path}: axis of size {size} is not divisible by mesh axis {axis} = {parts}')
         pieces = math.prod(mesh.shape[axis] for axis in axes if axis is not None)
         size = leaf.size * leaf.dtype.itemsize
         if mesh.shape['fsdp'] * mesh.shape['tensor'] > 1 and pieces == 1 and size > LARGE_LEAF_BYTES:

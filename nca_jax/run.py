@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import optax
 
 from nca_jax import config as configs
 from nca_jax import distributed, folders, keys, stages, trees
@@ -197,7 +196,7 @@ def describe(config: Config, program: Program, identity: str, lineage: dict | No
         # The report takes the run's result from this evaluator.
         'evaluator': next(iter(program.data.evaluators)),
         'vocab_size': program.data.vocab.size,
-        'parameters': optax.tree.size(program.abstract.params),
+        'parameters': trees.count(program.abstract.params),
         'tokens_per_step': program.timetable.tokens_per_step,
         'stop': program.timetable.stop,
         **environment(),

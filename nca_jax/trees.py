@@ -33,6 +33,11 @@ def mask(tree: Tree, patterns: Iterable[str]) -> Tree:
     return map_with_path(lambda path, _: matches(path, patterns), tree)
 
 
+def count(tree: Tree) -> int:
+    """Number of scalars in all leaves (arrays or shape structs)."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
 def table(tree: Tree) -> list[dict[str, Any]]:
     """One row per leaf: path, shape and dtype, as manifests keep them."""
     return [{'path': path, 'shape': list(leaf.shape), 'dtype': str(leaf.dtype)} for path, leaf in flatten(tree).items()]

@@ -10,7 +10,6 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from experiments import common
@@ -114,7 +113,7 @@ def test_parameter_paths_are_api():
 
 
 def test_parameter_count_in_closed_form():
-    assert optax.tree.size(params()) == body_parameters(CONFIG) + 2 * VOCAB.padded * CONFIG.width
+    assert trees.count(params()) == body_parameters(CONFIG) + 2 * VOCAB.padded * CONFIG.width
     paper = dataclasses.replace(CONFIG, layers=24, width=2048, heads=32, ffn=8192, unroll=1)
     assert body_parameters(paper) == 1_610_713_088  # the paper's 1b6
 
@@ -301,7 +300,7 @@ def test_named_sizes_have_the_parameters_of_the_closed_form(name):
     values = common.model(name, length=1024, dropout=0.1).to_dict()
     config = ModelConfig(**values | {'init': InitConfig(**values['init'])})
     blocks = transformer.abstract_params(config, VOCAB)['blocks']
-    assert optax.tree.size(blocks) + config.width == body_parameters(config)
+    assert trees.count(blocks) + config.width == body_parameters(config)
     expected = {'400m': 402.7e6, '600m': 604.1e6, '1b6': 1_610_713_088}
     if name in expected:
         assert body_parameters(config) == pytest.approx(expected[name], rel=1e-4)

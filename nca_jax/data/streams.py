@@ -18,8 +18,6 @@ from nca_jax.batch import Batch, to_batch
 
 # A batch of 32 is far too little work for one call: rows are made for many steps at once, and steps are cut out.
 BLOCK_TOKENS = 1 << 22
-# Of the block cipher in index_shuffle; grain's own choice.
-ROUNDS = 4
 
 # `sequences(keys_R) -> (tokens_RxL1, first_loss_at_R)`: whole rows, each from its own key.
 Sequences = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
@@ -99,4 +97,5 @@ def shuffled(number: int, total: int, name: str) -> tuple[int, int]:
     epoch, place = divmod(number, total)
     # The order is computed, not stored, so that any step is found at once.
     seed = zlib.crc32(f'{name}/{epoch}'.encode())
-    return epoch, index_shuffle(place, max_index=total - 1, seed=seed, rounds=ROUNDS)
+    # So many rounds of the block cipher are grain's own choice.
+    return epoch, index_shuffle(place, max_index=total - 1, seed=seed, rounds=4)

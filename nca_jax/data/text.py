@@ -34,8 +34,6 @@ FORMAT = 2
 TOLERANCE = 0.001
 # Documents encoded at once.
 CHUNK = 256
-# Chunks encoded at the same time, so that copying hides behind encoding.
-AHEAD = 4
 # Of text in a shard; about 8M GPT-2 tokens, a few seconds of work.
 SHARD_BYTES = 1 << 25
 
@@ -206,8 +204,8 @@ def _write_shards(
         own = list(itertools.islice(texts, len(sizes)))
         if not file.exists():
             chunks, pieces = [own[first : first + CHUNK] for first in range(0, len(own), CHUNK)], []
-            # Encoding runs on all cores, outside Python's lock.
-            with concurrent.futures.ThreadPoolExecutor(AHEAD) as pool:
+            # Encoding runs on all cores, outside Python's lock. With four chunks at a time, copying hides behind it.
+            with concurrent.futures.ThreadPoolExecutor(4) as pool:
                 for tokens_L in pool.map(encode, chunks):
                     pieces.append(tokens_L)
                     done += int(bytes_V[tokens_L].sum(dtype=np.int64))

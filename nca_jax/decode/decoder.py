@@ -24,8 +24,6 @@ from nca_jax.model.config import ModelConfig
 
 # Prompts that are read together.
 READ_TOGETHER = 4
-# The shortest padded prompt.
-LEAST_BUCKET = 32
 # While answers wait, the host looks as soon as 1 / IMPATIENCE of the rows have ended.
 IMPATIENCE = 16
 
@@ -159,8 +157,8 @@ def _slots_for(used: int, most: int) -> int:
 
 
 def bucket(length: int) -> int:
-    """The padded length of a prompt: a power of two, so that few shapes are compiled."""
-    return max(LEAST_BUCKET, 1 << (length - 1).bit_length())
+    """The padded length of a prompt: a power of two from 32 on, so that few shapes are compiled."""
+    return max(32, 1 << (length - 1).bit_length())
 
 
 class Schedule:

@@ -32,9 +32,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     import jax.numpy as jnp
-    import optax
 
-    from nca_jax import folders
+    from nca_jax import folders, trees
     from nca_jax.batch import Vocab
     from nca_jax.checkpoint.manifest import environment, leaf_table
     from nca_jax.checkpoint.store import Store
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
             'parent': None,
             'data': {'tokenizer': bpe.identity(tokenizer)} if tokenizer else {},
             'vocab_size': vocab.size,
-            'parameters': optax.tree.size(params),
+            'parameters': trees.count(params),
             'tokens_per_step': 0,
             'stop': 0,
             **environment(),
@@ -82,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         if tokenizer:
             tokenizer.save(str(out / bpe.FILE))
         folders.write_record(out, record)
-    print(f'{args.source}: {optax.tree.size(params):,} parameters as {args.param_dtype}')
+    print(f'{args.source}: {trees.count(params):,} parameters as {args.param_dtype}')
     print(f'tables: {vocab.size:,} of {source.rows:,} rows, padded to {vocab.padded:,}')
     print(f'tokenizer: {bpe.FILE if tokenizer else "none that a stage can read"}')
     fields = model | {'param_dtype': args.param_dtype}

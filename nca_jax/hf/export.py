@@ -27,9 +27,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     import jax
-    import optax
 
     from nca_jax import mesh as meshes
+    from nca_jax import trees
     from nca_jax.data.tokenizer import load_of_run
     from nca_jax.hf import llama
     from nca_jax.run import load_model
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
         model, vocab, params, manifest = load_model(args.run, one_device, args.weights, args.step)
         tokenizer = load_of_run(args.run, manifest)
         llama.write_folder(out, model, vocab, params, tokenizer, args.dtype)
-    parameters = f'{optax.tree.size(params):,} parameters ({args.weights}) as {args.dtype}'
+    parameters = f'{trees.count(params):,} parameters ({args.weights}) as {args.dtype}'
     print(f'{args.run}, step {manifest["step"]}: {parameters}')
     print(f'tokenizer: {f"{tokenizer.get_vocab_size():,} tokens" if tokenizer else "none, since the run has none"}')
     print(args.out)

@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import markdown_it
 
-TEMPLATE = Path(__file__).with_suffix('.html')
-
 
 class Note(str):
     """Small print, in Markdown; the terminal leaves it out."""
@@ -68,5 +66,5 @@ def as_html(title: str, blocks: Sequence[Block]) -> str:
                 text = parser.render(block)
                 # A wide table scrolls by itself, so that the page doesn't.
                 parts.append(f'<div class="scroll">{text}</div>' if '<table>' in text else text)
-    template = string.Template(TEMPLATE.read_text('utf-8'))
+    template = string.Template(Path(__file__).with_suffix('.html').read_text('utf-8'))
     return template.substitute(title=html.escape(title), body='\n'.join(parts))
