@@ -69,8 +69,6 @@ TENSORS = (
 )
 # Beginnings of names: the release's, and Hugging Face's. The first that fits counts.
 RENAMED = {'input_proj.': 'model.embed_tokens.', 'output_proj.': 'lm_head.', '': 'model.'}
-# DistributedDataParallel and torch.compile put these before every name.
-WRAPPERS = r'^(module\.|_orig_mod\.)+'
 
 # The array of one of Hugging Face's names, and the shapes of all.
 Read, Shapes = Callable[[str], np.ndarray], dict[str, tuple[int, ...]]
@@ -277,8 +275,8 @@ def read_checkpoint(file: pathlib.Path, heads: int) -> WeightSource:
 
 
 def from_release(name: str) -> str:
-    """Hugging Face's name of a tensor of the release."""
-    name = re.sub(WRAPPERS, '', name)
+    # DistributedDataParallel and torch.compile put these before every name.
+    name = re.sub(r'^(module\.|_orig_mod\.)+', '', name)
     beginning = next(beginning for beginning in RENAMED if name.startswith(beginning))
     return RENAMED[beginning] + name.removeprefix(beginning)
 
