@@ -217,7 +217,7 @@ def on_all(work: Callable[[], T], is_of_the_machine: Callable[[Exception], bool]
 def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
     try:
         return work(), None
-    # Whatever it is: the other processes wait for this one, and must not go on without it.
+    # Any kind of error: the other processes wait for this one, and must not go on without it.
     except Exception as error:
         return None, error
 

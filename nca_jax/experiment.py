@@ -60,7 +60,7 @@ def load_module(file: pathlib.Path) -> ModuleType:
 
 @contextlib.contextmanager
 def _one_line(place: pathlib.Path | str) -> Iterator[None]:
-    """Within it, whatever an experiment file's own code raises becomes a UserError of one line."""
+    """Within it, errors of an experiment file's own code become UserErrors of one line."""
     try:
         yield
     except UserError:

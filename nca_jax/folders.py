@@ -130,7 +130,7 @@ def carry(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     layout = {path: sharding for path, sharding in trees.flatten(shardings).items() if path in carried}
     source, _ = restore_params(checkpoints(init_from.run), parent['step'], layout, init_from.weights)
-    # An average is kept in float32, whatever dtype the parameters have.
+    # An average is kept in float32, and the parameters may have another dtype.
     source = trees.map_with_path(lambda path, leaf: leaf.astype(saved[path].dtype), source)
     params, report = graft.graft(source, fresh, pieces, program.data.vocab.size, shardings)
     for line in graft.lines(report):

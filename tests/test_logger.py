@@ -37,7 +37,7 @@ def records() -> list[dict]:
 
 
 def make_logger(records: list[dict], every: int = 2) -> metrics.Logger:
-    writer = types.SimpleNamespace(write=records.append, advance=lambda step: None)
+    writer = types.SimpleNamespace(write=records.append)
     timetable = types.SimpleNamespace(log_every=every, tokens_per_step=TOKENS)
     logger = metrics.Logger(timetable, FLOPS, lambda state: {'param_norm': state}, writer)
     logger.start(0)

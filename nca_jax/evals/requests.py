@@ -82,7 +82,7 @@ def make_lm(model: Model, progress: Progress = silent) -> Any:
 
 
 def windows(context: Sequence[int], continuation: Sequence[int], length: int) -> list[tuple[list[int], int]]:
-    """What a model of `length` reads to predict each token of the continuation once: (tokens, how many are predicted).
+    """Windows for a model of `length`, which predict each token of the continuation once: (tokens, how many).
 
     - A continuation that fits has one window, with the end of the context that fits too.
     - A longer one has several: the first holds the last token of the context alone and the others are full, as in

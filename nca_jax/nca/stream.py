@@ -92,7 +92,7 @@ def start_search(candidates: score.Candidates, folder: Path) -> subprocess.Popen
         [sys.executable, '-m', 'nca_jax.nca.stream'],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        # An error is told by the search of this process, which finds no file.
+        # After an error this process finds no file, searches itself, and shows the error.
         stderr=subprocess.DEVNULL,
         # Signals to this process's group, such as a scheduler's, are meant for this process alone.
         start_new_session=True,

@@ -140,7 +140,7 @@ class Problems:
 
 def tokenise(problems: Sequence[Problem], tokenizer: Tokenizer) -> list[Tokens]:
     end = bpe.end_of_text(tokenizer)
-    # Prompts and targets apart, so that a prompt has the same tokens wherever it stands.
+    # Prompts and targets are encoded apart, so that a prompt always has the same tokens.
     texts = itertools.chain.from_iterable((problem.prompt, problem.target) for problem in problems)
     encoded = [code.ids for code in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
     pairs = zip(encoded[::2], encoded[1::2], strict=True)

@@ -145,7 +145,7 @@ def make_stream(
 ) -> Callable[[int], Batch]:
     """`stream(step)` -> the Batch (B, L) of that step: each problem of the split once an epoch, shuffled anew.
 
-    Row r of step k has the number k * B + r in the endless sequence of epochs, whatever the devices and hosts.
+    Row r of step k has the number k * B + r in the endless sequence of epochs, on any devices and hosts.
     Raises UserError if no problem fits or a task has no more training problems than shots.
     """
     # A problem that doesn't fit alone is left out: its target is never cut.
@@ -210,7 +210,7 @@ def judged(
         record | {'correct': [passed.get((record['id'], sample)) for sample in range(len(record['texts']))]}
         for record in records
     ]
-    # Nobody has judged them, or a judge was stopped halfway.
+    # No judge ran, or it was stopped halfway.
     if any(None in row['correct'] for row in rows):
         if distributed.is_first():
             command = ['python', '-m', 'nca_jax', 'judge', str(samples), '--allow-code']

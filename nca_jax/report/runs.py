@@ -271,7 +271,7 @@ def _check_alike(runs: list[Run], facts: Callable[[Run], dict[str, Any]]) -> Non
 
 
 def _training(run: Run) -> dict[str, Any]:
-    """What must agree where final losses are compared: the text, its tokens, and what was evaluated."""
+    """The facts that must agree before final losses are compared: the text, its tokens, and the evaluated part."""
     final, data = run.final, run.record['data']
     # Loss in nats per token over bits per byte: it differs if the tokenizer or the evaluated text differs.
     bits = final.get('bits_per_byte')
@@ -285,7 +285,7 @@ def _training(run: Run) -> dict[str, Any]:
 
 
 def _questions(run: Run) -> dict[str, Any]:
-    """What must agree where solved problems are compared."""
+    """The facts that must agree before solved problems are compared."""
     data, solved = run.record['data'], run.solved
     facts = {f'data.{name}': data[name] for name in ('problems', BENCHMARK, 'tokenizer') if name in data}
     facts |= {'final tokens': solved['tokens'], 'problems': solved['problems'], 'samples': solved['samples']}

@@ -1,4 +1,4 @@
-"""What the seeds support: t intervals, paired comparisons, detectable differences, the paper's speed-up, and words.
+"""Statistics over seeds: t intervals, paired comparisons, detectable differences, the paper's speed-up, and words.
 
 The interval decides what is said; a p value alone never does.
 """
