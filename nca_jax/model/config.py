@@ -85,7 +85,7 @@ class ModelConfig:
         if self.attention == 'splash':
             check(self.length % 128 == 0, 'length', self.length, "must be a multiple of 128 for attention 'splash'")
         if self.attention == 'cudnn':
-            # The head widths that it takes differ by version and GPU; compilation tells.
+            # The head widths that it takes differ by version and GPU, so `run.check_fit` tries.
             check(self.dtype == 'bfloat16', 'dtype', self.dtype, "must be bfloat16 for attention 'cudnn'")
 
     @property
